@@ -1,0 +1,329 @@
+"""From bytes to a checked request or command, or to a refusal that says what to mend.
+
+Owns the three forms of a request (plain JSON, CloudEvents binary and structured), the bounds that
+keep hostile input cheap, and the wording of refusals. Refuses to know what happens next.
+
+Never raises for any input: a bug here would stop a partition, so every path ends in a value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from schemas.requests import (
+    ID_LENGTH_MAX,
+    ID_PATTERN,
+    REQUEST_BYTES_MAX,
+    TAG_LENGTH_MAX,
+    Command,
+    JobRequest,
+)
+from schemas.words import ErrorCode
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+DEPTH_MAX: Final = 32  # nested arrays and objects of a request, the outermost included
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**64 - 1  # what ClickHouse and most languages can hold
+MESSAGE_LENGTH_MAX: Final = 500  # characters of a refusal's message
+
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{19}")
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
+_ID: Final = re.compile(ID_PATTERN)
+_CLOUDEVENTS_REQUIRED: Final = ("specversion", "id", "source", "type")
+_CLOUDEVENTS_JSON: Final = "application/cloudevents+json"
+
+
+class Refusal:
+    """A record that cannot be taken: the code, the field, the way out, and whose it was if known.
+
+    `user_id` and `job_id` are None when they cannot be read from the record.
+    """
+
+    __slots__ = ("code", "field", "job_id", "message", "type", "user_id")
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        field: str | None = None,
+        user_id: str | None = None,
+        job_id: str | None = None,
+        type: str | None = None,
+    ) -> None:
+        self.code = code
+        self.message = message[:MESSAGE_LENGTH_MAX]
+        self.field = field
+        self.user_id = user_id
+        self.job_id = job_id
+        self.type = type
+
+
+class Decoded:
+    """A checked request: the model, and a fingerprint of its body that ignores formatting."""
+
+    __slots__ = ("fingerprint", "payload_json", "request", "traceparent")
+
+    def __init__(
+        self,
+        request: JobRequest,
+        payload_json: bytes,
+        fingerprint: int,
+        traceparent: str | None,
+    ) -> None:
+        self.request = request
+        self.payload_json = payload_json
+        self.fingerprint = fingerprint
+        self.traceparent = traceparent
+
+
+class IntegerTooLarge(ValueError):
+    """A JSON integer beyond 64 bits. Internal to this module."""
+
+
+def depth_of(value: bytes) -> int:
+    """Deepest nesting of arrays and objects in JSON text, in one pass and without recursion."""
+    brackets = _NOT_BRACKETS.sub(b"", _STRINGS.sub(b"", value))
+    depth = deepest = 0
+    for byte in brackets:
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
+
+
+def _checked_int(digits: str) -> int:
+    # Compare by length first: converting a million digits would take seconds.
+    if len(digits) > 21:
+        raise IntegerTooLarge(digits[:24])
+    number = int(digits)
+    if not INTEGER_MIN <= number <= INTEGER_MAX:
+        raise IntegerTooLarge(digits)
+    return number
+
+
+def parse_json(value: bytes | None) -> Any | Refusal:
+    """JSON within our bounds -> Python value; else the refusal. Shared by all inputs."""
+    if value is None:
+        return Refusal(
+            ErrorCode.EMPTY_RECORD,
+            "the record has no value (a tombstone); send a JSON object as the value",
+        )
+    if value.count(b"[") + value.count(b"{") > DEPTH_MAX and depth_of(value) > DEPTH_MAX:
+        return Refusal(
+            ErrorCode.TOO_DEEP,
+            f"the JSON is nested more than {DEPTH_MAX} deep; flatten it or send it as a string",
+        )
+    try:
+        parsed = orjson.loads(value)
+        if _LONG_DIGITS.search(value) is not None:
+            # orjson reads integers beyond 64 bits as floats, which would change them silently.
+            json.loads(value, parse_int=_checked_int)
+    except IntegerTooLarge as error:
+        return Refusal(
+            ErrorCode.INTEGER_TOO_LARGE,
+            f"the integer {error} does not fit 64 bits; send it as a string",
+        )
+    except (ValueError, RecursionError) as error:
+        return Refusal(
+            ErrorCode.UNDECODABLE, f"not UTF-8 JSON: {error}; send a JSON object as the value"
+        )
+    return parsed
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    for key, value in headers:
+        if key.lower() == name and value is not None:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def _cloudevent_attributes(headers: Headers) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in headers:
+        lower = key.lower()
+        if lower.startswith("ce_") and value is not None:
+            try:
+                found[lower[3:]] = value.decode()
+            except UnicodeDecodeError:
+                continue
+    return found
+
+
+def _usable_id(value: object) -> str | None:
+    if isinstance(value, str) and 0 < len(value) <= ID_LENGTH_MAX and _ID.match(value):
+        return value
+    return None
+
+
+def owner_of(body: object) -> tuple[str | None, str | None, str | None]:
+    """(user_id, job_id, type) as far as they can be read from a refused body.
+
+    A job_id that is given but unusable makes the user None too: the job is then not known.
+    """
+    if not isinstance(body, dict):
+        return None, None, None
+    user_id = _usable_id(body.get("user_id"))
+    job_id = body.get("job_id")
+    if job_id is not None and _usable_id(job_id) is None:
+        return None, None, None
+    type_name = body.get("type")
+    return user_id, _usable_id(job_id), type_name if isinstance(type_name, str) else None
+
+
+def _refusal_of(error: ValidationError, body: dict[str, Any], model: type[BaseModel]) -> Refusal:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "value"
+    user_id, job_id, type_name = owner_of(body)
+    if first["type"] == "extra_forbidden":
+        code = ErrorCode.UNKNOWN_FIELD
+        known = ", ".join(sorted(model.model_fields))
+        message = f"unknown field {name!r}; known fields: {known}; put your own data in payload"
+    elif first["type"] == "missing":
+        code, message = ErrorCode.MISSING_FIELD, f"field {name!r} is required; add it"
+    else:
+        code, message = ErrorCode.INVALID_FIELD, f"field {name!r}: {first['msg']}"
+    return Refusal(
+        code, message, field=name, user_id=user_id, job_id=job_id, type=type_name
+    )
+
+
+def _unwrap_structured(body: object) -> tuple[object, dict[str, str]] | Refusal:
+    if not isinstance(body, dict):
+        return Refusal(
+            ErrorCode.INVALID_CLOUDEVENT, "a structured CloudEvent is a JSON object; send one"
+        )
+    attributes = {
+        key.lower(): value
+        for key, value in body.items()
+        if isinstance(value, str) and key not in ("data", "data_base64")
+    }
+    data = body.get("data")
+    if data is None:
+        return Refusal(
+            ErrorCode.INVALID_CLOUDEVENT,
+            "the CloudEvent has no JSON in `data`; put the request there",
+            field="data",
+        )
+    return data, attributes
+
+
+def _unwrap(
+    value: bytes | None, headers: Headers
+) -> tuple[object, dict[str, str]] | Refusal:
+    """The request's body and the CloudEvents attributes around it ({} when there are none)."""
+    parsed = parse_json(value)
+    if isinstance(parsed, Refusal) or not headers:
+        return parsed if isinstance(parsed, Refusal) else (parsed, {})
+    content_type = (_header(headers, "content-type") or "").lower()
+    if content_type.startswith("application/cloudevents"):
+        if not content_type.startswith(_CLOUDEVENTS_JSON):
+            return Refusal(
+                ErrorCode.INVALID_CLOUDEVENT,
+                f"content-type {content_type[:80]!r}: only {_CLOUDEVENTS_JSON} is taken",
+                field="content-type",
+            )
+        unwrapped = _unwrap_structured(parsed)
+        if isinstance(unwrapped, Refusal):
+            return unwrapped
+        body, attributes = unwrapped
+    else:
+        body, attributes = parsed, _cloudevent_attributes(headers)
+        if not attributes:
+            return body, {}
+    for name in _CLOUDEVENTS_REQUIRED:
+        if not attributes.get(name):
+            user_id, job_id, type_name = owner_of(body)
+            return Refusal(
+                ErrorCode.INVALID_CLOUDEVENT,
+                f"the CloudEvent lacks its attribute {name!r}; add it",
+                field=name, user_id=user_id, job_id=job_id, type=type_name,
+            )
+    if not attributes["specversion"].startswith("1."):
+        return Refusal(
+            ErrorCode.INVALID_CLOUDEVENT,
+            f"CloudEvents {attributes['specversion'][:20]!r} is not known; send specversion 1.0",
+            field="specversion",
+        )
+    return body, attributes
+
+
+def _fill_from_cloudevent(body: dict[str, Any], attributes: dict[str, str]) -> dict[str, Any]:
+    """`id` is the idempotency key, `type` and `source` stand in where the body has none."""
+    filled = dict(body)
+    filled.setdefault("job_id", attributes["id"])
+    filled.setdefault("type", attributes["type"])
+    if len(attributes["source"]) <= TAG_LENGTH_MAX:
+        filled.setdefault("source", attributes["source"])
+    return filled
+
+
+def decode_request(value: bytes | None, headers: Headers) -> Decoded | Refusal:
+    """A record of `jobs.requested` -> the checked request, or why it is refused."""
+    unwrapped = _unwrap(value, headers)
+    if isinstance(unwrapped, Refusal):
+        return unwrapped
+    body, attributes = unwrapped
+    if not isinstance(body, dict):
+        return Refusal(
+            ErrorCode.NOT_AN_OBJECT, "the request is not a JSON object; send {…} with its fields"
+        )
+    if attributes:
+        body = _fill_from_cloudevent(body, attributes)
+    if value is not None and len(value) > REQUEST_BYTES_MAX:
+        user_id, job_id, type_name = owner_of(body)
+        return Refusal(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the request has {len(value)} bytes, at most {REQUEST_BYTES_MAX} are taken; store the "
+            "data elsewhere and send a reference",
+            user_id=user_id, job_id=job_id, type=type_name,
+        )
+    traceparent = attributes.get("traceparent")
+    if headers and traceparent is None:
+        traceparent = _header(headers, "traceparent")
+    return check_request(body, traceparent)
+
+
+def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decoded | Refusal:
+    """A parsed body -> the checked request, or why it is refused."""
+    try:
+        request = JobRequest.model_validate(body)
+    except ValidationError as error:
+        return _refusal_of(error, body, JobRequest)
+    try:
+        canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        payload_json = orjson.dumps(request.payload)
+    except (TypeError, ValueError) as error:
+        user_id, job_id, type_name = owner_of(body)
+        return Refusal(
+            ErrorCode.INVALID_FIELD, f"field 'payload': {error}",
+            field="payload", user_id=user_id, job_id=job_id, type=type_name,
+        )
+    return Decoded(request, payload_json, zlib.crc32(canonical), traceparent)
+
+
+def decode_command(value: bytes | None) -> Command | Refusal:
+    """A record of `jobs.commands` -> the checked command, or why it is refused."""
+    body = parse_json(value)
+    if isinstance(body, Refusal):
+        return body
+    if not isinstance(body, dict):
+        return Refusal(ErrorCode.NOT_AN_OBJECT, "the command is not a JSON object; send {…}")
+    try:
+        return Command.model_validate(body)
+    except ValidationError as error:
+        return _refusal_of(error, body, Command)

@@ -1,0 +1,279 @@
+"""What happened: the event on `jobs.events` and the record on `jobs.completed`.
+
+Owns the public shape of both, and the slotted `Event` that the hot path builds. Refuses to know
+who decides (`streams`) and where the bytes go (`agents`).
+
+`Event.to_wire` and `JobEvent` describe the same record: the first is quick, the second is the
+contract from which the documentation is generated; a test holds them together.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas import SCHEMA_VERSION
+from schemas.words import EventKind, Priority, State
+
+CLOUDEVENTS_SOURCE: Final = "/tidemill/ledger"
+CLOUDEVENTS_TYPE_PREFIX: Final = "tidemill.job."
+
+
+def instant_text(epoch_ms: int) -> str:
+    """1764000000123 -> "2025-11-24T16:00:00.123Z"."""
+    seconds, ms = divmod(epoch_ms, 1000)
+    moment = datetime.fromtimestamp(seconds, tz=UTC)
+    return f"{moment.strftime('%Y-%m-%dT%H:%M:%S')}.{ms:03d}Z"
+
+
+class InstantCache:
+    """The text of the last few instants: nearly all events of a group share theirs."""
+
+    __slots__ = ("_texts",)
+    _SIZE_MAX: Final = 4096  # entries, then it starts anew
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+
+    def text(self, epoch_ms: int | None) -> str | None:
+        """RFC 3339 text of `epoch_ms`; None stays None."""
+        if epoch_ms is None:
+            return None
+        found = self._texts.get(epoch_ms)
+        if found is None:
+            if len(self._texts) >= self._SIZE_MAX:
+                self._texts.clear()
+            found = self._texts[epoch_ms] = instant_text(epoch_ms)
+        return found
+
+
+class JobError(BaseModel):
+    """Why an attempt or a job failed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str = Field(description="One of the engine's error codes, or the handler's own.")
+    message: str = Field(description="For a person; no stack trace. Cut at 2,000 characters.")
+    retryable: bool = Field(description="Whether another attempt could have helped.")
+
+
+class Cause(BaseModel):
+    """The input record that led to an event; absent when a timer or a worker's silence did."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class JobEvent(BaseModel):
+    """One record on `jobs.events`; key = user_id. The contract of `Event.to_wire`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = Field(description="1. Refuse what you do not know.")
+    event_id: str = Field(description="Unique; the same on a replay.")
+    event: EventKind = Field(description="What happened.")
+    job_id: str
+    user_id: str
+    type: str
+    queue: str = Field(description='"" until the type is known.')
+    priority: Priority
+    incarnation: int = Field(
+        description="Epoch ms of the first acceptance: orders reuses of a job_id after the "
+        "dedupe retention."
+    )
+    run: int = Field(description="1, and one more with each redrive.")
+    sequence: int | None = Field(
+        description="1, 2, 3 … without a gap per job incarnation; null for audit events."
+    )
+    attempt: int = Field(description="Attempts begun in this run, 0 before the first dispatch.")
+    epoch: int = Field(description="Dispatches of this job so far; outcomes must carry the last.")
+    occurred_at: str = Field(description="RFC 3339, UTC, ms. Never goes back in a partition.")
+    state_before: State | None = Field(description="null before the first event.")
+    state_after: State
+    reason: str | None = Field(description="A word of `schemas.words.Reason`, or a handler's own.")
+    error: JobError | None
+    worker_id: str | None
+    due_at: str | None = Field(description="When it goes on: scheduled, deferred, retry_scheduled.")
+    wait_ms: int | None = Field(
+        description="Terminal events and attempt events: from requested to the last start."
+    )
+    run_ms: int | None = Field(description="From the start to the end of that attempt.")
+    cause: Cause | None
+    data: dict[str, Any] | None = Field(
+        description="requested: payload and resolved policy; succeeded: result; progressed: "
+        "percent, stage, message; others: null."
+    )
+
+
+class CompletedJob(BaseModel):
+    """One record on `jobs.completed`; key = user_id. Exactly one for each (user, job, run)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str
+    user_id: str
+    type: str
+    queue: str
+    status: State = Field(description="succeeded, failed, cancelled, skipped or expired.")
+    reason: str | None = Field(description="Why it was skipped, cancelled, …; else null.")
+    result: Any = Field(description="What the handler returned; null unless succeeded.")
+    error: JobError | None = Field(description="Set when failed.")
+    attempts: int = Field(description="Attempts begun in this run.")
+    requested_at: str
+    started_at: str | None = Field(description="Start of the last attempt; null if it never ran.")
+    finished_at: str
+    wait_ms: int | None = Field(description="requested_at to started_at.")
+    run_ms: int | None = Field(description="started_at to the end of the last attempt.")
+    run: int
+    sequence: int = Field(description="The sequence of the terminal event on `jobs.events`.")
+    schema_version: int
+
+
+class Event:
+    """One transition as the engine makes it: slots, built once, never changed afterwards.
+
+    Times are epoch milliseconds here and become text in `to_wire`.
+    """
+
+    __slots__ = (
+        "attempt",
+        "cause",
+        "data",
+        "due_at",
+        "epoch",
+        "error",
+        "incarnation",
+        "job_id",
+        "kind",
+        "occurred_at",
+        "priority",
+        "queue",
+        "reason",
+        "run",
+        "run_ms",
+        "sequence",
+        "started_at",
+        "state_after",
+        "state_before",
+        "type",
+        "user_id",
+        "wait_ms",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        kind: EventKind,
+        user_id: str,
+        job_id: str,
+        type: str,
+        queue: str,
+        priority: str,
+        incarnation: int,
+        run: int,
+        sequence: int | None,
+        attempt: int,
+        epoch: int,
+        occurred_at: int,
+        state_before: State | None,
+        state_after: State,
+        *,
+        reason: str | None = None,
+        error: dict[str, Any] | None = None,
+        worker_id: str | None = None,
+        due_at: int | None = None,
+        started_at: int | None = None,
+        wait_ms: int | None = None,
+        run_ms: int | None = None,
+        cause: tuple[str, int, int] | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.user_id = user_id
+        self.job_id = job_id
+        self.type = type
+        self.queue = queue
+        self.priority = priority
+        self.incarnation = incarnation
+        self.run = run
+        self.sequence = sequence
+        self.attempt = attempt
+        self.epoch = epoch
+        self.occurred_at = occurred_at
+        self.state_before = state_before
+        self.state_after = state_after
+        self.reason = reason
+        self.error = error
+        self.worker_id = worker_id
+        self.due_at = due_at
+        self.started_at = started_at
+        self.wait_ms = wait_ms
+        self.run_ms = run_ms
+        self.cause = cause
+        self.data = data
+
+    @property
+    def event_id(self) -> str:
+        """`user/job/incarnation/sequence`; audit events name the input that they answer."""
+        if self.sequence is not None:
+            tail = str(self.sequence)
+        else:
+            cause = self.cause or ("timer", 0, self.occurred_at)
+            tail = f"{self.kind}:{cause[0]}:{cause[1]}:{cause[2]}"
+        return f"{self.user_id}/{self.job_id}/{self.incarnation}/{tail}"
+
+    def to_wire(self, instants: InstantCache) -> bytes:
+        """The record's value. `data` may hold `orjson.Fragment`s of JSON that is kept as bytes."""
+        cause = self.cause
+        text = instants.text
+        return orjson.dumps(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "event_id": self.event_id,
+                "event": self.kind,
+                "job_id": self.job_id,
+                "user_id": self.user_id,
+                "type": self.type,
+                "queue": self.queue,
+                "priority": self.priority,
+                "incarnation": self.incarnation,
+                "run": self.run,
+                "sequence": self.sequence,
+                "attempt": self.attempt,
+                "epoch": self.epoch,
+                "occurred_at": text(self.occurred_at),
+                "state_before": self.state_before,
+                "state_after": self.state_after,
+                "reason": self.reason,
+                "error": self.error,
+                "worker_id": self.worker_id,
+                "due_at": text(self.due_at),
+                "wait_ms": self.wait_ms,
+                "run_ms": self.run_ms,
+                "cause": None
+                if cause is None
+                else {"topic": cause[0], "partition": cause[1], "offset": cause[2]},
+                "data": self.data,
+            }
+        )
+
+
+def completed_headers(kind: EventKind, event_id: str, time_text: str, job_id: str) -> list[
+    tuple[str, bytes]
+]:
+    """CloudEvents 1.0 binary-mode headers of a record on `jobs.completed`."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_source", CLOUDEVENTS_SOURCE.encode()),
+        ("ce_type", f"{CLOUDEVENTS_TYPE_PREFIX}{kind}".encode()),
+        ("ce_time", time_text.encode()),
+        ("ce_subject", job_id.encode()),
+        ("content-type", b"application/json"),
+    ]

@@ -1,0 +1,133 @@
+"""What may be asked for: the request on `jobs.requested` and the command on `jobs.commands`.
+
+Owns the fields, their bounds and their meaning. Refuses to know how bytes become a dict
+(`schemas.codec`) and what the engine answers (`streams`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from schemas.words import Priority
+
+ID_LENGTH_MAX: Final = 256  # characters; ids are keys of topics and tables
+TYPE_LENGTH_MAX: Final = 128  # characters
+QUEUE_LENGTH_MAX: Final = 100  # characters; "jobs.ready.<queue>" must fit Kafka's 249
+TAGS_MAX: Final = 32  # entries
+TAG_LENGTH_MAX: Final = 128  # characters
+ATTEMPTS_MAX: Final = 100
+TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
+REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
+RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
+YEAR_MAX: Final = 9999
+
+ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]+$"  # no control characters
+TYPE_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$"
+QUEUE_PATTERN: Final = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # what a Kafka topic's name may hold
+
+Id = Annotated[
+    str, StringConstraints(min_length=1, max_length=ID_LENGTH_MAX, pattern=ID_PATTERN, strict=True)
+]
+TypeName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=TYPE_LENGTH_MAX, pattern=TYPE_PATTERN, strict=True
+    ),
+]
+QueueName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=QUEUE_LENGTH_MAX, pattern=QUEUE_PATTERN, strict=True
+    ),
+]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=TAG_LENGTH_MAX, strict=True)]
+
+
+def parse_instant(value: object) -> object:
+    """RFC 3339 text (with an offset) or epoch milliseconds -> aware datetime; else an error.
+
+    Raises ValueError, which pydantic turns into an error that names the field.
+    """
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, str):
+        try:
+            parsed = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("write an RFC 3339 instant such as 2026-01-31T09:00:00Z") from None
+        if parsed.tzinfo is None:
+            raise ValueError("add an offset, such as Z, to the instant")
+        return parsed
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return datetime.fromtimestamp(value / 1000, tz=UTC)
+        except (OverflowError, ValueError, OSError):
+            raise ValueError("epoch milliseconds are out of range") from None
+    raise ValueError("write an RFC 3339 instant or epoch milliseconds")
+
+
+Instant = Annotated[datetime, BeforeValidator(parse_instant)]
+
+
+class JobRequest(BaseModel):
+    """One record on `jobs.requested`. `type` and `user_id` are required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: TypeName = Field(description="Which handler runs the job.")
+    user_id: Id = Field(
+        description="Whose job it is: the key of order, limits and fairness. Jobs without a "
+        "person use `system:<name>`."
+    )
+    job_id: Id | None = Field(
+        default=None,
+        description="Idempotency key within the user. Absent: derived from topic, partition and "
+        "offset of the record, so that a replay gives the same id.",
+    )
+    payload: dict[str, Any] = Field(
+        default_factory=dict, description="Input of the handler, validated by its model."
+    )
+    queue: QueueName | None = Field(default=None, description="Overrides the handler's queue.")
+    priority: Priority = Field(default=Priority.MEDIUM, description="high, medium or low.")
+    run_at: Instant | None = Field(
+        default=None, description="Not before this instant (RFC 3339 or epoch milliseconds)."
+    )
+    expires_at: Instant | None = Field(
+        default=None, description="Ends as `expired` when it has not been dispatched by then."
+    )
+    unique_key: Id | None = Field(
+        default=None,
+        description="No second live job of this user has the same key: a second request ends as "
+        "`skipped` with reason `duplicate`.",
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=ATTEMPTS_MAX, strict=True)] | None = Field(
+        default=None, description="Overrides the handler's number of attempts, first included."
+    )
+    timeout_seconds: Annotated[float, Field(gt=0, le=TIMEOUT_SECONDS_MAX)] | None = Field(
+        default=None, description="Overrides the handler's time-out of one attempt, in seconds."
+    )
+    source: Tag | None = Field(default=None, description="Where it came from, free text.")
+    tags: tuple[Tag, ...] = Field(
+        default=(), max_length=TAGS_MAX, description="Free words to find the job by."
+    )
+    batch_id: Id | None = Field(default=None, description="Groups jobs.")
+    parent_job_id: Id | None = Field(default=None, description="The job that asked for this one.")
+
+
+class Command(BaseModel):
+    """One record on `jobs.commands`, key = user_id. The answer is the event that it causes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Literal["cancel", "redrive"] = Field(
+        description="cancel: end a waiting job, ask a running one to stop. redrive: run an ended "
+        "job again as a new `run`."
+    )
+    user_id: Id = Field(description="Whose job.")
+    job_id: Id = Field(description="Which job.")
+    command_id: Id | None = Field(default=None, description="Kept in the event as causation.")
+    actor: Tag | None = Field(default=None, description="Who asks.")
+    reason: Tag | None = Field(default=None, description="Why, free text.")

@@ -1,0 +1,187 @@
+"""The topic registry: every topic, who writes it, who reads it, how it is kept.
+
+Owns names, partition counts and topic settings. Refuses to know how topics are created
+(`agents.topics`) or what is in a record (`schemas.events`, `schemas.wire`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+FOREVER: Final = "-1"
+
+DEV_PARTITIONS: Final = 4  # the ledger's N in `tidemill dev`
+READY_PARTITIONS: Final = 8  # partitions of each ready topic: bounds the workers of a queue
+BIG_RECORD_BYTES: Final = 4 * 1_048_576  # requests above 1 MiB arrive, to be refused with a reason
+DEAD_RECORD_BYTES: Final = 8 * 1_048_576  # a dead letter wraps the largest record that arrives
+RECORD_BYTES: Final = 2 * 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic as `tidemill topics apply` makes it. `partitions` 0 stands for the ledger's N."""
+
+    name: str
+    partitions: int
+    key: str
+    written_by: str
+    read_by: str
+    meaning: str
+    config: dict[str, str] = field(default_factory=dict)
+    is_public: bool = False
+
+
+def _retained(days: int, record_bytes: int = RECORD_BYTES) -> dict[str, str]:
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(days * DAY_MS),
+        "max.message.bytes": str(record_bytes),
+    }
+
+
+def _compacted() -> dict[str, str]:
+    return {
+        "cleanup.policy": "compact",
+        "segment.bytes": str(64 * 1_048_576),
+        "segment.ms": str(10 * 60_000),
+        "min.cleanable.dirty.ratio": "0.2",
+        "delete.retention.ms": str(HOUR_MS),
+        "max.message.bytes": str(RECORD_BYTES),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """All topic names of one installation. `prefix` keeps several apart on one broker."""
+
+    prefix: str = ""
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    @property
+    def requested(self) -> str:
+        return self._name("jobs.requested")
+
+    @property
+    def commands(self) -> str:
+        return self._name("jobs.commands")
+
+    @property
+    def outcomes(self) -> str:
+        return self._name("jobs.outcomes")
+
+    @property
+    def internal(self) -> str:
+        return self._name("jobs.internal")
+
+    @property
+    def events(self) -> str:
+        return self._name("jobs.events")
+
+    @property
+    def completed(self) -> str:
+        return self._name("jobs.completed")
+
+    @property
+    def retry(self) -> str:
+        return self._name("jobs.retry")
+
+    @property
+    def dead(self) -> str:
+        return self._name("jobs.dead")
+
+    @property
+    def state(self) -> str:
+        return self._name("tidemill-state")
+
+    @property
+    def heartbeats(self) -> str:
+        return self._name("jobs.heartbeats")
+
+    @property
+    def control(self) -> str:
+        return self._name("jobs.control")
+
+    @property
+    def definitions(self) -> str:
+        return self._name("jobs.definitions")
+
+    def ready(self, queue: str) -> str:
+        """The topic from which workers take the jobs of `queue`."""
+        return self._name(f"jobs.ready.{queue}")
+
+    @property
+    def ledger_inputs(self) -> tuple[str, ...]:
+        """What the ledger reads, most urgent first: no flood of requests delays an outcome."""
+        return (self.outcomes, self.commands, self.internal, self.requested)
+
+    def fixed(self) -> tuple[TopicSpec, ...]:
+        """Every topic but the ready topics, which come with their queues."""
+        return (
+            TopicSpec(
+                self.requested, 0, "user_id", "anybody", "ledger",
+                "Requests: plain JSON or CloudEvents (binary or structured).",
+                _retained(7, BIG_RECORD_BYTES), is_public=True,
+            ),
+            TopicSpec(
+                self.commands, 0, "user_id", "client, API", "ledger",
+                "Commands about jobs: cancel, redrive.", _retained(7), is_public=True,
+            ),
+            TopicSpec(
+                self.outcomes, 0, "none", "worker", "ledger",
+                "What became of dispatched attempts, several a record.", _retained(7),
+            ),
+            TopicSpec(
+                self.internal, 0, "user_id", "ledger", "ledger",
+                "Requests and commands forwarded to the partition of their user.",
+                _retained(7, BIG_RECORD_BYTES),
+            ),
+            TopicSpec(
+                self.events, 0, "user_id", "ledger", "sink, anybody",
+                "Every transition of every job, the log.", _retained(7), is_public=True,
+            ),
+            TopicSpec(
+                self.completed, 0, "user_id", "ledger", "anybody",
+                "One terminal record for each (user_id, job_id, run). Read it read_committed.",
+                _retained(7), is_public=True,
+            ),
+            TopicSpec(
+                self.retry, 0, "user_id", "ledger", "anybody",
+                "Retries as they are scheduled: news, the timer is in the ledger.",
+                _retained(7), is_public=True,
+            ),
+            TopicSpec(
+                self.dead, 0, "as it was", "ledger, sink", "anybody",
+                "Dead letters: refused records as they were, and failed jobs.",
+                _retained(30, DEAD_RECORD_BYTES), is_public=True,
+            ),
+            TopicSpec(
+                self.state, 0, "row key", "ledger", "ledger",
+                "The ledger's rows and applied positions, compacted.", _compacted(),
+            ),
+            TopicSpec(
+                self.heartbeats, 1, "worker_id", "worker", "ledger, API",
+                "Every worker, every 2 s: free slots and ready partitions.",
+                {"cleanup.policy": "delete", "retention.ms": str(HOUR_MS),
+                 "segment.ms": str(10 * 60_000)},
+            ),
+            TopicSpec(
+                self.control, 1, "none", "ledger", "worker",
+                "Words to all workers: cancel.", _retained(1),
+            ),
+            TopicSpec(
+                self.definitions, 1, "type", "worker", "ledger, client, API",
+                "What workers can run: types, queues, policies, payload schemas.", _compacted(),
+            ),
+        )
+
+    def ready_spec(self, queue: str) -> TopicSpec:
+        """The ready topic of one queue."""
+        return TopicSpec(
+            self.ready(queue), READY_PARTITIONS, "none", "ledger", "worker",
+            f"Dispatched jobs of queue {queue}, several a record.", _retained(7, RECORD_BYTES),
+        )

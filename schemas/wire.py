@@ -1,0 +1,179 @@
+"""Internal records: ready packs, outcome packs, heartbeats, control words, definitions.
+
+Owns the shapes between ledger and workers. They may change from version to version; strangers
+read `schemas.events` instead. Refuses to know how they travel.
+
+Several jobs share one ready record and several outcomes one outcome record: a record costs more
+than what is in it, so packing is most of the engine's speed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.requests import QueueName, TypeName
+
+PACK_JOBS_MAX: Final = 64  # jobs in one ready record
+PACK_BYTES_MAX: Final = 262_144  # bytes of payloads in one ready record, unless it is a single job
+OUTCOMES_PER_RECORD_MAX: Final = 256
+OUTCOME_PACK_BYTES_MAX: Final = 524_288  # bytes; a single large result may pass it
+HEARTBEAT_SECONDS: Final = 2.0  # seconds between two beats of a worker
+HEARTBEAT_MISSING_SECONDS: Final = 10.0  # seconds of silence after which its attempts are rescued
+LATE_START_SECONDS: Final = 0.5  # a job that runs longer than this gets a `started` of its own
+HANDBACK_SECONDS: Final = 1.0  # a record that cannot start within this is handed back
+
+
+class ReadyJob(BaseModel):
+    """One dispatched attempt in a ready pack."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user_id: str
+    job_id: str
+    type: str
+    run: int
+    attempt: int = Field(description="1 for the first.")
+    max_attempts: int
+    epoch: int = Field(description="Goes back in the outcome; a stale one is ignored.")
+    timeout_ms: int
+    requested_at: int = Field(description="Epoch ms.")
+    dispatched_at: int = Field(description="Epoch ms.")
+    payload: dict[str, Any]
+    traceparent: str | None = None
+
+
+class ReadyPack(BaseModel):
+    """The value of a record on `jobs.ready.<queue>`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    ledger_partition: int = Field(description="Outcomes go to this partition of jobs.outcomes.")
+    queue: QueueName
+    jobs: list[ReadyJob]
+
+
+OutcomeKind = Literal["started", "progressed", "succeeded", "failed", "skipped", "returned"]
+
+
+class Outcome(BaseModel):
+    """What a worker says of one attempt.
+
+    started and progressed leave the attempt running; the other four end it. returned: it never
+    began, no attempt is spent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: OutcomeKind
+    user_id: str
+    job_id: str
+    run: int
+    attempt: int
+    epoch: int
+    started_at: int | None = Field(default=None, description="Epoch ms; None when returned.")
+    finished_at: int | None = Field(default=None, description="Epoch ms; None while running.")
+    result: Any = None
+    error: dict[str, Any] | None = Field(
+        default=None, description="failed: code, message, retryable."
+    )
+    retry_after_ms: int | None = Field(default=None, description="From `Retry(after_seconds=)`.")
+    reason: str | None = Field(default=None, description="skipped, returned: why.")
+    progress: dict[str, Any] | None = Field(
+        default=None, description="progressed: percent, stage, message."
+    )
+    children: list[dict[str, Any]] | None = Field(
+        default=None, description="Requests that the handler asked for, born with the outcome."
+    )
+
+
+class OutcomePack(BaseModel):
+    """The value of a record on `jobs.outcomes`; the partition is the ledger's, the key is null."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    worker_id: str
+    incarnation: int
+    outcomes: list[Outcome]
+
+
+class QueueSlots(BaseModel):
+    """How much of one queue a worker can take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: int = Field(ge=0, description="Jobs it runs at once.")
+    free: int = Field(ge=0)
+    partitions: tuple[int, ...] = Field(description="Partitions of the ready topic it owns now.")
+
+
+class Heartbeat(BaseModel):
+    """One beat on `jobs.heartbeats`; key = worker_id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    worker_id: str = Field(description="Stable over restarts.")
+    incarnation: int = Field(description="Epoch ms of its start: grows with each restart.")
+    at: int = Field(description="Epoch ms, the worker's clock.")
+    queues: dict[str, QueueSlots]
+    types: tuple[str, ...]
+    running: int
+    is_stopping: bool = False
+
+
+class ControlWord(BaseModel):
+    """One record on `jobs.control`, read by every worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    word: Literal["cancel"]
+    user_id: str
+    job_id: str
+    run: int
+    epoch: int
+
+
+class BackoffSpec(BaseModel):
+    """Delay before attempt n+1: min(cap, base * factor**(n-1)), then jitter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_ms: int = Field(default=2_000, ge=0)
+    factor: float = Field(default=2.0, ge=1.0)
+    jitter: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the delay, +/-.")
+    cap_ms: int = Field(default=300_000, ge=0)
+
+
+class LimitSpec(BaseModel):
+    """At most `limit` first dispatches in any window of `window_ms`, per user and type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(ge=1, le=1_000)
+    window_ms: int = Field(ge=1)
+    over: Literal["skip", "delay"]
+    by: Literal["user"] = "user"
+
+
+class Definition(BaseModel):
+    """What a worker can run: one record on `jobs.definitions`, key = type, compacted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    type: TypeName
+    queue: QueueName = "default"
+    max_attempts: int = Field(default=3, ge=1)
+    timeout_ms: int = Field(default=300_000, ge=1)
+    backoff: BackoffSpec = BackoffSpec()
+    limits: tuple[LimitSpec, ...] = ()
+    unique_by: Literal["user"] | None = None
+    runs_as: Literal["async", "thread", "process"] = "async"
+    payload_schema: dict[str, Any] | None = Field(
+        default=None, description="JSON Schema of the payload; None when it takes any dict."
+    )

@@ -1,0 +1,144 @@
+"""The closed vocabularies: states, events, reasons, error codes, priorities.
+
+Owns the spelling of each word, once. Refuses to know which event may follow which state: that is
+`streams.lifecycle.TRANSITIONS`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """Where a job is. The last five are terminal."""
+
+    SCHEDULED = "scheduled"  # waits for an instant: `run_at`, a limit, a definition
+    PENDING = "pending"  # may be dispatched as soon as a slot is free
+    DISPATCHED = "dispatched"  # written to `jobs.ready.<queue>`
+    RUNNING = "running"  # a worker said that it started
+    RETRYING = "retrying"  # an attempt failed; waits for its backoff
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    EXPIRED = "expired"
+
+
+TERMINAL_STATES: Final = frozenset(
+    {State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED}
+)
+WAITING_STATES: Final = frozenset({State.SCHEDULED, State.PENDING, State.RETRYING})
+IN_FLIGHT_STATES: Final = frozenset({State.DISPATCHED, State.RUNNING})
+
+
+class EventKind(StrEnum):
+    """What happened to a job, past tense. All but the audit kinds carry a `sequence`."""
+
+    REQUESTED = "requested"
+    SCHEDULED = "scheduled"
+    DEFERRED = "deferred"
+    DISPATCHED = "dispatched"
+    ATTEMPT_STARTED = "attempt_started"
+    PROGRESSED = "progressed"
+    ATTEMPT_SUCCEEDED = "attempt_succeeded"
+    ATTEMPT_FAILED = "attempt_failed"
+    RETRY_SCHEDULED = "retry_scheduled"
+    RETURNED = "returned"
+    RESCUED = "rescued"
+    CANCEL_REQUESTED = "cancel_requested"
+    REDRIVEN = "redriven"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    EXPIRED = "expired"
+    # Audit: something arrived and changed nothing. `sequence` is null.
+    DUPLICATE_IGNORED = "duplicate_ignored"
+    CONFLICT_IGNORED = "conflict_ignored"
+    OUTCOME_IGNORED = "outcome_ignored"
+    COMMAND_REFUSED = "command_refused"
+
+
+AUDIT_KINDS: Final = frozenset(
+    {
+        EventKind.DUPLICATE_IGNORED,
+        EventKind.CONFLICT_IGNORED,
+        EventKind.OUTCOME_IGNORED,
+        EventKind.COMMAND_REFUSED,
+    }
+)
+TERMINAL_KINDS: Final = frozenset(
+    {
+        EventKind.SUCCEEDED,
+        EventKind.FAILED,
+        EventKind.CANCELLED,
+        EventKind.SKIPPED,
+        EventKind.EXPIRED,
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why a job was skipped, deferred, rescued or a command refused. Closed, so that SQL can group.
+
+    A handler's own `Skip(reason=...)` is free text and is kept as it is in the same column.
+    """
+
+    DUPLICATE = "duplicate"  # another live job has the same unique_key
+    RATE_LIMITED = "rate_limited"
+    RUN_AT = "run_at"
+    UNKNOWN_TYPE = "unknown_type"  # no worker has told of this type yet
+    SAME_BODY = "same_body"  # a repeat of the same request
+    OTHER_BODY = "other_body"  # the same job_id with another request
+    STALE_EPOCH = "stale_epoch"  # an outcome of an attempt that was superseded
+    ALREADY_ENDED = "already_ended"
+    UNKNOWN_JOB = "unknown_job"
+    NOT_ENDED = "not_ended"
+    WORKER_LOST = "worker_lost"
+    WORKER_RESTARTED = "worker_restarted"
+    DISPATCH_LOST = "dispatch_lost"
+    NO_FREE_SLOT = "no_free_slot"
+    WORKER_STOPPING = "worker_stopping"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    NOT_RETRYABLE = "not_retryable"
+    CANCELLED_BY_COMMAND = "cancelled_by_command"
+    EXPIRED_BEFORE_START = "expired_before_start"
+    OPERATOR = "operator"
+
+
+class ErrorCode(StrEnum):
+    """Codes that the engine itself gives. Handlers may add their own (`NonRetryable(code=)`)."""
+
+    UNDECODABLE = "UNDECODABLE"  # not UTF-8 JSON
+    EMPTY_RECORD = "EMPTY_RECORD"  # a tombstone: no value
+    NOT_AN_OBJECT = "NOT_AN_OBJECT"
+    TOO_DEEP = "TOO_DEEP"
+    INTEGER_TOO_LARGE = "INTEGER_TOO_LARGE"
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+    UNKNOWN_FIELD = "UNKNOWN_FIELD"
+    MISSING_FIELD = "MISSING_FIELD"
+    INVALID_FIELD = "INVALID_FIELD"
+    INVALID_CLOUDEVENT = "INVALID_CLOUDEVENT"
+    UNKNOWN_VERSION = "UNKNOWN_VERSION"
+    UNKNOWN_TYPE = "UNKNOWN_TYPE"
+    INVALID_PAYLOAD = "INVALID_PAYLOAD"
+    HANDLER_ERROR = "HANDLER_ERROR"
+    TIMEOUT = "TIMEOUT"
+    RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
+    RESULT_NOT_JSON = "RESULT_NOT_JSON"
+    WORKER_LOST = "WORKER_LOST"  # rescued too often
+    PROCESS_DIED = "PROCESS_DIED"  # a child process of a worker died (crash, out of memory)
+    CANCELLED = "CANCELLED"
+    BROKEN_FORWARD = "BROKEN_FORWARD"
+
+
+class Priority(StrEnum):
+    """Order between waiting jobs of one queue."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+PRIORITY_ORDER: Final = (Priority.HIGH, Priority.MEDIUM, Priority.LOW)
