@@ -1,0 +1,170 @@
+"""The Faust application of every role, with the settings that lose nothing.
+
+Owns the settings and the hooks between Faust, our transport and our table; refuses to know which
+topics, agents or states a role has. Creating an app needs no broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import faust
+import faust.streams
+import faust.transport.conductor
+from faust.types import AgentT
+from yarl import URL
+
+from agents.runtime.failstop import fail_stop
+from agents.runtime.inputs import InputPolicy
+from agents.runtime.store import PartitionOwner, PartitionTable
+from agents.runtime.transport import ChunkConsumer, ChunkTransport
+
+# aiokafka leaves the group for good after this long without a fetch, so it must never come; the
+# watchdog does what the limit was for.
+MAX_POLL_INTERVAL_SECONDS = 30 * 86_400.0
+# A killed process is noticed after this long; a restart under the same instance id takes over at once.
+SESSION_TIMEOUT_SECONDS = 10.0
+HEARTBEAT_INTERVAL_SECONDS = 2.0
+# The group waits this long for a member that beats and does not rejoin, such as one that restores.
+REBALANCE_TIMEOUT_SECONDS = 300.0
+# Faust's recovery ends for good when one of its steps takes longer; the watchdog notices that.
+REQUEST_TIMEOUT_SECONDS = 90.0
+# Committed offsets are a hint for ledgers; for workers this bounds what runs again after a crash.
+COMMIT_INTERVAL_SECONDS = 0.5
+# Bytes of one partition in one fetch; a larger record is fetched alone.
+FETCH_BYTES_MAX = 1024 * 1024
+# Chunks in an agent's queue; InputPolicy bounds each partition long before this.
+STREAM_BUFFER_CHUNKS_MAX = 1_000_000
+
+S = TypeVar("S")
+
+
+class RoleApp(faust.App):
+    """A Faust app that reads chunks, never acks by itself and ends when anything crashes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Topic -> how it is read.
+        self.input_policies: dict[str, InputPolicy] = {}
+        self._partition_table: PartitionTable | None = None
+
+    # -- what a role declares ------------------------------------------------------------------
+
+    def input_topic(self, name: str, policy: InputPolicy | None = None) -> Any:
+        """Declare a topic whose one agent receives chunks."""
+        self.input_policies[name] = policy or InputPolicy()
+        return self.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw",
+                          value_serializer="raw", internal=False)
+
+    def partition_table(
+        self, name: str, owner: PartitionOwner[S], partitions: int
+    ) -> PartitionTable:
+        """Declare the table that ties partition p of all input topics to one process.
+
+        Its changelog topic ``<app id>-<name>-changelog`` must exist with ``partitions`` partitions,
+        and stays empty.
+        """
+        table = PartitionTable(self, name=name, partitions=partitions, default=None)
+        table.owner = owner
+        self.tables.add(table)
+        self._partition_table = table
+        return table
+
+    @property
+    def chunks(self) -> ChunkConsumer:
+        """The consumer: ``hold``, ``release``, ``wake``."""
+        consumer = self.consumer
+        if not isinstance(consumer, ChunkConsumer):
+            raise TypeError(f"the app runs on a foreign consumer: {consumer!r}")
+        return consumer
+
+    # -- what the consumer asks ----------------------------------------------------------------
+
+    async def quiesce(self, partitions: set[int]) -> None:
+        """A rebalance begins; called before anything is revoked."""
+        if self._partition_table is not None:
+            await self._partition_table.store.quiesce()
+
+    async def applied_positions(self, partitions: set[int]) -> dict[tuple[str, int], int] | None:
+        """Where reading goes on, from the state; None when committed offsets are the truth."""
+        if self._partition_table is None:
+            return None
+        return self._partition_table.store.applied_positions(partitions)
+
+    # -- fail-stop -----------------------------------------------------------------------------
+
+    def _new_transport(self) -> Any:
+        return ChunkTransport(self.conf.broker_consumer, self, loop=self.loop)
+
+    async def _on_agent_error(self, agent: AgentT[Any], exc: BaseException) -> None:
+        fail_stop(f"agent {agent.name} raised {exc!r}", exc)
+
+    def _crash(self, reason: BaseException) -> None:
+        if isinstance(reason, asyncio.CancelledError):
+            super()._crash(reason)
+            return
+        fail_stop(f"a service crashed: {reason!r}", reason)
+
+
+def assert_extensions() -> None:
+    """Refuse to run without Faust's C extensions: the pure path acks stale records."""
+    compiled = faust.streams._CStreamIterator, faust.transport.conductor.ConductorHandler
+    if any(part is None for part in compiled):
+        raise RuntimeError(
+            "Faust's C extensions are missing, and without them records can be lost at a "
+            "rebalance. Install a wheel of faust-streaming for this platform (Linux x86_64, macOS "
+            "or Windows), or a C compiler and build it; and do not set NO_CYTHON"
+        )
+
+
+def create_app(
+    name: str,
+    *,
+    kafka: str,
+    partitions: int,
+    instance_id: str | None = None,
+    data_dir: str | None = None,
+    session_timeout_seconds: float = SESSION_TIMEOUT_SECONDS,
+    commit_interval_seconds: float = COMMIT_INTERVAL_SECONDS,
+    **settings: Any,
+) -> RoleApp:
+    """Return the app of a role; ``name`` is also its consumer group.
+
+    ``kafka`` is HOST:PORT[,HOST:PORT]; ``instance_id`` makes the membership static: unique per
+    process of the group, the same again after a restart. ``settings`` are passed on to Faust.
+    """
+    assert_extensions()
+    brokers = [URL(f"kafka://{server.strip()}") for server in kafka.split(",") if server.strip()]
+    if not brokers:
+        raise ValueError("kafka: no broker address given; name at least one HOST:PORT")
+    defaults: dict[str, Any] = {
+        "broker": brokers,
+        "autodiscover": False,
+        "broker_commit_interval": commit_interval_seconds,
+        "broker_heartbeat_interval": HEARTBEAT_INTERVAL_SECONDS,
+        "broker_max_poll_interval": MAX_POLL_INTERVAL_SECONDS,
+        "broker_rebalance_timeout": REBALANCE_TIMEOUT_SECONDS,
+        "broker_request_timeout": REQUEST_TIMEOUT_SECONDS,
+        "broker_session_timeout": session_timeout_seconds,
+        "consumer_group_instance_id": instance_id,
+        "consumer_max_fetch_size": FETCH_BYTES_MAX,
+        "cython_optimizations": True,
+        "processing_guarantee": "at_least_once",
+        "store": "memory://",
+        "stream_buffer_maxsize": STREAM_BUFFER_CHUNKS_MAX,
+        "stream_recovery_delay": 0.0,
+        "stream_wait_empty": False,
+        "table_standby_replicas": 0,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "topic_partitions": partitions,
+        "web_enabled": False,
+        "web_bind": "127.0.0.1",
+        "web_host": "127.0.0.1",
+        "web_tables_enabled": False,
+        "web_router_enabled": False,
+    }
+    if data_dir is not None:
+        defaults["datadir"] = data_dir
+    return RoleApp(name, **(defaults | settings))

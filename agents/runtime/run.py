@@ -1,0 +1,163 @@
+"""Running an app in this process: signals, graceful stop, watchdog.
+
+Owns the life of the process; refuses to know what the app does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agents.runtime.app import RoleApp
+from agents.runtime.failstop import fail_stop
+
+logger = logging.getLogger("tidemill.runtime")
+
+# A graceful stop that takes longer is cut: `tidemill dev` promises 10 s for all roles together.
+STOP_SECONDS_MAX = 8.0
+# How often the watchdog looks.
+WATCH_INTERVAL_SECONDS = 1.0
+
+EXIT_OK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchdogLimits:
+    """How long each thing may stand still before the process ends, in seconds."""
+
+    #: From the start to the first assignment that is restored; a broker may be starting as well.
+    first_start_seconds: float = 600.0
+    #: From a rebalance's begin to records flowing again, restore included.
+    rebalance_seconds: float = 600.0
+    #: Acked offsets that no commit takes; a broker outage is shorter.
+    commit_seconds: float = 300.0
+    #: The loop itself: one step that takes longer means a process that will lose its membership.
+    loop_seconds: float = 60.0
+
+
+class Watchdog:
+    """Ends the process when nothing moves that should."""
+
+    def __init__(self, app: RoleApp, limits: WatchdogLimits) -> None:
+        self._app = app
+        self._limits = limits
+        self._moving_at = time.monotonic()
+        self._has_flowed = False
+
+    async def watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+            self._check_loop(time.monotonic() - before - WATCH_INTERVAL_SECONDS)
+            self._check_tasks()
+            self._check_rebalance()
+            self._check_commit()
+
+    def _check_loop(self, late_seconds: float) -> None:
+        if late_seconds > self._limits.loop_seconds:
+            fail_stop(f"the event loop stood still for {late_seconds:.0f} s")
+
+    def _check_tasks(self) -> None:
+        kafka = self._app.chunks._kafka
+        if kafka is None:
+            return
+        fetcher, coordinator = kafka._fetcher, kafka._coordinator
+        if fetcher is not None and fetcher._fetch_task.done():
+            fail_stop("the fetcher of the Kafka consumer has ended")
+        if coordinator is not None and coordinator._coordination_task.done():
+            fail_stop("the group membership of the Kafka consumer has ended")
+
+    def _check_rebalance(self) -> None:
+        app, now = self._app, time.monotonic()
+        is_flowing = app.tables.recovery.completed.is_set() and not app.rebalancing
+        if is_flowing:
+            self._moving_at, self._has_flowed = now, True
+            self._app.chunks.wake()
+            return
+        limits = self._limits
+        allowed = limits.rebalance_seconds if self._has_flowed else limits.first_start_seconds
+        if now - self._moving_at > allowed:
+            fail_stop(f"no records flow {allowed:.0f} s after a rebalance or start began")
+
+    def _check_commit(self) -> None:
+        since = self._app.chunks.uncommitted_since
+        if since is not None and time.monotonic() - since > self._limits.commit_seconds:
+            fail_stop(f"acked offsets were not committed for {self._limits.commit_seconds:.0f} s")
+
+
+async def serve(
+    app: RoleApp,
+    *,
+    stop_seconds_max: float = STOP_SECONDS_MAX,
+    limits: WatchdogLimits | None = None,
+    before_stop: Callable[[], Awaitable[None]] | None = None,
+) -> int:
+    """Run ``app`` until SIGTERM or SIGINT; return the exit code.
+
+    ``before_stop`` is awaited while records still flow, for a role that hands work back.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    watching = asyncio.create_task(Watchdog(app, limits or WatchdogLimits()).watch())
+    watching.add_done_callback(_on_watchdog_end)
+    starting = asyncio.create_task(_start(app))
+    await stop.wait()
+    watching.cancel()
+    # The bound holds even when the loop is blocked, so it is the kernel's clock that counts.
+    signal.signal(signal.SIGALRM, _on_stop_overdue)
+    signal.setitimer(signal.ITIMER_REAL, stop_seconds_max)
+    if before_stop is not None and starting.done():
+        await before_stop()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await app.stop()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return EXIT_OK
+
+
+async def _start(app: RoleApp) -> None:
+    try:
+        await app.start()
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        fail_stop(f"the app could not start: {error!r}", error)
+
+
+def _on_watchdog_end(watching: asyncio.Task[None]) -> None:
+    if not watching.cancelled() and watching.exception() is not None:
+        fail_stop("the watchdog raised", watching.exception())
+
+
+def _on_stop_overdue(number: int, frame: object) -> None:
+    fail_stop("the graceful stop took too long; what was in flight will be done again")
+
+
+def run_app(
+    app_factory: Callable[[], RoleApp],
+    *,
+    stop_seconds_max: float = STOP_SECONDS_MAX,
+    limits: WatchdogLimits | None = None,
+) -> int:
+    """Build the app in a fresh event loop, run it until a signal, return the exit code."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+
+        async def main() -> int:
+            return await serve(app_factory(), stop_seconds_max=stop_seconds_max, limits=limits)
+
+        return runner.run(main())
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a uvloop loop where there is one, it halves the cost of a wake-up."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,494 @@
+"""A Faust transport that hands whole chunks to agents, in the process's own event loop.
+
+Owns the group membership, the fetch, the order of reading between topics, backpressure, offset
+commits and seeks; refuses to decode a record or to know what an agent does with it. There is no
+consumer thread: aiokafka's fetcher runs in the main loop, so a record is two wake-ups away from the
+agent, and a blocked main loop shows as missing heartbeats instead of hiding behind a live thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
+
+import aiokafka
+import aiokafka.abc
+from aiokafka.consumer.fetcher import FetchError
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    IllegalStateError,
+    KafkaError,
+    OffsetOutOfRangeError,
+)
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.consumer import Consumer as FaustConsumer
+from faust.transport.consumer import ensure_TPset
+from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
+from faust.transport.drivers.aiokafka import server_list
+from faust.types import TP
+
+from agents.runtime.batches import PartitionBuffer, readable_batches, size_of
+from agents.runtime.chunk import Chunk
+from agents.runtime.failstop import fail_stop
+from agents.runtime.inputs import InputPolicy
+from agents.runtime.tracker import OffsetTracker
+
+logger = logging.getLogger("tidemill.runtime")
+
+# How long the broker may hold a fetch that finds nothing: also the longest that a resumed partition
+# waits for the fetch in flight, so it is short.
+FETCH_WAIT_MS_MAX = 200
+# A pass of the pump hands out at most this much of one partition before others and the loop get on.
+PASS_CHUNKS_MAX = 4
+# What aiokafka answers for a partition without a committed offset.
+_UNKNOWN_OFFSET = -1
+
+
+class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore[misc]  # untyped base
+    """Hands the group's callbacks to the consumer."""
+
+    def __init__(self, consumer: ChunkConsumer) -> None:
+        self._consumer = consumer
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Any:
+        # Before the first await, so that a cancelled rebalance is noted all the same.
+        self._consumer.app.on_rebalance_start()
+        return self._consumer.on_partitions_revoked(ensure_TPset(revoked))
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        consumer = self._consumer
+        coordinator = consumer.kafka._coordinator
+        # aiokafka beats again only after this callback, and a restore may outlast the session.
+        coordinator._start_heartbeat_task()
+        generation = coordinator.generation
+        consumer.app.consumer_generation_id = generation
+        await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
+
+
+class _Input:
+    """What the consumer knows of one assigned partition of an input topic."""
+
+    __slots__ = ("buffer", "held", "policy", "queue", "tp", "tracker")
+
+    def __init__(self, tp: TP, policy: InputPolicy, queue: asyncio.Queue[Chunk]) -> None:
+        self.tp = tp
+        self.policy = policy
+        self.queue = queue
+        self.buffer = PartitionBuffer()
+        self.tracker = OffsetTracker()
+        self.held = False
+
+    def room(self) -> int:
+        """How many records may be handed out now."""
+        policy, tracker = self.policy, self.tracker
+        if self.held or tracker.unacked_bytes >= policy.unacked_bytes_max:
+            return 0
+        room = policy.unacked_records_max - tracker.unacked_records
+        if policy.credit is not None:
+            room = min(room, policy.credit(self.tp.partition))
+        return max(room, 0)
+
+    def take(self, consumer: ChunkConsumer) -> bool:
+        """Hand one chunk to the agent; False when there is none or no room."""
+        count_max = min(self.room(), self.policy.chunk_records_max)
+        if not count_max:
+            return False
+        records = self.buffer.take(count_max)
+        if not records:
+            return False
+        run = self.tracker.deliver(records, size_of(records))
+        chunk = Chunk(self.tp.topic, self.tp.partition, records, run, consumer.on_ack)
+        self.queue.put_nowait(chunk)
+        return True
+
+    def clear(self) -> None:
+        self.buffer.clear()
+        self.tracker.clear()
+
+
+class ChunkConsumer(FaustConsumer):
+    """Faust's consumer over an aiokafka consumer of the same loop.
+
+    Three offsets per partition: *fetched* (aiokafka's position), *delivered* (handed to the agent in
+    a chunk) and *committed* (the contiguous acked prefix, a hint for ledgers, the truth for workers).
+    """
+
+    consumer_stopped_errors: ClassVar[tuple[type[BaseException], ...]] = (ConsumerStoppedError,)
+
+    _kafka: aiokafka.AIOKafkaConsumer | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._inputs: dict[TP, _Input] = {}
+        self._in_order: list[_Input] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._listener = RebalanceListener(self)
+        #: Monotonic instant of the last pass of the pump; the watchdog reads it.
+        self.pumped_at = time.monotonic()
+        #: Monotonic instant since when acked offsets wait for a commit that succeeds, or None.
+        self.uncommitted_since: float | None = None
+
+    @property
+    def kafka(self) -> Any:
+        """The aiokafka consumer; its private parts are untyped and used, hence the exact pin."""
+        if self._kafka is None:
+            raise ConsumerStoppedError()
+        return self._kafka
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def on_start(self) -> None:
+        self._kafka = self._new_kafka_consumer()
+        await self._kafka.start()
+
+    async def on_stop(self) -> None:
+        """Commit what is acked and leave; nothing unacked is waited for."""
+        await super().on_stop()
+        if self._kafka is not None:
+            await self._kafka.stop()
+
+    def _new_kafka_consumer(self) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        transport = cast(Any, self.transport)
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            bootstrap_servers=server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[cast(Any, self.app.assignor)],
+            enable_auto_commit=False,
+            # We decide about missing and vanished offsets ourselves, in perform_seek and _collect.
+            auto_offset_reset="none",
+            max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=FETCH_WAIT_MS_MAX,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            check_crcs=False,  # readable_batches checks them
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            isolation_level="read_committed",
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+        )
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        self.kafka.subscribe(topics=set(topics), listener=self._listener)
+
+    # -- the pump ------------------------------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Move fetched batches to the agents for as long as the service runs."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                await self._pump_once()
+        except ConsumerStoppedError:
+            if not self.app.should_stop:
+                fail_stop("the Kafka consumer stopped by itself")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            fail_stop(f"reading from Kafka failed: {error!r}", error)
+
+    async def _pump_once(self) -> None:
+        if not self.flow_active:
+            await self.wait(cast(Any, self.can_resume_flow))
+            return
+        self.pumped_at = time.monotonic()
+        self._collect()
+        if self._deliver():
+            # Let the agents and the fetcher run before the next pass.
+            await asyncio.sleep(0)
+        else:
+            await self._wait_for_work()
+
+    async def _wait_for_work(self) -> None:
+        """Wait for a fetch, an ack that makes room, or a wake-up from outside."""
+        fetcher = self.kafka._fetcher
+        self.kafka._coordinator.check_errors()
+        if any(tp in self._inputs for tp in fetcher._records):
+            return
+        waiter = self._waiter = fetcher._create_fetch_waiter()
+        try:
+            with fetcher._subscriptions.fetch_context():
+                await waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Make the pump look again: room was made, or a credit changed."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def on_ack(self) -> None:
+        """Called by a chunk after each ack that counted."""
+        if self.uncommitted_since is None:
+            self.uncommitted_since = time.monotonic()
+        self.wake()
+
+    def _collect(self) -> None:
+        """Take what aiokafka has fetched, so that its next fetch covers every partition again."""
+        fetcher = self.kafka._fetcher
+        if not fetcher._records or fetcher._subscriptions.reassignment_in_progress:
+            return
+        collected = False
+        for tp in list(fetcher._records):
+            entry = self._inputs.get(tp)
+            if entry is None or (entry.buffer and not entry.room()):
+                continue
+            result = fetcher._records.pop(tp)
+            collected = True
+            if type(result) is FetchError:
+                self._on_fetch_error(entry, result)
+                continue
+            state = result._assignment.state_value(tp) if result._assignment.active else None
+            records = result._partition_records
+            if state is None or records is None or state.position != records.next_fetch_offset:
+                continue
+            batches, next_offset = readable_batches(records)
+            state.consumed_to(next_offset)
+            entry.buffer.add(batches)
+        if collected:
+            fetcher._notify(fetcher._wait_consume_future)
+
+    def _deliver(self) -> bool:
+        """Hand out what there is room for, topics of higher priority first."""
+        delivered = False
+        for entry in self._in_order:
+            if entry.buffer:
+                for _ in range(PASS_CHUNKS_MAX):
+                    if not entry.take(self):
+                        break
+                    delivered = True
+            self._hold_fetch_when_full(entry)
+        return delivered
+
+    def _hold_fetch_when_full(self, entry: _Input) -> None:
+        """Leave a full partition out of the fetches; the others go on without it."""
+        state = self._state_of(entry.tp)
+        if state is None:
+            return
+        if entry.buffer and not state.paused:
+            state.pause()
+        elif not entry.buffer and state.paused:
+            state.resume()
+
+    def _state_of(self, tp: TP) -> Any:
+        subscription = self.kafka._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is None or not assignment.active or tp not in assignment.tps:
+            return None
+        return assignment.state_value(tp)
+
+    def _on_fetch_error(self, entry: _Input, failure: FetchError) -> None:
+        error = failure._error
+        if not isinstance(error, OffsetOutOfRangeError):
+            fail_stop(f"fetching {entry.tp.topic}-{entry.tp.partition} failed: {error!r}", error)
+        wanted = self._position_of(entry.tp)
+        if entry.policy.is_gap_fatal:
+            fail_stop(
+                f"offset {wanted} of topic {entry.tp.topic}, partition {entry.tp.partition}, is "
+                "gone from the log: records were deleted before they were applied. Lengthen the "
+                "topic's retention, and start from a backup of the state or accept the loss by "
+                "resetting the applied position"
+            )
+        logger.warning(
+            "offset %s of %s-%s is gone; going on from the start of the log",
+            wanted,
+            entry.tp.topic,
+            entry.tp.partition,
+        )
+        entry.clear()
+        self.kafka._subscription.need_offset_reset([entry.tp], -2)
+
+    def _position_of(self, tp: TP) -> int | None:
+        state = self._state_of(tp)
+        return state.position if state is not None and state.has_valid_position else None
+
+    # -- flow from outside ---------------------------------------------------------------------
+
+    def hold(self, topic: str, partition: int) -> None:
+        """Hand out nothing more of one partition until ``release``; other partitions go on."""
+        entry = self._inputs.get(TP(topic, partition))
+        if entry is not None:
+            entry.held = True
+
+    def release(self, topic: str, partition: int) -> None:
+        entry = self._inputs.get(TP(topic, partition))
+        if entry is not None and entry.held:
+            entry.held = False
+            self.wake()
+
+    # -- rebalance -----------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Stop handing out, let the owner finish what is in flight, commit, forget."""
+        self.stop_flow()
+        if self._inputs:
+            await self.app.quiesce({tp.partition for tp in self._inputs})
+            await self.force_commit()
+        for entry in self._inputs.values():
+            entry.clear()
+        self._inputs.clear()
+        self._in_order.clear()
+        self.uncommitted_since = None
+        await super().on_partitions_revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Set every input to where reading goes on; Faust awaits this before it resumes the flow."""
+        policies = self.app.input_policies
+        wanted = [tp for tp in self.assignment() if tp.topic in policies]
+        if not wanted:
+            return
+        starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
+        ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
+        positions = await self._positions(wanted, starts)
+        for tp, offset in positions.items():
+            offset = self._checked_position(tp, offset, starts[tp], ends[tp])
+            self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
+            self.kafka._fetcher._records.pop(tp, None)
+        # The pump may be running already; it sees a partition only from here on.
+        self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
+        self._in_order = sorted(
+            self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
+        )
+        self.wake()
+
+    def _new_input(self, tp: TP, policy: InputPolicy) -> _Input:
+        channels = self.app.topics._topic_name_index[tp.topic]
+        if len(channels) != 1:
+            fail_stop(f"topic {tp.topic} must have exactly one agent, it has {len(channels)}")
+        return _Input(tp, policy, next(iter(channels)).queue)
+
+    async def _positions(self, wanted: list[TP], starts: Mapping[TP, int]) -> dict[TP, int]:
+        """Applied positions where the app's state knows them, else committed offsets, else start."""
+        applied = await self.app.applied_positions({tp.partition for tp in wanted})
+        if applied is not None:
+            return {tp: applied.get((tp.topic, tp.partition), starts[tp]) for tp in wanted}
+        committed = await self.kafka._coordinator.fetch_committed_offsets(wanted)
+        found = {tp: getattr(committed.get(tp), "offset", _UNKNOWN_OFFSET) for tp in wanted}
+        return {
+            tp: starts[tp] if offset == _UNKNOWN_OFFSET else offset for tp, offset in found.items()
+        }
+
+    def _checked_position(self, tp: TP, offset: int, start: int, end: int) -> int:
+        if start <= offset <= end:
+            return offset
+        reason = (
+            f"topic {tp.topic}, partition {tp.partition}: reading must go on at offset {offset}, "
+            f"but the log holds {start} to {end}"
+        )
+        if self.app.input_policies[tp.topic].is_gap_fatal:
+            fail_stop(
+                f"{reason}. Records were deleted before they were applied, or the topic was made "
+                "again: lengthen its retention and restore a backup, or use a new application id"
+            )
+        logger.warning("%s; going on from %s", reason, start)
+        return start
+
+    # -- commits -------------------------------------------------------------------------------
+
+    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Commit the contiguous acked prefix of every partition that has a new one."""
+        offsets: dict[TP, int] = {}
+        for tp, entry in self._inputs.items():
+            offset = entry.tracker.committable()
+            if offset is not None:
+                offsets[tp] = offset
+        if not offsets:
+            self.uncommitted_since = None
+            return False
+        started_at = time.monotonic()
+        if not await self._commit(offsets):
+            return False
+        for tp, offset in offsets.items():
+            found = self._inputs.get(tp)
+            if found is not None:
+                found.tracker.on_committed(offset)
+        if self.uncommitted_since is not None and self.uncommitted_since <= started_at:
+            self.uncommitted_since = None
+        return True
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        request = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, "")
+            for tp, offset in offsets.items()
+        }
+        try:
+            await self.kafka.commit(request)
+        except (CommitFailedError, IllegalStateError) as error:
+            logger.warning("offsets not committed, their records will come again: %s", error)
+            return False
+        except KafkaError as error:
+            logger.warning("commit failed and will be tried again: %r", error)
+            return False
+        return True
+
+    async def on_task_error(self, exc: BaseException) -> None:
+        """Never commit because something failed."""
+
+    # -- what Faust asks of a consumer ---------------------------------------------------------
+
+    def assignment(self) -> set[TP]:
+        return ensure_TPset(self.kafka.assignment())
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        raise NotImplementedError("records leave this consumer as chunks")
+
+    def _to_message(self, tp: TP, record: Any) -> Any:
+        raise NotImplementedError("records leave this consumer as chunks")
+
+    def _new_topicpartition(self, topic: str, partition: int) -> TP:
+        return cast(TP, TopicPartition(topic, partition))
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        return {}
+
+    async def position(self, tp: TP) -> int | None:
+        return cast(int, await self.kafka.position(tp))
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        for tp, offset in partitions.items():
+            self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
+            self.kafka._fetcher._records.pop(tp, None)
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        self.kafka.seek(TopicPartition(partition.topic, partition.partition), offset)
+
+    def highwater(self, tp: TP) -> int:
+        return cast(int, self.kafka.highwater(tp))
+
+    async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
+        return cast(Mapping[TP, int], await self.kafka.beginning_offsets(partitions))
+
+    async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
+        found = cast(Mapping[TP, int], await self.kafka.end_offsets(partitions))
+        for tp, offset in found.items():
+            if offset and self._is_changelog_tp(tp):
+                fail_stop(
+                    f"the changelog {tp.topic}-{tp.partition} must be empty, it ends at {offset}: "
+                    "the state lives in a topic of its own; use an application id of its own"
+                )
+        return found
+
+    def topic_partitions(self, topic: str) -> int | None:
+        return cast("int | None", self.kafka._coordinator._metadata_snapshot.get(topic))
+
+    def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> Any:
+        raise NotImplementedError("the caller names the partition of every record it sends")
+
+    async def create_topic(self, topic: str, *args: Any, **kwargs: Any) -> None:
+        """Topics are created by ``tidemill topics apply``, never by an app."""
+
+    def close(self) -> None:
+        """A rebalance while stopping: nothing to do, ``on_stop`` closes the client."""
+
+
+class ChunkTransport(AIOKafkaTransport):
+    """Faust's aiokafka transport with our consumer in it."""
+
+    Consumer: ClassVar[Any] = ChunkConsumer
