@@ -1,15 +1,20 @@
-"""A ClickHouse server over HTTP: the second adapter of `Engine`, on clickhouse-connect.
+"""A ClickHouse server over its HTTP interface: the second adapter of `Engine`.
 
-Owns the client and the translation of its errors. It refuses to know SQL and tables.
+Owns the connection pool, its time-outs, and the translation of errors. It refuses to know SQL and
+tables. It speaks the HTTP interface itself, since clickhouse-connect has no way to pass parameters
+in their text form nor to insert with the settings of one call and raw bytes without copying them.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlencode, urlsplit
+
+import orjson
 
 from agents.clickhouse.engine import (
+    EngineError,
     EngineUnavailable,
     QueryOutput,
     masked_dsn,
@@ -19,31 +24,45 @@ from agents.clickhouse.engine import (
     text_params,
 )
 
-CONNECT_TIMEOUT_SECONDS = 5
-READ_TIMEOUT_SECONDS = 60
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+DEFAULT_PORTS = {"http": 8123, "https": 8443}
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 60.0
 """Longer than an insert of a full batch on a busy server, shorter than a sink's patience."""
+POOL_CONNECTIONS_MAX = 8
+"""As many calls at once as a sink, an API and a page make from their threads."""
+GATEWAY_STATUSES = frozenset({502, 503, 504})
 
 
 class ServerEngine:
-    """One pooled HTTP client; safe to call from several threads."""
+    """A pool of HTTP connections to one server; safe to call from several threads."""
 
-    def __init__(self, dsn: str, client: Any):
+    def __init__(self, dsn: str, *, base_url: str, database: str, headers: Mapping[str, str]):
         self._dsn = masked_dsn(dsn)
-        self._client = client
+        self._base_url = base_url
+        self._database = database
+        self._headers = dict(headers)
+        self._pool = _pool()
 
     @classmethod
     def open(cls, dsn: str) -> ServerEngine:
-        import clickhouse_connect
-
-        with _translated_errors(masked_dsn(dsn)):
-            client = clickhouse_connect.get_client(
-                dsn=dsn,
-                # A session serves one query at a time; threads share this client.
-                autogenerate_session_id=False,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                send_receive_timeout=READ_TIMEOUT_SECONDS,
-            )
-        return cls(dsn, client)
+        """Connects at once, so that a wrong address or password shows here."""
+        parts = urlsplit(dsn)
+        if not parts.hostname:
+            raise EngineError(f"clickhouse DSN {masked_dsn(dsn)!r}: no host; use http://host:8123/db")
+        headers = {"X-ClickHouse-User": unquote(parts.username or "default")}
+        if parts.password:
+            headers["X-ClickHouse-Key"] = unquote(parts.password)
+        engine = cls(
+            dsn,
+            base_url=f"{parts.scheme}://{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}/",
+            database=parts.path.strip("/") or "default",
+            headers=headers,
+        )
+        engine.run("SELECT 1", "Null")
+        return engine
 
     @property
     def dsn(self) -> str:
@@ -55,7 +74,10 @@ class ServerEngine:
         params: Mapping[str, object] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> list[dict[str, Any]]:
-        return rows_of(self.query_bytes(sql, "JSONEachRow", params, settings))
+        plain_numbers = {"output_format_json_quote_64bit_integers": 0}
+        return rows_of(
+            self.query_bytes(sql, "JSONEachRow", params, {**plain_numbers, **(settings or {})})
+        )
 
     def query_bytes(
         self,
@@ -73,18 +95,9 @@ class ServerEngine:
         text_params: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> QueryOutput:
-        transport = {f"param_{name}": value for name, value in (text_params or {}).items()}
-        with _translated_errors(self._dsn):
-            data = self._client.raw_query(
-                sql,
-                settings={"default_format": fmt, "output_format_json_quote_64bit_integers": 0}
-                | dict(settings or {}),
-                transport_settings=None,
-                parameters=None,
-            ) if not transport else self._client.raw_query(
-                sql, settings={"default_format": fmt} | dict(settings or {}) | transport
-            )
-        return QueryOutput(data=bytes(data))
+        arguments: dict[str, object] = {"default_format": fmt, **(settings or {})}
+        arguments.update({f"param_{name}": value for name, value in (text_params or {}).items()})
+        return self._post(arguments, sql.encode())
 
     def command(
         self,
@@ -102,27 +115,58 @@ class ServerEngine:
         columns: Sequence[str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> int:
-        with _translated_errors(self._dsn):
-            summary = self._client.raw_insert(
-                quoted_name(table),
-                column_names=columns,
-                insert_block=data,
-                fmt=fmt,
-                settings=dict(settings or {}),
-            )
-            return int(summary.written_rows)
+        names = f" ({', '.join(quoted_name(name) for name in columns)})" if columns else ""
+        sql = f"INSERT INTO {quoted_name(table)}{names} FORMAT {fmt}"
+        response = self._request({"query": sql, **(settings or {})}, data)
+        return int(_summary(response).get("written_rows", 0))
 
     def close(self) -> None:
-        self._client.close()
+        self._pool.clear()
+
+    def _post(self, arguments: Mapping[str, object], body: bytes) -> QueryOutput:
+        response = self._request(arguments, body)
+        summary = _summary(response)
+        return QueryOutput(
+            data=response.data,
+            rows_read=int(summary.get("read_rows", 0)),
+            bytes_read=int(summary.get("read_bytes", 0)),
+            elapsed_seconds=int(summary.get("elapsed_ns", 0)) / 1e9,
+        )
+
+    def _request(self, arguments: Mapping[str, object], body: bytes) -> BaseHTTPResponse:
+        from urllib3.exceptions import HTTPError
+
+        # Waiting for the end turns an error in mid-answer into a status instead of a broken body.
+        address = urlencode(
+            {"database": self._database, "wait_end_of_query": 1}
+            | {name: int(v) if isinstance(v, bool) else v for name, v in arguments.items()}
+        )
+        try:
+            response = self._pool.request(
+                "POST", f"{self._base_url}?{address}", body=body, headers=self._headers, retries=False
+            )
+        except HTTPError as error:
+            raise EngineUnavailable(f"clickhouse at {self._dsn}: {error}") from error
+        if response.status == 200 and "X-ClickHouse-Exception-Code" not in response.headers:
+            return response
+        raise self._error(response)
+
+    def _error(self, response: BaseHTTPResponse) -> EngineError:
+        text = response.data.decode("utf-8", "replace").strip()
+        if "DB::Exception" not in text and response.status in GATEWAY_STATUSES:
+            return EngineUnavailable(f"clickhouse at {self._dsn}: HTTP {response.status} {text[:200]}")
+        return parse_error(text or f"HTTP {response.status} without a text")
 
 
-@contextlib.contextmanager
-def _translated_errors(dsn: str) -> Iterator[None]:
-    from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
+def _summary(response: BaseHTTPResponse) -> dict[str, str]:
+    found: dict[str, str] = orjson.loads(response.headers.get("X-ClickHouse-Summary") or "{}")
+    return found
 
-    try:
-        yield
-    except OperationalError as error:
-        raise EngineUnavailable(f"clickhouse at {dsn}: {error}") from error
-    except ClickHouseError as error:
-        raise parse_error(str(error)) from error
+
+def _pool() -> PoolManager:
+    import urllib3
+
+    return urllib3.PoolManager(
+        maxsize=POOL_CONNECTIONS_MAX,
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
+    )

@@ -1,0 +1,113 @@
+"""Log lines of the roles: one format, on stderr; readiness alone goes to stdout.
+
+Owns the format and the throttling of librdkafka's chatter. Refuses to know what is worth a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from typing import Any, Final, Literal
+
+import structlog
+
+THROTTLE_SECONDS: Final = 10.0  # one line of a kind in this time; a lost broker gives one each 50 ms
+READY_EVENT: Final = "role_ready"
+
+# Libraries that tell at INFO what only their authors want to know.
+_QUIET: Final = {"aiokafka": "WARNING", "faust": "WARNING", "mode": "WARNING", "asyncio": "WARNING",
+                 "uvicorn.access": "WARNING", "httpx": "WARNING"}
+
+
+class Throttle(logging.Filter):
+    """Lets one record of a kind through in `THROTTLE_SECONDS` and says how many it held back."""
+
+    def __init__(self, seconds: float = THROTTLE_SECONDS) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._shown: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # librdkafka's text starts with its facility ("FAIL [...]"); that is the kind.
+        kind = f"{record.levelno}:{record.getMessage()[:12]}"
+        now = time.monotonic()
+        with self._lock:
+            shown_at, held = self._shown.get(kind, (float("-inf"), 0))
+            if now - shown_at < self._seconds:
+                self._shown[kind] = (shown_at, held + 1)
+                return False
+            self._shown[kind] = (now, 0)
+        if held:
+            record.msg = f"{record.getMessage()} ({held} like it held back)"
+            record.args = ()
+        return True
+
+
+def kafka_logger(name: str) -> logging.Logger:
+    """The `logger` argument of every confluent-kafka client."""
+    logger = logging.getLogger(f"tidemill.kafka.{name}")
+    if not any(isinstance(one, Throttle) for one in logger.filters):
+        logger.addFilter(Throttle())
+    return logger
+
+
+def configure_logging(
+    role: str, log_format: Literal["console", "json"] = "console", log_level: str = "info"
+) -> None:
+    """Send structlog and the standard library's logging to stderr in one format."""
+    level = logging.getLevelName(log_level.upper())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _with_role(role),
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer(sort_keys=True)
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=_has_color(), pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, quiet in _QUIET.items():
+        logging.getLogger(name).setLevel(max(level, logging.getLevelName(quiet)))
+
+
+def _with_role(role: str) -> Any:
+    def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        event.setdefault("role", role)
+        return event
+
+    return add
+
+
+def _has_color() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def announce_ready(role: str, **fields: Any) -> None:
+    """Tell the supervisor, on stdout, that this role serves now."""
+    line = json.dumps({"event": READY_EVENT, "role": role, "pid": os.getpid(), **fields})
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

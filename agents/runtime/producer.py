@@ -1,0 +1,331 @@
+"""Records out: one Kafka transaction per group for the ledger, acknowledged batches for the rest.
+
+Owns the producers, their threads and their error taxonomy; refuses to know what a record says.
+Producing happens on the event loop (it only queues, under 1 us a record); only what waits for the
+broker goes to a thread, so a group costs one hop there and one back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from agents.runtime.clients import client_settings
+from agents.runtime.errors import (
+    AbortableError,
+    FatalError,
+    PoisonMessage,
+    RecoverableError,
+    kafka_error_of,
+    to_fatal,
+)
+
+logger = logging.getLogger("tidemill.runtime")
+
+#: topic, partition, key, value (None is a tombstone), headers or None.
+Outgoing: TypeAlias = tuple[
+    str, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | str]] | None
+]
+T = TypeVar("T")
+
+# A transaction that is open for longer is aborted by the broker, and holds up all readers till then.
+TRANSACTION_TIMEOUT_MS = 10_000
+# One try of a commit; a commit in doubt is tried again until the broker gives a definite answer.
+COMMIT_TRY_SECONDS = 5.0
+# init_transactions waits out the former owner's commit, or the coordinator's start.
+INIT_SECONDS_MAX = 60.0
+INIT_TRY_SECONDS = 10.0
+# The coordinator writes the markers of a transaction just after it has answered the commit. A next
+# transaction within that time is refused and tried again by librdkafka only 20 ms later.
+SETTLE_SECONDS = 0.003
+# Long enough that the records of a group travel together; flush and commit cut it short.
+LINGER_MS = 5
+# Records and bytes in librdkafka's queue: some groups of large records.
+QUEUE_RECORDS_MAX = 500_000
+QUEUE_KBYTES_MAX = 512 * 1024
+# The largest record: that of jobs.dead, with room for the headers.
+RECORD_BYTES_MAX = 8 * 1024 * 1024
+# How long an outbox record may be undeliverable before its sender is told.
+OUTBOX_TIMEOUT_MS = 120_000
+# One wait of the outbox thread for its deliveries.
+FLUSH_TRY_SECONDS = 10.0
+
+
+class CallThread:
+    """A thread that runs one blocking call at a time for the loop."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in the thread and return what it returns or raises."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((function, done))
+        return await done
+
+    def close(self) -> None:
+        """End the thread after the calls that are queued."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, done = call
+            try:
+                result = function()
+            except Exception as error:
+                self._resolve(done, _settle_error, error)
+            else:
+                self._resolve(done, _settle_result, result)
+
+    @staticmethod
+    def _resolve(
+        done: asyncio.Future[Any], settle: Callable[[asyncio.Future[Any], Any], None], with_: Any
+    ) -> None:
+        loop = done.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, done, with_)
+
+
+def _settle_result(done: asyncio.Future[Any], result: Any) -> None:
+    if not done.done():
+        done.set_result(result)
+
+
+def _settle_error(done: asyncio.Future[Any], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
+def queue_records(producer: Producer, records: Iterable[Outgoing], **kwargs: Any) -> None:
+    """Put ``records`` into the client's queue, in order."""
+    produce = producer.produce
+    for topic, partition, key, value, headers in records:
+        try:
+            if headers:
+                produce(topic, value, key, partition, headers=headers, **kwargs)
+            else:
+                produce(topic, value, key, partition, **kwargs)
+        except BufferError as error:
+            raise AbortableError(
+                f"the producer's queue is full ({QUEUE_RECORDS_MAX} records or "
+                f"{QUEUE_KBYTES_MAX} KiB); send smaller groups"
+            ) from error
+        except KafkaException as error:
+            raise _refused(kafka_error_of(error), topic, value) from error
+
+
+def _refused(error: KafkaError, topic: str, value: bytes | None) -> Exception:
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        size = 0 if value is None else len(value)
+        return PoisonMessage(
+            f"a record of {size} bytes for topic {topic} is larger than {RECORD_BYTES_MAX} bytes; "
+            "the decision must refuse it before it gets here"
+        )
+    return to_fatal(error, f"producing to {topic}")
+
+
+class TransactionalProducer:
+    """One transactional id; one transaction at a time.
+
+    A group either becomes visible as a whole (``commit_group`` returns), or not at all
+    (``AbortableError``: do the same group again), or this process must end (``FatalError``).
+    """
+
+    def __init__(self, kafka: str, transactional_id: str, **settings: Any) -> None:
+        self.transactional_id = transactional_id
+        self._producer = Producer(
+            client_settings(
+                kafka,
+                transactional_id,
+                {
+                    "transactional.id": transactional_id,
+                    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+                    "enable.idempotence": True,
+                    "linger.ms": LINGER_MS,
+                    "compression.type": "lz4",
+                    "message.max.bytes": RECORD_BYTES_MAX,
+                    "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
+                    "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
+                }
+                | settings,
+            )
+        )
+        self._thread = CallThread(f"txn-{transactional_id}")
+        self._settled_at = 0.0
+
+    async def init(self) -> None:
+        """Take the transactional id over: an older owner is fenced when this returns."""
+        await self._thread.call(self._init)
+
+    async def settled(self) -> None:
+        """Wait until a new transaction will not meet the markers of the last one.
+
+        The time is well spent collecting a larger group: call it before draining the inbox.
+        """
+        wait_seconds = self._settled_at - time.monotonic()
+        if wait_seconds > 0:
+            await asyncio.sleep(wait_seconds)
+
+    async def commit_group(self, records: Sequence[Outgoing]) -> None:
+        """Write ``records`` in one transaction and return when they are visible."""
+        await self.settled()
+        # 1. Open the transaction; local, no round trip.
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            raise to_fatal(kafka_error_of(error), "beginning a transaction") from error
+        # 2. Queue the records; librdkafka begins to send them while we go on.
+        try:
+            queue_records(self._producer, records)
+        except (AbortableError, PoisonMessage):
+            await self._thread.call(self._abort)
+            raise
+        # 3. Flush and commit; returns only with a definite answer.
+        await self._thread.call(self._commit)
+        self._settled_at = time.monotonic() + SETTLE_SECONDS
+
+    async def close(self) -> None:
+        """Let go of the id without fencing anybody; an open transaction is aborted."""
+        await self._thread.call(self._close)
+        self._thread.close()
+
+    def _init(self) -> None:
+        deadline = time.monotonic() + INIT_SECONDS_MAX
+        while True:
+            try:
+                return self._producer.init_transactions(INIT_TRY_SECONDS)
+            except KafkaException as error:
+                inner = kafka_error_of(error)
+                if not inner.retriable() or time.monotonic() > deadline:
+                    raise to_fatal(inner, f"fencing {self.transactional_id}") from error
+                logger.warning("fencing %s is tried again: %s", self.transactional_id, inner.str())
+
+    def _commit(self) -> None:
+        while True:
+            try:
+                return self._producer.commit_transaction(COMMIT_TRY_SECONDS)
+            except KafkaException as error:
+                inner = kafka_error_of(error)
+                if inner.txn_requires_abort():
+                    self._abort()
+                    raise AbortableError(f"transaction aborted: {inner.str()}") from error
+                if not inner.retriable():
+                    raise to_fatal(inner, f"committing as {self.transactional_id}") from error
+                # In doubt: asking again is the only way to learn how it ended.
+                logger.warning("commit in doubt, asking again: %s", inner.str())
+
+    def _abort(self) -> None:
+        while True:
+            try:
+                return self._producer.abort_transaction(COMMIT_TRY_SECONDS)
+            except KafkaException as error:
+                inner = kafka_error_of(error)
+                if not inner.retriable():
+                    raise to_fatal(inner, f"aborting as {self.transactional_id}") from error
+                logger.warning("abort in doubt, asking again: %s", inner.str())
+
+    def _close(self) -> None:
+        self._producer.purge()
+        self._producer.close()
+
+
+class OutboxProducer:
+    """Idempotent, acks=all, no transaction: outcomes, heartbeats, clients.
+
+    What is sent while a batch is on its way joins the next one; each batch is awaited as a whole.
+    """
+
+    def __init__(self, kafka: str, client_id: str, **settings: Any) -> None:
+        self._producer = Producer(
+            client_settings(
+                kafka,
+                client_id,
+                {
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "linger.ms": LINGER_MS,
+                    "compression.type": "lz4",
+                    "message.max.bytes": RECORD_BYTES_MAX,
+                    "message.timeout.ms": OUTBOX_TIMEOUT_MS,
+                    "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
+                    "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
+                    # Emulated by the Python client: no callback for what was delivered.
+                    "delivery.report.only.error": True,
+                }
+                | settings,
+            )
+        )
+        self._thread = CallThread(f"outbox-{client_id}")
+        self._waiting: list[Outgoing] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._sending: asyncio.Task[None] | None = None
+        self._failures: list[KafkaError] = []
+
+    def send_many(self, records: Iterable[Outgoing]) -> asyncio.Future[None]:
+        """Queue ``records`` for the next batch; the future resolves when all are acknowledged.
+
+        It raises ``RecoverableError`` when the broker did not take them in time (some of the batch
+        may be there: sending again makes duplicates) and ``PoisonMessage`` for a refused record.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.extend(records)
+        self._waiters.append(done)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_batches())
+        return done
+
+    async def close(self) -> None:
+        """Deliver what is queued, then close."""
+        if self._sending is not None:
+            await self._sending
+        await self._thread.call(self._producer.close)
+        self._thread.close()
+
+    async def _send_batches(self) -> None:
+        try:
+            while self._waiters:
+                records, self._waiting = self._waiting, []
+                waiters, self._waiters = self._waiters, []
+                error = await self._send_batch(records)
+                for waiter in waiters:
+                    if waiter.done():
+                        continue
+                    if error is None:
+                        waiter.set_result(None)
+                    else:
+                        waiter.set_exception(error)
+        finally:
+            self._sending = None
+
+    async def _send_batch(self, records: list[Outgoing]) -> Exception | None:
+        self._failures = []
+        refused: Exception | None = None
+        try:
+            queue_records(self._producer, records, on_delivery=self._on_failure)
+        except (RecoverableError, PoisonMessage, FatalError) as error:
+            refused = error
+        await self._thread.call(self._flush)
+        if self._failures:
+            first = self._failures[0]
+            return RecoverableError(
+                f"{len(self._failures)} of {len(records)} records were not delivered: {first.str()}"
+            )
+        return refused
+
+    def _flush(self) -> None:
+        while self._producer.flush(FLUSH_TRY_SECONDS):
+            logger.warning("records wait for the broker")
+
+    def _on_failure(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            self._failures.append(error)

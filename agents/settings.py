@@ -1,0 +1,301 @@
+"""The settings of every role: names, defaults with their reasons, bounds, and where a value is from.
+
+Owns `TIDEMILL_*` and the classes that roles receive. Refuses to know what a role does with them and
+how the command line spells its options: it only receives what was given there.
+
+A value comes from the first of: the command line, the environment (`TIDEMILL_KAFKA`, nesting with
+`__`), the default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
+from schemas.topics import DEV_PARTITIONS
+
+ENV_PREFIX: Final = "TIDEMILL_"
+DEFAULT_HOST: Final = "127.0.0.1"  # loopback: nothing listens to the network unless it is told to
+DEFAULT_KAFKA_PORT: Final = 9092  # Kafka's own
+DEFAULT_CLICKHOUSE_PORT: Final = 8123  # ClickHouse's own HTTP port
+DEFAULT_HTTP_PORT: Final = 8080
+DEFAULT_DATA: Final = Path(".tidemill")  # below the folder where `tidemill dev` was started
+PARTITIONS_MAX: Final = 1024  # the ledger's N; 64 is plenty for one cluster
+DEDUPE_RETENTION_SECONDS: Final = 86_400.0  # a day: the longest that a producer is likely to retry
+WORKER_CONCURRENCY: Final = 100  # async handlers at once in one worker; they mostly wait
+WORKER_THREADS: Final = 32  # `def` handlers at once; each is a thread of about 8 MB of stack space
+CONCURRENCY_MAX: Final = 10_000
+THREADS_MAX: Final = 1_000
+PROCESSES_MAX: Final = 256
+STOP_GRACE_SECONDS: Final = 7.0  # running jobs may finish; `tidemill dev` must end within 10 s
+SINK_BATCH_ROWS: Final = 50_000  # rows in one insert: small inserts make too many parts
+SINK_BATCH_SECONDS: Final = 1.0  # an event is visible within 3 s
+PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]*$"  # what a Kafka topic's name may hold
+PREFIX_LENGTH_MAX: Final = 80  # characters; prefix and queue together fit Kafka's 249
+
+_ADDRESS: Final = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
+_QUEUE: Final = re.compile(QUEUE_PATTERN)
+_SETTINGS: Final = SettingsConfigDict(
+    env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+)
+
+S = TypeVar("S", bound="CommonSettings")
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. The text names the setting, the reason and the way out."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that is bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class CommonSettings(BaseSettings):
+    """What every role knows."""
+
+    model_config = _SETTINGS
+
+    kafka: str = Field(
+        default=f"{DEFAULT_HOST}:{DEFAULT_KAFKA_PORT}",
+        description="Kafka's bootstrap servers: HOST:PORT, several with commas.",
+    )
+    topic_prefix: str = Field(
+        default="",
+        pattern=PREFIX_PATTERN,
+        max_length=PREFIX_LENGTH_MAX,
+        description="In front of every topic and group: several installations on one cluster.",
+    )
+    partitions: int = Field(
+        default=DEV_PARTITIONS,
+        ge=1,
+        le=PARTITIONS_MAX,
+        description="Partitions of the ledger's topics. Fixed once the topics exist.",
+    )
+    clickhouse: str = Field(
+        default=f"http://{DEFAULT_HOST}:{DEFAULT_CLICKHOUSE_PORT}",
+        description="ClickHouse: http(s)://[USER:PASSWORD@]HOST:PORT, or chdb:///FOLDER.",
+    )
+    data: Path = Field(default=DEFAULT_DATA, description="Folder of the embedded stack.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="console for people, json for machines."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+    http_host: str = Field(
+        default=DEFAULT_HOST, description="Address of the page and the API. Loopback by default."
+    )
+    http_port: int = Field(
+        default=DEFAULT_HTTP_PORT, ge=0, le=65_535, description="0: any free port."
+    )
+    clickhouse_port: int = Field(
+        default=DEFAULT_CLICKHOUSE_PORT,
+        ge=0,
+        le=65_535,
+        description="Port of the embedded ClickHouse interface. 0: any free port.",
+    )
+    token: SecretStr | None = Field(
+        default=None, description="Bearer token of the API; required when it is not on loopback."
+    )
+
+    @field_validator("kafka")
+    @classmethod
+    def _check_kafka(cls, value: str) -> str:
+        for address in value.split(","):
+            match = _ADDRESS.match(address.strip())
+            if match is None or not 0 < int(match[2]) <= 65_535:
+                raise ValueError(f"{address!r} is not HOST:PORT; write for example 127.0.0.1:9092")
+        return value
+
+    @field_validator("clickhouse")
+    @classmethod
+    def _check_clickhouse(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://", "chdb://")):
+            raise ValueError("write http://HOST:PORT, https://HOST:PORT or chdb:///FOLDER")
+        return value
+
+
+class LedgerSettings(CommonSettings):
+    """The ledger."""
+
+    dedupe_retention_seconds: float = Field(
+        default=DEDUPE_RETENTION_SECONDS,
+        gt=0,
+        description="How long an ended job's id is remembered: a repeat within it changes nothing.",
+    )
+    instance_id: str | None = Field(
+        default=None,
+        description="Name of this process, the same after a restart, unique in the cluster: its "
+        "partitions then come back at once. None: a name by host and process id.",
+    )
+
+
+def _default_worker_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-0"
+
+
+def _processors() -> int:
+    return os.cpu_count() or 1
+
+
+class WorkerSettings(CommonSettings):
+    """A worker."""
+
+    queues: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None, description="Queues to serve, with commas; None: those of its handlers."
+    )
+    concurrency: int = Field(
+        default=WORKER_CONCURRENCY, ge=1, le=CONCURRENCY_MAX,
+        description="async handlers at once.",
+    )
+    threads: int = Field(
+        default=WORKER_THREADS, ge=1, le=THREADS_MAX, description="def handlers at once."
+    )
+    processes: int = Field(
+        default_factory=_processors, ge=1, le=PROCESSES_MAX,
+        description="process=True handlers at once. Default: the processors of the machine.",
+    )
+    worker_id: str = Field(
+        default_factory=_default_worker_id, min_length=1, max_length=200,
+        description="Name of this worker, the same after a restart, unique in the cluster.",
+    )
+    stop_grace_seconds: float = Field(
+        default=STOP_GRACE_SECONDS, ge=0,
+        description="How long running jobs may finish on a stop; then they are given back.",
+    )
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split_queues(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not value:
+            return None
+        return value
+
+    @field_validator("queues")
+    @classmethod
+    def _check_queues(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if len(name) > QUEUE_LENGTH_MAX or _QUEUE.match(name) is None:
+                raise ValueError(
+                    f"queue {name!r}: letters, digits, '.', '_' and '-', at most "
+                    f"{QUEUE_LENGTH_MAX} characters"
+                )
+        return value
+
+
+class SinkSettings(CommonSettings):
+    """The sink; `clickhouse` is where it writes."""
+
+    batch_rows: int = Field(
+        default=SINK_BATCH_ROWS, ge=1, le=1_000_000, description="Rows in one insert, at most."
+    )
+    batch_seconds: float = Field(
+        default=SINK_BATCH_SECONDS, gt=0, le=60, description="An insert waits at most this long."
+    )
+    instance_id: str | None = Field(
+        default=None, description="Name of this process, the same after a restart."
+    )
+
+
+class ApiSettings(CommonSettings):
+    """The HTTP API and the page; `clickhouse` is where it reads."""
+
+    @model_validator(mode="after")
+    def _need_token_off_loopback(self) -> Self:
+        if self.token is None and not is_loopback(self.http_host):
+            raise ValueError(
+                f"http_host {self.http_host!r} can be reached from other machines, so a token is "
+                f"required; set {ENV_PREFIX}TOKEN, or bind to {DEFAULT_HOST}"
+            )
+        return self
+
+
+class StackSettings(SinkSettings, ApiSettings):
+    """Sink, API, page and embedded ClickHouse port in one process: one chDB folder, one process."""
+
+
+class EffectiveSetting(BaseModel):
+    """One row of `tidemill config`."""
+
+    name: str
+    environment: str = Field(description="The variable that sets it.")
+    value: str = Field(description="Text of the value in force; secrets are masked.")
+    source: Literal["command line", "environment", "default"]
+    meaning: str
+
+
+MASK: Final = "********"
+_CREDENTIALS: Final = re.compile(r"//[^/@]+@")
+
+
+def load(cls: type[S], **given: Any) -> S:
+    """Settings of a role from options (None: not given), environment and defaults.
+
+    Raises SettingsError that names each wrong setting, the reason and how to set it.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        return cls(**options)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, options)) from None
+
+
+def _explain(error: ValidationError, options: dict[str, Any]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if not name:
+            lines.append(message)
+        elif name in options:
+            lines.append(f"option --{name.replace('_', '-')}: {message}")
+        else:
+            lines.append(f"{ENV_PREFIX}{name.upper()}: {message}; mend or unset the variable")
+    return "; ".join(lines)
+
+
+def effective(settings: CommonSettings, **given: Any) -> list[EffectiveSetting]:
+    """Every setting with its value and source. `given` are the command line's options."""
+    environment = {name.upper() for name in os.environ}
+    rows = []
+    for name, field in type(settings).model_fields.items():
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        source: Literal["command line", "environment", "default"] = "default"
+        if given.get(name) is not None:
+            source = "command line"
+        elif variable in environment:
+            source = "environment"
+        rows.append(
+            EffectiveSetting(
+                name=name,
+                environment=variable,
+                value=_masked(getattr(settings, name)),
+                source=source,
+                meaning=field.description or "",
+            )
+        )
+    return rows
+
+
+def _masked(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return MASK
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return _CREDENTIALS.sub(f"//{MASK}@", str(value))

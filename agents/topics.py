@@ -1,0 +1,277 @@
+"""Topics: what must exist, what differs, and making it so.
+
+Owns the comparison of the topic registry with a cluster, replication, and the rule that the
+ledger's partition count is fixed at the first start. Refuses to know what is in the topics.
+
+The partition count of the state topic is where N is written down: each ledger partition's state
+lives there, so a user's jobs would be looked for in another place under another N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from agents.logging import kafka_logger
+from schemas.topics import READY_PARTITIONS, Topics, TopicSpec
+
+ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
+REPLICATION: Final = 3  # the usual for data that must survive the loss of one machine
+MIN_INSYNC: Final = 2  # with three copies: one machine may be away and acks=all still holds
+DEFAULT_QUEUE: Final = "default"
+
+Action = Literal["create", "configure", "grow", "conflict"]
+
+
+class TopicsError(Exception):
+    """Topics that cannot be used as they are. The text says what is there and the way out."""
+
+
+class PartitionsMismatch(TopicsError):
+    """The topics exist with another number of ledger partitions than was asked for."""
+
+    def __init__(self, expected: int, found: int, topic: str) -> None:
+        super().__init__(
+            f"--partitions {expected} does not fit: {topic} exists with {found} partitions, and "
+            f"the number is fixed at the first start; use --partitions {found} (or "
+            f"TIDEMILL_PARTITIONS={found}), or another --topic-prefix or data folder"
+        )
+        self.expected = expected
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between the registry and the cluster, and what `apply` does about it."""
+
+    topic: str
+    action: Action
+    detail: str
+    partitions: int = 0
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def admin_client(kafka: str) -> AdminClient:
+    """An admin client that keeps librdkafka's chatter out of stderr."""
+    return AdminClient(
+        {"bootstrap.servers": kafka, "socket.connection.setup.timeout.ms": 5_000},
+        logger=kafka_logger("topics"),
+    )
+
+
+def wanted(topics: Topics, partitions: int, queues: Iterable[str]) -> list[TopicSpec]:
+    """Every topic of an installation, with its real number of partitions."""
+    specs = list(topics.fixed())
+    specs.extend(topics.ready_spec(queue) for queue in dict.fromkeys((DEFAULT_QUEUE, *queues)))
+    return [
+        spec
+        if spec.partitions
+        else TopicSpec(
+            spec.name, partitions, spec.key, spec.written_by, spec.read_by, spec.meaning,
+            spec.config, spec.is_public,
+        )
+        for spec in specs
+    ]
+
+
+def found_partitions(kafka: str, topics: Topics) -> int | None:
+    """The ledger's N as it was written down at the first start; None before that."""
+    return _counts(admin_client(kafka)).get(topics.state)
+
+
+def check_partitions(kafka: str, topics: Topics, partitions: int) -> None:
+    """Raise PartitionsMismatch when the cluster was set up with another N."""
+    found = found_partitions(kafka, topics)
+    if found is not None and found != partitions:
+        raise PartitionsMismatch(partitions, found, topics.state)
+
+
+def plan(
+    kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()
+) -> list[Change]:
+    """What `apply` would do, in order; an empty list when all is as planned."""
+    return _plan(admin_client(kafka), wanted(topics, partitions, queues))
+
+
+def apply(
+    kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()
+) -> list[Change]:
+    """Create and mend topics; the changes that were made.
+
+    Raises PartitionsMismatch before anything is touched when N differs, TopicsError on a conflict
+    or when the cluster refuses.
+    """
+    admin = admin_client(kafka)
+    found = _counts(admin).get(topics.state)
+    if found is not None and found != partitions:
+        raise PartitionsMismatch(partitions, found, topics.state)
+    changes = _plan(admin, wanted(topics, partitions, queues))
+    conflicts = [change for change in changes if change.action == "conflict"]
+    if conflicts:
+        raise TopicsError("; ".join(f"{change.topic}: {change.detail}" for change in conflicts))
+    _create(admin, [change for change in changes if change.action == "create"])
+    _grow(admin, [change for change in changes if change.action == "grow"])
+    _configure(admin, [change for change in changes if change.action == "configure"])
+    return changes
+
+
+def ensure_ready_topics(kafka: str, topics: Topics, queues: Iterable[str]) -> list[str]:
+    """Create the ready topics of `queues` that do not exist; their names."""
+    admin = admin_client(kafka)
+    counts = _counts(admin)
+    specs = [topics.ready_spec(queue) for queue in dict.fromkeys(queues)]
+    missing = [spec for spec in specs if spec.name not in counts]
+    _create(admin, [_creation(spec) for spec in missing])
+    return [spec.name for spec in missing]
+
+
+def _counts(admin: AdminClient) -> dict[str, int]:
+    return {
+        name: len(topic.partitions)
+        for name, topic in _metadata(admin).topics.items()
+    }
+
+
+def _metadata(admin: AdminClient) -> Any:
+    try:
+        return admin.list_topics(timeout=ADMIN_SECONDS)
+    except KafkaException as error:
+        raise TopicsError(
+            f"no answer from Kafka ({error.args[0].str()}); check --kafka and that the broker runs"
+        ) from error
+
+
+def _creation(spec: TopicSpec) -> Change:
+    return Change(
+        spec.name, "create", f"{spec.partitions} partitions", spec.partitions, dict(spec.config)
+    )
+
+
+def _plan(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Change]:
+    counts = _counts(admin)
+    changes: list[Change] = []
+    present: list[TopicSpec] = []
+    for spec in specs:
+        found = counts.get(spec.name)
+        if found is None:
+            changes.append(_creation(spec))
+            continue
+        present.append(spec)
+        if found != spec.partitions:
+            change = _partition_change(spec, found)
+            if change is not None:
+                changes.append(change)
+    changes.extend(_config_changes(admin, present))
+    return changes
+
+
+def _partition_change(spec: TopicSpec, found: int) -> Change | None:
+    if spec.partitions == READY_PARTITIONS and spec.key == "none":
+        # Ready topics are keyed by nothing, so more partitions are harmless and fewer can grow.
+        if found > spec.partitions:
+            return None
+        return Change(spec.name, "grow", f"{found} -> {spec.partitions} partitions",
+                      spec.partitions)
+    return Change(
+        spec.name, "conflict",
+        f"has {found} partitions and needs {spec.partitions}; delete the topic, or use another "
+        "--topic-prefix",
+    )
+
+
+def _config_changes(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Change]:
+    if not specs:
+        return []
+    resources = [ConfigResource(ResourceType.TOPIC, spec.name) for spec in specs]
+    answers = admin.describe_configs(resources, request_timeout=ADMIN_SECONDS)
+    found = {resource.name: _result(future) for resource, future in answers.items()}
+    changes = []
+    for spec in specs:
+        entries = found[spec.name]
+        drift = {
+            name: value
+            for name, value in spec.config.items()
+            if name not in entries or entries[name].value != value
+        }
+        if drift:
+            detail = ", ".join(
+                f"{name} {_shown(entries.get(name))} -> {value}" for name, value in drift.items()
+            )
+            changes.append(Change(spec.name, "configure", detail, config=drift))
+    return changes
+
+
+def _shown(entry: ConfigEntry | None) -> str:
+    if entry is None:
+        return "unset"
+    is_default = entry.source != ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return f"{entry.value} (default)" if is_default else str(entry.value)
+
+
+def _create(admin: AdminClient, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    replication = min(REPLICATION, len(_metadata(admin).brokers))
+    durable = {} if replication == 1 else {"min.insync.replicas": str(MIN_INSYNC)}
+    new = [
+        NewTopic(
+            change.topic, num_partitions=change.partitions, replication_factor=replication,
+            config={**change.config, **durable},
+        )
+        for change in changes
+    ]
+    for future in admin.create_topics(new, request_timeout=ADMIN_SECONDS).values():
+        # Another process may create the same topic at the same moment.
+        _result(future, ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+
+
+def _grow(admin: AdminClient, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    new = [NewPartitions(change.topic, change.partitions) for change in changes]
+    for future in admin.create_partitions(new, request_timeout=ADMIN_SECONDS).values():
+        _result(future)
+
+
+def _configure(admin: AdminClient, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    resources = [
+        ConfigResource(
+            ResourceType.TOPIC, change.topic,
+            incremental_configs=[
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                for name, value in change.config.items()
+            ],
+        )
+        for change in changes
+    ]
+    answers = admin.incremental_alter_configs(resources, request_timeout=ADMIN_SECONDS)
+    for future in answers.values():
+        _result(future)
+
+
+def _result(future: Future[Any], *, ignore: int | None = None) -> Any:
+    try:
+        return future.result(timeout=ADMIN_SECONDS * 2)
+    except KafkaException as error:
+        cause = error.args[0]
+        if ignore is not None and cause.code() == ignore:
+            return None
+        raise TopicsError(f"Kafka refused: {cause.str()}") from error
+    except TimeoutError as error:
+        raise TopicsError("Kafka did not answer in time; is its controller up?") from error
