@@ -15,12 +15,20 @@ from typing import Any, Final, Literal
 
 import structlog
 
-THROTTLE_SECONDS: Final = 10.0  # one line of a kind in this time; a lost broker gives one each 50 ms
+THROTTLE_SECONDS: Final = (
+    10.0  # one line of a kind in it; a lost broker gives one each 50 ms
+)
 READY_EVENT: Final = "role_ready"
 
 # Libraries that tell at INFO what only their authors want to know.
-_QUIET: Final = {"aiokafka": "WARNING", "faust": "WARNING", "mode": "WARNING", "asyncio": "WARNING",
-                 "uvicorn.access": "WARNING", "httpx": "WARNING"}
+_QUIET: Final = {
+    "aiokafka": "WARNING",
+    "faust": "WARNING",
+    "mode": "WARNING",
+    "asyncio": "WARNING",
+    "uvicorn.access": "WARNING",
+    "httpx": "WARNING",
+}
 
 
 class Throttle(logging.Filter):

@@ -1,4 +1,4 @@
-"""The settings of every role: names, defaults with their reasons, bounds, and where a value is from.
+"""The settings of every role: names, defaults with reasons, bounds, and where a value is from.
 
 Owns `TIDEMILL_*` and the classes that roles receive. Refuses to know what a role does with them and
 how the command line spells its options: it only receives what was given there.
@@ -157,22 +157,29 @@ class WorkerSettings(CommonSettings):
         default=None, description="Queues to serve, with commas; None: those of its handlers."
     )
     concurrency: int = Field(
-        default=WORKER_CONCURRENCY, ge=1, le=CONCURRENCY_MAX,
+        default=WORKER_CONCURRENCY,
+        ge=1,
+        le=CONCURRENCY_MAX,
         description="async handlers at once.",
     )
     threads: int = Field(
         default=WORKER_THREADS, ge=1, le=THREADS_MAX, description="def handlers at once."
     )
     processes: int = Field(
-        default_factory=_processors, ge=1, le=PROCESSES_MAX,
+        default_factory=_processors,
+        ge=1,
+        le=PROCESSES_MAX,
         description="process=True handlers at once. Default: the processors of the machine.",
     )
     worker_id: str = Field(
-        default_factory=_default_worker_id, min_length=1, max_length=200,
+        default_factory=_default_worker_id,
+        min_length=1,
+        max_length=200,
         description="Name of this worker, the same after a restart, unique in the cluster.",
     )
     stop_grace_seconds: float = Field(
-        default=STOP_GRACE_SECONDS, ge=0,
+        default=STOP_GRACE_SECONDS,
+        ge=0,
         description="How long running jobs may finish on a stop; then they are given back.",
     )
 

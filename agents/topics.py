@@ -9,27 +9,29 @@ lives there, so a user's jobs would be looked for in another place under another
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import (
-    AdminClient,
+from confluent_kafka.admin import AdminClient
+
+# The package's own `admin` re-exports these without telling type checkers.
+from confluent_kafka.admin._config import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
-    ConfigSource,
-    NewPartitions,
-    NewTopic,
-    ResourceType,
 )
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from agents.logging import kafka_logger
 from schemas.topics import READY_PARTITIONS, Topics, TopicSpec
 
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
+VISIBLE_POLL_SECONDS: Final = 0.02  # between two looks at whether a change is visible
 REPLICATION: Final = 3  # the usual for data that must survive the loss of one machine
 MIN_INSYNC: Final = 2  # with three copies: one machine may be away and acks=all still holds
 DEFAULT_QUEUE: Final = "default"
@@ -81,8 +83,14 @@ def wanted(topics: Topics, partitions: int, queues: Iterable[str]) -> list[Topic
         spec
         if spec.partitions
         else TopicSpec(
-            spec.name, partitions, spec.key, spec.written_by, spec.read_by, spec.meaning,
-            spec.config, spec.is_public,
+            spec.name,
+            partitions,
+            spec.key,
+            spec.written_by,
+            spec.read_by,
+            spec.meaning,
+            spec.config,
+            spec.is_public,
         )
         for spec in specs
     ]
@@ -100,16 +108,12 @@ def check_partitions(kafka: str, topics: Topics, partitions: int) -> None:
         raise PartitionsMismatch(partitions, found, topics.state)
 
 
-def plan(
-    kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()
-) -> list[Change]:
+def plan(kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()) -> list[Change]:
     """What `apply` would do, in order; an empty list when all is as planned."""
     return _plan(admin_client(kafka), wanted(topics, partitions, queues))
 
 
-def apply(
-    kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()
-) -> list[Change]:
+def apply(kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()) -> list[Change]:
     """Create and mend topics; the changes that were made.
 
     Raises PartitionsMismatch before anything is touched when N differs, TopicsError on a conflict
@@ -126,6 +130,7 @@ def apply(
     _create(admin, [change for change in changes if change.action == "create"])
     _grow(admin, [change for change in changes if change.action == "grow"])
     _configure(admin, [change for change in changes if change.action == "configure"])
+    _await(lambda: not _plan(admin, wanted(topics, partitions, queues)))
     return changes
 
 
@@ -136,14 +141,22 @@ def ensure_ready_topics(kafka: str, topics: Topics, queues: Iterable[str]) -> li
     specs = [topics.ready_spec(queue) for queue in dict.fromkeys(queues)]
     missing = [spec for spec in specs if spec.name not in counts]
     _create(admin, [_creation(spec) for spec in missing])
+    if missing:
+        _await(lambda: all(spec.name in _counts(admin) for spec in missing))
     return [spec.name for spec in missing]
 
 
+def _await(is_done: Callable[[], bool]) -> None:
+    """Brokers learn of the controller's word a moment after it was given."""
+    deadline = time.monotonic() + ADMIN_SECONDS
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise TopicsError(f"the topics were not visible {ADMIN_SECONDS:g} s after the change")
+        time.sleep(VISIBLE_POLL_SECONDS)
+
+
 def _counts(admin: AdminClient) -> dict[str, int]:
-    return {
-        name: len(topic.partitions)
-        for name, topic in _metadata(admin).topics.items()
-    }
+    return {name: len(topic.partitions) for name, topic in _metadata(admin).topics.items()}
 
 
 def _metadata(admin: AdminClient) -> Any:
@@ -184,10 +197,12 @@ def _partition_change(spec: TopicSpec, found: int) -> Change | None:
         # Ready topics are keyed by nothing, so more partitions are harmless and fewer can grow.
         if found > spec.partitions:
             return None
-        return Change(spec.name, "grow", f"{found} -> {spec.partitions} partitions",
-                      spec.partitions)
+        return Change(
+            spec.name, "grow", f"{found} -> {spec.partitions} partitions", spec.partitions
+        )
     return Change(
-        spec.name, "conflict",
+        spec.name,
+        "conflict",
         f"has {found} partitions and needs {spec.partitions}; delete the topic, or use another "
         "--topic-prefix",
     )
@@ -218,8 +233,7 @@ def _config_changes(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Chan
 def _shown(entry: ConfigEntry | None) -> str:
     if entry is None:
         return "unset"
-    is_default = entry.source != ConfigSource.DYNAMIC_TOPIC_CONFIG.value
-    return f"{entry.value} (default)" if is_default else str(entry.value)
+    return f"{entry.value} (default)" if entry.is_default else str(entry.value)
 
 
 def _create(admin: AdminClient, changes: Sequence[Change]) -> None:
@@ -229,7 +243,9 @@ def _create(admin: AdminClient, changes: Sequence[Change]) -> None:
     durable = {} if replication == 1 else {"min.insync.replicas": str(MIN_INSYNC)}
     new = [
         NewTopic(
-            change.topic, num_partitions=change.partitions, replication_factor=replication,
+            change.topic,
+            num_partitions=change.partitions,
+            replication_factor=replication,
             config={**change.config, **durable},
         )
         for change in changes
@@ -252,7 +268,8 @@ def _configure(admin: AdminClient, changes: Sequence[Change]) -> None:
         return
     resources = [
         ConfigResource(
-            ResourceType.TOPIC, change.topic,
+            ResourceType.TOPIC,
+            change.topic,
             incremental_configs=[
                 ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
                 for name, value in change.config.items()
