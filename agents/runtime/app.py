@@ -23,7 +23,7 @@ from agents.runtime.transport import ChunkConsumer, ChunkTransport
 # aiokafka leaves the group for good after this long without a fetch, so it must never come; the
 # watchdog does what the limit was for.
 MAX_POLL_INTERVAL_SECONDS = 30 * 86_400.0
-# A killed process is noticed after this long; a restart under the same instance id takes over at once.
+# A killed process is noticed after this long; a restart under its instance id takes over at once.
 SESSION_TIMEOUT_SECONDS = 10.0
 HEARTBEAT_INTERVAL_SECONDS = 2.0
 # The group waits this long for a member that beats and does not rejoin, such as one that restores.
@@ -54,8 +54,14 @@ class RoleApp(faust.App):
     def input_topic(self, name: str, policy: InputPolicy | None = None) -> Any:
         """Declare a topic whose one agent receives chunks."""
         self.input_policies[name] = policy or InputPolicy()
-        return self.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw",
-                          value_serializer="raw", internal=False)
+        return self.topic(
+            name,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            internal=False,
+        )
 
     def partition_table(
         self, name: str, owner: PartitionOwner[S], partitions: int
@@ -78,6 +84,12 @@ class RoleApp(faust.App):
         if not isinstance(consumer, ChunkConsumer):
             raise TypeError(f"the app runs on a foreign consumer: {consumer!r}")
         return consumer
+
+    @property
+    def is_flowing(self) -> bool:
+        """True when partitions are assigned and restored, and records flow."""
+        tables: Any = self.tables
+        return bool(tables.recovery.completed.is_set()) and not self.rebalancing
 
     # -- what the consumer asks ----------------------------------------------------------------
 
@@ -109,8 +121,11 @@ class RoleApp(faust.App):
 
 def assert_extensions() -> None:
     """Refuse to run without Faust's C extensions: the pure path acks stale records."""
-    compiled = faust.streams._CStreamIterator, faust.transport.conductor.ConductorHandler
-    if any(part is None for part in compiled):
+    compiled = (
+        getattr(faust.streams, "_CStreamIterator", None),
+        getattr(faust.transport.conductor, "ConductorHandler", None),
+    )
+    if None in compiled:
         raise RuntimeError(
             "Faust's C extensions are missing, and without them records can be lost at a "
             "rebalance. Install a wheel of faust-streaming for this platform (Linux x86_64, macOS "

@@ -1,7 +1,7 @@
 """Fetched batches of one partition, decoded lazily, a chunk at a time.
 
-Owns the reading of aiokafka's fetch results (aborted transactions and control batches are left out);
-refuses to know who receives the records.
+Owns the reading of aiokafka's fetch results (aborted transactions and control batches are left
+out); refuses to know who receives the records.
 """
 
 from __future__ import annotations

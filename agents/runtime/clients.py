@@ -30,14 +30,14 @@ class ThrottledLogger(logging.Logger):
         self.parent = logger
         self._passed_at: dict[str, float] = {}
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+    def filter(self, record: logging.LogRecord) -> bool:
         # librdkafka's lines begin with their kind, as in "FAIL [rdkafka#producer-1] ...".
         kind = str(record.msg).split(" ", 1)[0] if not record.args else str(record.args)[:16]
         now = time.monotonic()
         if now - self._passed_at.get(kind, float("-inf")) < LOG_INTERVAL_SECONDS:
             return False
         self._passed_at[kind] = now
-        return super().filter(record)
+        return True
 
 
 def client_settings(kafka: str, client_id: str, settings: Mapping[str, Any]) -> dict[str, Any]:

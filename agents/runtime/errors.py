@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 # librdkafka codes that mean "someone else owns this transactional id now".
 _FENCED_CODES = frozenset(
     {
-        KafkaError._FENCED,  # type: ignore[attr-defined]  # the stubs lack the local codes
+        KafkaError._FENCED,
         KafkaError.PRODUCER_FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
     }

@@ -31,11 +31,11 @@ logger = logging.getLogger("tidemill.runtime")
 
 #: topic, partition, key, value (None is a tombstone), headers or None.
 Outgoing: TypeAlias = tuple[
-    str, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | str]] | None
+    str, int, bytes | None, bytes | None, list[tuple[str, str | bytes | None]] | None
 ]
 T = TypeVar("T")
 
-# A transaction that is open for longer is aborted by the broker, and holds up all readers till then.
+# A longer open transaction is aborted by the broker; till then it holds up all readers.
 TRANSACTION_TIMEOUT_MS = 10_000
 # One try of a commit; a commit in doubt is tried again until the broker gives a definite answer.
 COMMIT_TRY_SECONDS = 5.0
@@ -82,7 +82,7 @@ class CallThread:
             function, done = call
             try:
                 result = function()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # handed to the awaiting caller, all of it
                 self._resolve(done, _settle_error, error)
             else:
                 self._resolve(done, _settle_result, result)

@@ -77,9 +77,9 @@ def _bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
 
 def _is_passing(error: KafkaError) -> bool:
     return error.retriable() or error.code() in (
-        KafkaError._TRANSPORT,  # type: ignore[attr-defined]  # the stubs lack the local codes
-        KafkaError._TIMED_OUT,  # type: ignore[attr-defined]
-        KafkaError._ALL_BROKERS_DOWN,  # type: ignore[attr-defined]
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._ALL_BROKERS_DOWN,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
     )

@@ -73,7 +73,7 @@ class Watchdog:
 
     def _check_rebalance(self) -> None:
         app, now = self._app, time.monotonic()
-        is_flowing = app.tables.recovery.completed.is_set() and not app.rebalancing
+        is_flowing = app.is_flowing
         if is_flowing:
             self._moving_at, self._has_flowed = now, True
             self._app.chunks.wake()
@@ -126,7 +126,7 @@ async def _start(app: RoleApp) -> None:
         await app.start()
     except asyncio.CancelledError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever it is, the process must end
         fail_stop(f"the app could not start: {error!r}", error)
 
 

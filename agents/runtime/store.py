@@ -1,8 +1,8 @@
 """A Faust table whose rows live in our own state topic: restored before any record flows.
 
 Owns the moment of restore, revoke and hand-over of partitions; refuses to know what a row is.
-Faust's changelog topic of the table exists and stays empty: the table is there so that Faust assigns
-partition p of all input topics to one process, and for its place in the rebalance.
+Faust's changelog topic of the table exists and stays empty: the table is there so that Faust
+assigns partition p of all input topics to one process, and for its place in the rebalance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("tidemill.runtime")
 
 # Partitions restored side by side: restoring is bound by one core, more would only fight for it.
 RESTORES_MAX = 2
-# A quiesce that takes longer holds up the whole group; transactions end within 10 s by their timeout.
+# A longer quiesce holds up the whole group; transactions end within 10 s by their timeout.
 QUIESCE_SECONDS_MAX = 20.0
 
 S = TypeVar("S")
@@ -37,7 +37,7 @@ class PartitionOwner(Protocol[S]):
     """
 
     async def restore(self, partition: int) -> S:
-        """Fence the former owner, read the state, return it. No record flows before all returned."""
+        """Fence the former owner, read the state, return it. Records flow after all returned."""
 
     def positions(self, partition: int, state: S) -> Mapping[str, int]:
         """Per input topic, the applied position + 1. A topic that is left out starts at the log's
@@ -79,7 +79,7 @@ class PartitionStore(Store[int, S], Generic[S]):
                 await self._owner.revoke(partition, self._states.pop(partition))
             await self._restore_all(sorted(owned - self._states.keys()))
             await self._owner.resume(owned)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"taking over partitions {sorted(owned)} failed: {error!r}", error)
 
     async def _restore_all(self, partitions: list[int]) -> None:
@@ -100,7 +100,7 @@ class PartitionStore(Store[int, S], Generic[S]):
         try:
             async with asyncio.timeout(QUIESCE_SECONDS_MAX):
                 await self._owner.quiesce(frozenset(self._states))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"handing over partitions failed: {error!r}", error)
 
     def applied_positions(self, partitions: Iterable[int]) -> dict[tuple[str, int], int]:

@@ -46,6 +46,11 @@ class Run:
         tracker = self._tracker
         if tracker is None or not self.remaining:
             return False
+        if not self.records[0].offset <= offset <= self.records[-1].offset:
+            raise ValueError(
+                f"offset {offset} is not in this run of {self.records[0].offset} to "
+                f"{self.records[-1].offset}"
+            )
         if self._acked is None:
             self._acked = set()
         if offset in self._acked:

@@ -113,12 +113,15 @@ class _Input:
 class ChunkConsumer(FaustConsumer):
     """Faust's consumer over an aiokafka consumer of the same loop.
 
-    Three offsets per partition: *fetched* (aiokafka's position), *delivered* (handed to the agent in
-    a chunk) and *committed* (the contiguous acked prefix, a hint for ledgers, the truth for workers).
+    Three offsets per partition: *fetched* (aiokafka's position), *delivered* (handed to the agent
+    in a chunk) and *committed* (the contiguous acked prefix: a hint for ledgers, the truth for
+    workers).
     """
 
     consumer_stopped_errors: ClassVar[tuple[type[BaseException], ...]] = (ConsumerStoppedError,)
 
+    #: The RoleApp; naming its type here would close a circle of imports.
+    app: Any
     _kafka: aiokafka.AIOKafkaConsumer | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -190,7 +193,7 @@ class ChunkConsumer(FaustConsumer):
                 fail_stop("the Kafka consumer stopped by itself")
         except asyncio.CancelledError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"reading from Kafka failed: {error!r}", error)
 
     async def _pump_once(self) -> None:
@@ -339,7 +342,7 @@ class ChunkConsumer(FaustConsumer):
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:
-        """Set every input to where reading goes on; Faust awaits this before it resumes the flow."""
+        """Set every input to where reading goes on; Faust awaits this before records flow."""
         policies = self.app.input_policies
         wanted = [tp for tp in self.assignment() if tp.topic in policies]
         if not wanted:
@@ -365,7 +368,7 @@ class ChunkConsumer(FaustConsumer):
         return _Input(tp, policy, next(iter(channels)).queue)
 
     async def _positions(self, wanted: list[TP], starts: Mapping[TP, int]) -> dict[TP, int]:
-        """Applied positions where the app's state knows them, else committed offsets, else start."""
+        """Applied positions where the state knows them, else committed offsets, else the start."""
         applied = await self.app.applied_positions({tp.partition for tp in wanted})
         if applied is not None:
             return {tp: applied.get((tp.topic, tp.partition), starts[tp]) for tp in wanted}
