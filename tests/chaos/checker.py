@@ -1,0 +1,199 @@
+"""The independent checker: reads the raw topics and ClickHouse, and proves what was promised.
+
+Owns the order of the proof. It knows the public contract (topics, events, dead letters, rows) and
+imports nothing of the engine: a rule that is wrong there must not be right here.
+
+    python -m tests.chaos.checker --kafka HOST:PORT [--prefix P] [--receipts FILE]
+        [--expect FILE] [--clickhouse URL]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.accounting import (
+    Completed,
+    DeadJobs,
+    Inputs,
+    check_all_ended,
+    check_dead_jobs,
+    check_inputs,
+    check_receipts,
+)
+from tests.chaos.history import LogCounts, check_history
+from tests.chaos.jobfold import JobFold, JobId
+from tests.chaos.ledger_rows import check_positions, check_rows, read_rows
+from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, OrderFold, UniqueFold
+from tests.chaos.rawlog import RawRecord, read_topic
+from tests.chaos.receipts import Receipt, read_receipts
+from tests.chaos.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the run's handlers were declared with, as far as a promise depends on it."""
+
+    max_attempts: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> Expectations:
+        """{"max_attempts": {type: n}, "limits": {type: [[most, window_ms, over], …]}}"""
+        body: dict[str, Any] = json.loads(text)
+        limits = {
+            name: tuple(Limit(int(most), int(window), str(over)) for most, window, over in listed)
+            for name, listed in body.get("limits", {}).items()
+        }
+        return cls(dict(body.get("max_attempts", {})), limits)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything that is looked at. Iterables are read once, in the order of the fields."""
+
+    events: Iterable[RawRecord]
+    completed: Iterable[RawRecord]
+    dead: Iterable[RawRecord]
+    requested: Iterable[RawRecord]
+    state: Iterable[RawRecord] | None = None
+    receipts: Iterable[Receipt] = ()
+    expectations: Expectations = field(default_factory=Expectations)
+    clickhouse: str | None = None
+    requested_topic: str = "jobs.requested"
+
+
+class Checker:
+    """One proof. Make one, call `check` once."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.report = Report()
+        self.receipts = list(evidence.receipts)
+        asked = _asked(self.receipts)
+        expected = evidence.expectations
+        self.jobs = JobFold(self.report, expected.max_attempts)
+        self.limits = LimitFold(self.report, expected.limits)
+        self.due = DueFold(self.report, asked)
+        self.unique = UniqueFold(self.report, asked)
+        self.order = OrderFold(self.report, asked, expected.limits)
+        self.inputs = Inputs(self.report, evidence.requested_topic)
+        self.log = LogCounts()
+        self.decided: dict[tuple[str, int], int] = {}
+
+    def check(self) -> Report:
+        """The whole proof, in the order of the evidence."""
+        for record in self.evidence.events:
+            self._feed_event(record)
+        completed = Completed(self.report)
+        for record in self.evidence.completed:
+            completed.feed(record)
+        completed.check(self.jobs)
+        dead = DeadJobs()
+        letters = 0
+        for record in self.evidence.dead:
+            letters += 1
+            dead.feed(record)
+            self.inputs.feed_dead(record)
+        check_dead_jobs(self.report, dead, self.jobs)
+        requested = check_inputs(self.inputs, self.evidence.requested, self.jobs)
+        check_receipts(self.inputs, self.receipts, self.jobs)
+        check_all_ended(self.report, self.jobs)
+        if self.evidence.state is not None:
+            rows = read_rows(self.report, self.evidence.state)
+            check_rows(self.report, rows, self.jobs, self.limits)
+            check_positions(self.report, rows, self.decided, self.jobs.clock)
+            self.report.checked["rows"] = len(rows.jobs)
+        if self.evidence.clickhouse is not None:
+            check_history(self.report, self.evidence.clickhouse, self.log, self.jobs)
+        self.report.checked |= {
+            "receipts": len(self.receipts), "requests": requested, "jobs": len(self.jobs.jobs),
+            "events": self.jobs.events, "completed": len(completed.records),
+            "dead letters": letters,
+        }
+        return self.report
+
+    def _feed_event(self, record: RawRecord) -> None:
+        read = self.jobs.feed(record)
+        if read is None:
+            return
+        trace, step, event = read
+        self.log.feed(step, trace.type)
+        self.inputs.feed_event(trace, event)
+        cause = event["cause"]
+        if cause is not None:
+            place = (cause["topic"], cause["partition"])
+            self.decided[place] = max(self.decided.get(place, -1), cause["offset"])
+        if step.sequence is None:
+            return
+        self.limits.feed(trace, step)
+        self.due.feed(trace, step, event)
+        self.unique.feed(trace, step)
+        self.order.feed(trace, step, event)
+
+
+def _asked(receipts: Iterable[Receipt]) -> dict[JobId, Asked]:
+    asked: dict[JobId, Asked] = {}
+    for receipt in receipts:
+        if receipt.user_id is not None and receipt.job_id is not None:
+            key = (receipt.user_id, receipt.job_id)
+            # A repeat with another body is a conflict: what came first in the log counts, and
+            # loaders give both the same instants and keys.
+            asked.setdefault(key, Asked(receipt.unique_key, receipt.run_at_ms))
+    return asked
+
+
+def check_installation(
+    kafka: str,
+    *,
+    prefix: str = "",
+    receipts: Iterable[Receipt] = (),
+    expectations: Expectations | None = None,
+    clickhouse: str | None = None,
+) -> Report:
+    """Reads one installation's topics from Kafka and proves what it promises."""
+    topics = {
+        name: f"{prefix}{name}"
+        for name in ("jobs.events", "jobs.completed", "jobs.dead", "jobs.requested")
+    }
+    evidence = Evidence(
+        events=read_topic(kafka, topics["jobs.events"]),
+        completed=read_topic(kafka, topics["jobs.completed"]),
+        dead=read_topic(kafka, topics["jobs.dead"]),
+        requested=read_topic(kafka, topics["jobs.requested"]),
+        state=read_topic(kafka, f"{prefix}tidemill-state"),
+        receipts=receipts,
+        expectations=expectations or Expectations(),
+        clickhouse=clickhouse,
+        requested_topic=topics["jobs.requested"],
+    )
+    return Checker(evidence).check()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when nothing is violated, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="tests.chaos.checker", description=__doc__)
+    parser.add_argument("--kafka", required=True)
+    parser.add_argument("--prefix", default="")
+    parser.add_argument("--receipts", type=Path)
+    parser.add_argument("--expect", type=Path)
+    parser.add_argument("--clickhouse")
+    given = parser.parse_args(arguments)
+    report = check_installation(
+        given.kafka,
+        prefix=given.prefix,
+        receipts=read_receipts(given.receipts) if given.receipts else (),
+        expectations=Expectations.from_json(given.expect.read_text()) if given.expect else None,
+        clickhouse=given.clickhouse,
+    )
+    print(report.text())
+    return 0 if report.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Rebuilds the ledger's state from `jobs.events` and compares it with the rows that it keeps.
+
+Owns a small decoder of its own for the rows of the compacted state topic, written from the
+documented format: keys start with b"j" (job), b"l" (limit), b"d" (definition), b"p" (position);
+job rows are JSON arrays whose first element is 1 (live, or a dead letter) or -1 (ended). Refuses
+to know any code of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final
+
+import orjson
+
+from tests.chaos.jobfold import JobFold, JobId, Trace
+from tests.chaos.legal import TERMINAL
+from tests.chaos.promises import LimitFold, epoch_ms
+from tests.chaos.rawlog import RawRecord
+from tests.chaos.report import Report
+
+LIVE_ROW: Final = 1
+ENDED_ROW: Final = -1
+
+
+@dataclass(slots=True)
+class Rows:
+    """The newest row of each key, by partition."""
+
+    jobs: dict[bytes, tuple[int, list[Any]]] = field(default_factory=dict)
+    limits: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    positions: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def digest_of(key: JobId) -> bytes:
+    """The 16 bytes that stand for a job in a row's key."""
+    return blake2b(f"{key[0]}\x00{key[1]}".encode(), digest_size=16).digest()
+
+
+def read_rows(report: Report, records: Iterable[RawRecord]) -> Rows:
+    """Folds the state topic: the last record of a key counts, a tombstone forgets it."""
+    newest: dict[tuple[int, bytes], bytes] = {}
+    for record in records:
+        place = (record.partition, record.key or b"")
+        if record.value is None:
+            newest.pop(place, None)
+        else:
+            newest[place] = record.value
+    rows = Rows()
+    for (partition, key), value in newest.items():
+        _read_row(report, rows, partition, key, value)
+    return rows
+
+
+def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: bytes) -> None:
+    match key[:1]:
+        case b"j":
+            if key[1:] in rows.jobs:
+                report.violate("row_in_two_partitions", f"{key[1:].hex()}, also {partition}")
+            rows.jobs[key[1:]] = (partition, orjson.loads(value.partition(b"\n")[0]))
+        case b"l":
+            user_id, type_name = orjson.loads(key[1:])
+            held, started = orjson.loads(value)
+            rows.limits[(user_id, type_name)] = (held, tuple(started))
+        case b"p":
+            rows.positions[partition] = orjson.loads(value)
+        case b"d":
+            pass  # a definition: not made of events
+        case _:
+            report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+
+
+def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> None:
+    """Each job of the log has the row that its events give, and no row is left over."""
+    left = set(rows.jobs)
+    for trace in jobs.jobs.values():
+        digest = digest_of(trace.key)
+        found = rows.jobs.get(digest)
+        if found is None:
+            report.violate("row_missing", f"{trace.key} is {trace.state}", trace.story())
+            continue
+        left.discard(digest)
+        _check_job_row(report, trace, *found)
+    for digest in left:
+        report.violate("row_invented", f"row {rows.jobs[digest][1]!r:.200}")
+    _check_limits(report, rows, limits)
+
+
+def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any]) -> None:
+    last = [step for step in trace.steps if step.sequence is not None][-1]
+    if row[0] == LIVE_ROW:
+        found = {
+            "partition": partition, "state": row[1], "sequence": row[2], "run": row[3],
+            "attempt": row[4], "epoch": row[5], "user_id": row[17], "job_id": row[18],
+        }
+        wanted = {
+            "partition": trace.partition, "state": trace.state, "sequence": trace.sequence,
+            "run": trace.run, "attempt": last.attempt, "epoch": last.epoch,
+            "user_id": trace.user_id, "job_id": trace.job_id,
+        }
+        # A failed job keeps its whole row, so that it can be redriven.
+        is_kept = trace.is_live or trace.state == "failed"
+    elif row[0] == ENDED_ROW:
+        found = {
+            "partition": partition, "state": row[1], "finished_at": row[2], "run": row[4],
+            "sequence": row[5],
+        }
+        wanted = {
+            "partition": trace.partition, "state": trace.state,
+            "finished_at": epoch_ms(last.occurred_at), "run": trace.run,
+            "sequence": trace.sequence,
+        }
+        is_kept = trace.state in TERMINAL
+    else:
+        report.violate("unknown_row", f"{trace.key}: version {row[0]}")
+        return
+    if found != wanted or not is_kept:
+        report.violate(
+            "row_disagrees", f"{trace.key}: the row says {found}, its events {wanted}",
+            trace.story(),
+        )
+
+
+def _check_limits(report: Report, rows: Rows, limits: LimitFold) -> None:
+    for group, (held, started) in rows.limits.items():
+        known = limits.limits.get(group[1])
+        if known is None:
+            continue
+        is_skip = any(limit.over == "skip" for limit in known)
+        waiting = len(limits.waiting[group]) if is_skip else 0
+        starts = sorted(limits.starts[group])
+        if held != waiting or (started and list(started) != starts[-len(started) :]):
+            report.violate(
+                "limit_row_disagrees",
+                f"{group}: the row says held {held}, started {started[-3:]}; the log {waiting}, "
+                f"{starts[-3:]}",
+            )
+
+
+def check_positions(
+    report: Report,
+    rows: Rows,
+    decided: dict[tuple[str, int], int],
+    clock: dict[int, str],
+) -> None:
+    """The applied position of each input covers everything that was decided from it.
+
+    `decided` has the highest offset named as a cause, by (topic, partition).
+    """
+    for partition, row in rows.positions.items():
+        newest = clock.get(partition)
+        if newest is not None and row["clock"] < epoch_ms(newest):
+            report.violate(
+                "position_behind",
+                f"partition {partition}: the clock in the row is {row['clock']}, an event is of "
+                f"{newest}",
+            )
+    for (topic, partition), offset in decided.items():
+        applied = rows.positions.get(partition, {}).get("applied", {})
+        if applied.get(topic, -1) < offset:
+            report.violate(
+                "position_behind",
+                f"{topic}[{partition}]{offset} was decided, the applied position is "
+                f"{applied.get(topic)}",
+            )

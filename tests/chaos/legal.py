@@ -1,0 +1,48 @@
+"""The transitions that a job may make, written down a second time.
+
+Owns its own table, made from the design by hand: were it generated from the engine's, a wrong
+cell there would be right here too. Refuses to know any code of the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped", "expired"})
+AUDIT: Final = frozenset(
+    {"duplicate_ignored", "conflict_ignored", "outcome_ignored", "command_refused"}
+)
+_WAITING: Final = ("scheduled", "pending", "retrying")
+_FLIGHT: Final = ("dispatched", "running")
+
+
+def _to(after: str, *befores: str) -> frozenset[tuple[str | None, str]]:
+    return frozenset((before, after) for before in befores)
+
+
+def _stay(*states: str) -> frozenset[tuple[str | None, str]]:
+    return frozenset((state, state) for state in states)
+
+
+LEGAL: Final[dict[str, frozenset[tuple[str | None, str]]]] = {
+    "requested": frozenset({(None, "pending")}),
+    "scheduled": _to("scheduled", "pending", "scheduled"),
+    "deferred": _to("scheduled", "pending", "scheduled"),
+    "dispatched": _to("dispatched", *_WAITING),
+    "attempt_started": _to("running", "dispatched"),
+    "progressed": _stay("running"),
+    # A quick job reports only its end, so an attempt may end that never reported its start.
+    "attempt_succeeded": _to("running", *_FLIGHT),
+    "attempt_failed": _to("running", *_FLIGHT),
+    "retry_scheduled": _to("retrying", "running"),
+    "returned": _to("pending", *_FLIGHT),
+    "rescued": _to("pending", *_FLIGHT),
+    "cancel_requested": _stay(*_FLIGHT),
+    "redriven": _to("pending", *sorted(TERMINAL)),
+    "succeeded": _to("succeeded", "running"),
+    "failed": _to("failed", "pending", "scheduled", "running"),
+    "cancelled": _to("cancelled", *_WAITING, "running"),
+    "skipped": _to("skipped", "pending", "scheduled", *_FLIGHT),
+    "expired": _to("expired", "pending", "scheduled"),
+}
+"""Event -> the (state before, state after) that it may have."""

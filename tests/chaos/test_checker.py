@@ -1,0 +1,463 @@
+"""The checker finds each kind of violation: one bent log each, and the straight one is clean.
+
+Owns the proof that the checker can fail. Needs no broker.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.chaos.checker import Expectations
+from tests.chaos.handmade import START_MS, History, instant
+from tests.chaos.promises import Limit
+
+HARNESS: Final = frozenset(
+    {"handlers.py", "load.py", "stack.py", "faults.py", "mutations.py", "run.py", "__main__.py"}
+)
+ENGINE: Final = frozenset({"schemas", "streams", "agents", "tidemill", "systems", "benchmarks"})
+
+
+def straight() -> History:
+    """A correct history with one of each: success, retry, rescue, failure, skip, poison, repeat."""
+    log = History()
+    log.expectations = Expectations(max_attempts={"t": 3})
+    log.run("ann", "a1")
+    log.now_ms = 100
+    cause = log.ask("ann", "a2")
+    log.tell("ann", "a2", "requested", "pending", cause=cause)
+    log.tell("ann", "a2", "dispatched", "dispatched")
+    log.tell("ann", "a2", "rescued", "pending", attempt=0)
+    log.tell("ann", "a2", "dispatched", "dispatched")
+    log.tell("ann", "a2", "attempt_started", "running")
+    log.tell("ann", "a2", "attempt_failed", "running")
+    log.tell("ann", "a2", "retry_scheduled", "retrying", due_at=instant(200))
+    log.now_ms = 200
+    log.tell("ann", "a2", "dispatched", "dispatched")
+    log.tell("ann", "a2", "attempt_failed", "running")
+    log.tell("ann", "a2", "failed", "failed", reason="not_retryable")
+    again = log.ask("ann", "a1")
+    log.tell(
+        "ann", "a1", "duplicate_ignored", "succeeded", cause=again, sequence=None,
+        state_before="succeeded",
+    )
+    log.dead_letter("request", log.ask("bob", None, kind="poison"))
+    log.write_rows()
+    return log
+
+
+def test_straight_log_is_clean() -> None:
+    report = straight().check()
+    assert report.is_clean, report.text()
+    assert report.checked["jobs"] == 2
+    assert report.checked["receipts"] == 4
+
+
+# --- one bent place each --------------------------------------------------------------------------
+
+
+def gap(log: History) -> None:
+    cause = log.ask("eve", "e1")
+    log.tell("eve", "e1", "requested", "pending", cause=cause)
+    log.tell("eve", "e1", "dispatched", "dispatched", sequence=3)
+    log.finish("eve", "e1")
+
+
+def fork(log: History) -> None:
+    cause = log.ask("eve", "e1")
+    log.tell("eve", "e1", "requested", "pending", cause=cause)
+    log.tell("eve", "e1", "dispatched", "dispatched")
+    log.tell("eve", "e1", "attempt_started", "running", sequence=2)
+
+
+def not_from_one(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"), sequence=2)
+
+
+def chain(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched", state_before="scheduled")
+
+
+def illegal(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "succeeded", "succeeded")
+
+
+def unknown_event(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "teleported", "pending")
+
+
+def after_the_end(log: History) -> None:
+    log.run("eve", "e1")
+    log.tell("eve", "e1", "attempt_started", "running")
+
+
+def two_ends(log: History) -> None:
+    log.run("eve", "e1")
+    log.tell("eve", "e1", "succeeded", "succeeded")
+
+
+def wrong_run(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched", run=2)
+
+
+def fourth_attempt(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    for _ in range(4):
+        log.tell("eve", "e1", "dispatched", "dispatched")
+        log.tell("eve", "e1", "attempt_failed", "running")
+        log.tell("eve", "e1", "retry_scheduled", "retrying", due_at=instant(0))
+
+
+def attempt_jumped(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched", attempt=2)
+
+
+def rescue_spent_an_attempt(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched")
+    log.tell("eve", "e1", "rescued", "pending")
+    log.tell("eve", "e1", "dispatched", "dispatched")
+
+
+def zombie_outcome(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched")
+    log.tell("eve", "e1", "attempt_succeeded", "running", epoch=0)
+
+
+def five_rescues(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    for _ in range(5):
+        log.tell("eve", "e1", "dispatched", "dispatched")
+        log.tell("eve", "e1", "rescued", "pending", attempt=0)
+
+
+def clock_back(log: History) -> None:
+    log.now_ms -= 1
+    log.run("eve", "e1")
+
+
+def same_event_id(log: History) -> None:
+    log.events[1]["event_id"] = log.events[0]["event_id"]
+
+
+def audit_moves(log: History) -> None:
+    log.tell(
+        "ann", "a1", "outcome_ignored", "running", sequence=None, state_before="succeeded"
+    )
+
+
+def new_incarnation(log: History) -> None:
+    log.events[2]["incarnation"] = START_MS + 5
+
+
+def lost(log: History) -> None:
+    log.ask("eve", "e1")
+
+
+def never_ended(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+
+
+def decided_twice(log: History) -> None:
+    cause = log.ask("eve", "e1")
+    log.tell("eve", "e1", "requested", "pending", cause=cause)
+    log.tell(
+        "eve", "e1", "duplicate_ignored", "pending", cause=cause, sequence=None,
+        state_before="pending",
+    )
+
+
+def invented_input(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=99)
+
+
+def another_job(log: History) -> None:
+    log.tell("eve", "other", "requested", "pending", cause=log.ask("eve", "e1"))
+
+
+def poison_not_dead(log: History) -> None:
+    log.run("eve", "e1")
+    log.receipts.append(log.receipts.pop().__class__(0, len(log.requested) - 1, kind="poison"))
+
+
+def poison_and_processed(log: History) -> None:
+    log.run("eve", "e1")
+    log.dead_letter("request", len(log.requested) - 1)
+
+
+def dead_twice(log: History) -> None:
+    log.dead_letter("request", 3)
+
+
+def dead_changed(log: History) -> None:
+    letter = log.dead[-1]
+    log.dead[-1] = type(letter)(
+        letter.topic, 0, letter.offset, 0, letter.key, b"other", letter.headers
+    )
+
+
+def dead_key_changed(log: History) -> None:
+    letter = log.dead[-1]
+    log.dead[-1] = type(letter)(
+        letter.topic, 0, letter.offset, 0, None, letter.value, letter.headers
+    )
+
+
+def dead_headers_changed(log: History) -> None:
+    letter = log.dead[-1]
+    log.dead[-1] = type(letter)(
+        letter.topic, 0, letter.offset, 0, letter.key, letter.value, letter.headers[1:]
+    )
+
+
+def dead_without_cause(log: History) -> None:
+    letter = log.dead[-1]
+    kept = tuple(h for h in letter.headers if h[0] != "tidemill.dead.error.code")
+    log.dead[-1] = type(letter)(letter.topic, 0, letter.offset, 0, letter.key, letter.value, kept)
+
+
+def failed_without_letter(log: History) -> None:
+    log.dead.pop(0)
+
+
+def letter_of_nobody(log: History) -> None:
+    log.dead_letter("attempt", user_id="eve", job_id="nobody")
+
+
+def not_completed(log: History) -> None:
+    log.completed.pop()
+
+
+def completed_twice(log: History) -> None:
+    log.completed.append(log.completed[-1])
+
+
+def completed_invented(log: History) -> None:
+    log.completed.append(log.completed[-1] | {"job_id": "ghost"})
+
+
+def completed_other_status(log: History) -> None:
+    log.completed[0]["status"] = "failed"
+
+
+def completed_other_attempts(log: History) -> None:
+    log.completed[0]["attempts"] = 9
+
+
+def retry_too_early(log: History) -> None:
+    log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
+    log.tell("eve", "e1", "dispatched", "dispatched")
+    log.tell("eve", "e1", "attempt_failed", "running")
+    log.tell("eve", "e1", "retry_scheduled", "retrying", due_at=instant(log.now_ms + 1))
+    log.tell("eve", "e1", "dispatched", "dispatched")
+    log.finish("eve", "e1")
+
+
+def run_at_ignored(log: History) -> None:
+    log.run("eve", "e1", run_at_ms=START_MS + log.now_ms + 1)
+
+
+def row_missing(log: History) -> None:
+    del log.rows[next(iter(log.rows))]
+
+
+def row_invented(log: History) -> None:
+    log.rows[b"jxxxxxxxxxxxxxxxx"] = b'[-1,"succeeded",1,0,1,4]'
+
+
+def row_other_state(log: History) -> None:
+    key = next(iter(log.rows))
+    row = json.loads(log.rows[key])
+    log.rows[key] = json.dumps([row[0], "failed", *row[2:]]).encode()
+
+
+def position_behind(log: History) -> None:
+    log.rows[b"p"] = json.dumps({"applied": {"jobs.requested": 0}, "clock": 10**14}).encode()
+
+
+def clock_row_behind(log: History) -> None:
+    row = json.loads(log.rows[b"p"])
+    log.rows[b"p"] = json.dumps(row | {"clock": START_MS}).encode()
+
+
+def starts_out_of_order(log: History) -> None:
+    for job in ("e1", "e2"):
+        log.tell("eve", job, "requested", "pending", cause=log.ask("eve", job))
+    for job in ("e2", "e1"):
+        log.tell("eve", job, "dispatched", "dispatched")
+        log.finish("eve", job)
+
+
+BENT: Final[list[tuple[Callable[[History], None], str]]] = [
+    (gap, "sequence_gap"),
+    (fork, "sequence_fork"),
+    (not_from_one, "sequence_gap"),
+    (chain, "broken_chain"),
+    (illegal, "illegal_transition"),
+    (unknown_event, "illegal_transition"),
+    (after_the_end, "after_the_end"),
+    (two_ends, "two_ends"),
+    (wrong_run, "wrong_run"),
+    (fourth_attempt, "too_many_attempts"),
+    (attempt_jumped, "wrong_attempt"),
+    (rescue_spent_an_attempt, "wrong_attempt"),
+    (zombie_outcome, "wrong_attempt"),
+    (five_rescues, "too_many_rescues"),
+    (clock_back, "clock_went_back"),
+    (same_event_id, "event_id_twice"),
+    (audit_moves, "audit_changed_state"),
+    (new_incarnation, "two_incarnations"),
+    (lost, "acknowledged_and_lost"),
+    (lost, "input_lost"),
+    (never_ended, "never_ended"),
+    (decided_twice, "input_decided_twice"),
+    (invented_input, "input_invented"),
+    (another_job, "another_job"),
+    (poison_not_dead, "poison_not_dead"),
+    (poison_and_processed, "processed_and_dead"),
+    (dead_twice, "dead_letter_twice"),
+    (dead_changed, "dead_letter_changed"),
+    (dead_key_changed, "dead_letter_changed"),
+    (dead_headers_changed, "dead_letter_changed"),
+    (dead_without_cause, "dead_letter_without_cause"),
+    (failed_without_letter, "dead_letters_wrong"),
+    (letter_of_nobody, "dead_letters_wrong"),
+    (not_completed, "not_on_completed"),
+    (completed_twice, "completed_twice"),
+    (completed_invented, "completed_invented"),
+    (completed_other_status, "completed_disagrees"),
+    (completed_other_attempts, "completed_disagrees"),
+    (retry_too_early, "before_its_instant"),
+    (run_at_ignored, "before_its_instant"),
+    (row_missing, "row_missing"),
+    (row_invented, "row_invented"),
+    (row_other_state, "row_disagrees"),
+    (position_behind, "position_behind"),
+    (clock_row_behind, "position_behind"),
+    (starts_out_of_order, "out_of_order"),
+]
+
+
+@pytest.mark.parametrize(("bend", "kind"), BENT, ids=[f"{b.__name__}-{k}" for b, k in BENT])
+def test_each_bent_log_is_caught(bend: Callable[[History], None], kind: str) -> None:
+    log = straight()
+    bend(log)
+    report = log.check()
+    assert kind in report.kinds, report.text()
+
+
+# --- limits and unique keys -----------------------------------------------------------------------
+
+
+def limited(over: str, apart_ms: int) -> History:
+    """Three jobs of one user, two allowed in 1,000 ms, the third `apart_ms` after the first."""
+    log = History()
+    log.expectations = Expectations(limits={"t": (Limit(2, 1_000, over),)})
+    for n, at in enumerate((0, 10, apart_ms)):
+        log.now_ms = at
+        log.run("ann", f"a{n}")
+    return log
+
+
+@pytest.mark.parametrize("over", ["skip", "delay"])
+def test_limit_broken_by_a_millisecond(over: str) -> None:
+    assert limited(over, 1_000).check().is_clean
+    assert limited(over, 999).check().kinds == {"limit_broken"}
+
+
+def test_limit_counts_only_first_dispatches() -> None:
+    log = limited("skip", 1_000)
+    log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"))
+    log.now_ms = 2_500
+    for _ in range(3):
+        log.tell("ann", "a9", "dispatched", "dispatched")
+        log.tell("ann", "a9", "returned", "pending", attempt=0)
+    log.tell("ann", "a9", "dispatched", "dispatched")
+    log.finish("ann", "a9")
+    assert log.check().is_clean, log.check().text()
+
+
+def test_skip_needs_a_used_up_limit() -> None:
+    log = limited("skip", 1_500)
+    log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"))
+    log.tell("ann", "a9", "skipped", "skipped", reason="rate_limited")
+    assert log.check().kinds == {"skipped_without_need"}
+    log = limited("skip", 1_000)
+    log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"))
+    log.tell("ann", "a9", "skipped", "skipped", reason="rate_limited")
+    assert log.check().is_clean, log.check().text()
+
+
+def test_limit_row_must_agree() -> None:
+    log = limited("skip", 1_000)
+    log.write_rows()
+    key = b"l" + json.dumps(["ann", "t"]).encode()
+    log.rows[key] = json.dumps([0, [START_MS + 10, START_MS + 1_000]]).encode()
+    assert log.check().is_clean, log.check().text()
+    log.rows[key] = json.dumps([1, [START_MS + 10, START_MS + 1_000]]).encode()
+    assert log.check().kinds == {"limit_row_disagrees"}
+    log.rows[key] = json.dumps([0, [START_MS, START_MS + 1_000]]).encode()
+    assert log.check().kinds == {"limit_row_disagrees"}
+
+
+def second_of_a_key(log: History, kind: str, after: str, reason: str | None) -> History:
+    log.tell("ann", "u1", "requested", "pending", cause=log.ask("ann", "u1", unique_key="k"))
+    log.tell("ann", "u2", "requested", "pending", cause=log.ask("ann", "u2", unique_key="k"))
+    log.tell("ann", "u2", kind, after, reason=reason)
+    log.tell("ann", "u1", "dispatched", "dispatched")
+    log.finish("ann", "u1")
+    if kind == "dispatched":
+        log.finish("ann", "u2")
+    return log
+
+
+def test_two_live_jobs_of_a_key() -> None:
+    assert second_of_a_key(History(), "skipped", "skipped", "duplicate").check().is_clean
+    report = second_of_a_key(History(), "dispatched", "dispatched", None).check()
+    assert "two_live_jobs_of_a_key" in report.kinds
+
+
+def test_skipped_as_duplicate_without_a_holder() -> None:
+    log = History()
+    log.run("ann", "u1", unique_key="k")
+    log.tell("ann", "u2", "requested", "pending", cause=log.ask("ann", "u2", unique_key="k"))
+    log.tell("ann", "u2", "skipped", "skipped", reason="duplicate")
+    assert log.check().kinds == {"skipped_without_need"}
+
+
+# --- wording and independence ---------------------------------------------------------------------
+
+
+def test_report_tells_the_story() -> None:
+    log = straight()
+    two_ends(log)
+    text = log.check().text()
+    assert "VIOLATED two_ends: 1 times" in text
+    assert "job 'e1' of user 'eve', type t" in text
+    assert "#4 succeeded running->succeeded" in text
+
+
+def test_checker_imports_nothing_of_the_engine() -> None:
+    for path in Path(__file__).parent.glob("*.py"):
+        if path.name in HARNESS or path.name.startswith("test_"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import)
+                else [node.module or ""] if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for name in names:
+                assert name.split(".")[0] not in ENGINE, f"{path.name} imports {name}"
+                assert not name.startswith("tests.") or name.split(".")[2] + ".py" not in HARNESS
