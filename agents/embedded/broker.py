@@ -1,0 +1,364 @@
+"""One real Kafka broker as a child process: format, start, ready, stop, kill, start again.
+
+Owns: the broker's process, its data folder and the lock on it, and the moment when it is ready.
+Refuses to know: topics and jobs; how jars and a Java are found (jars.py, java.py); what it is told (kafka_settings.py).
+
+The lock on the folder is an open file that the broker's process inherits: it is held exactly as long as that process
+lives, whoever started it and however it ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from agents.embedded.errors import EmbeddedError, FolderInUseError, PortInUseError, StartError
+from agents.embedded.jars import class_path
+from agents.embedded.java import find_java
+from agents.embedded.kafka_settings import (
+    DEFAULT_HEAP_MB,
+    DEFAULT_PORT,
+    HEAP_MB_MIN,
+    LOOPBACK,
+    jvm_options,
+    log_properties,
+    server_properties,
+)
+
+# Ready takes 3 s on an idle machine; a busy two-core one, or a long log check after a kill, takes many times that.
+START_TIMEOUT_SECONDS = 90.0
+FORMAT_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 10.0
+# A predecessor that lost its parent is given this long to end before the folder counts as taken.
+LOCK_PATIENCE_SECONDS = 8.0
+POLL_SECONDS = 0.05
+LOG_TAIL_LINES = 15
+# Ends the broker when the pipe that only the parent writes to is closed: portable, and not bound to a thread.
+WATCHER = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; sleep 10; kill -KILL "$1" 2>/dev/null'
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatus:
+    """What is known of the broker of a data folder. `pid` and `port` are None when none is running."""
+
+    data_dir: Path
+    is_running: bool
+    is_ready: bool
+    pid: int | None
+    port: int | None
+
+    @property
+    def bootstrap(self) -> str | None:
+        """host:port for clients; None when none is running."""
+        return None if self.port is None else f"{LOOPBACK}:{self.port}"
+
+
+class Broker:
+    """A one-node Kafka in `data_dir`, listening on loopback.
+
+    `controller_port` 0 picks a free one. With `is_tied` the broker ends when this process ends, however it ends;
+    without it the broker stays. An instance may be started again after `stop` or `kill`.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | str,
+        port: int = DEFAULT_PORT,
+        controller_port: int = 0,
+        heap_mb: int = DEFAULT_HEAP_MB,
+        *,
+        is_tied: bool = True,
+    ) -> None:
+        if heap_mb < HEAP_MB_MIN:
+            raise EmbeddedError(f"heap_mb is {heap_mb}: Kafka needs at least {HEAP_MB_MIN}")
+        self.data_dir = Path(data_dir).expanduser().absolute()
+        self.port = port
+        self.controller_port = controller_port
+        self.heap_mb = heap_mb
+        self.is_tied = is_tied
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port for clients."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process id; None when it was not started from here or has been stopped."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process that was started from here still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log_file(self) -> Path:
+        """The broker's own log."""
+        return self.data_dir / "logs" / "broker.log"
+
+    def start(self, timeout: float = START_TIMEOUT_SECONDS) -> None:
+        """Start and return when a client is served. Raises an EmbeddedError that says what is in the way."""
+        if self.is_alive:
+            raise EmbeddedError(f"this broker runs already, as process {self.pid}")
+        (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
+        with _folder_lock(self.data_dir) as lock:
+            jars = class_path()
+            java = str(find_java().path)
+            _refuse_used_port(self.port)
+            self._write_settings()
+            if not (self.data_dir / "data" / "meta.properties").exists():
+                self._format(java, jars)
+            self._spawn([java, *self._jvm_options(), "-cp", jars, "kafka.Kafka"], lock)
+        try:
+            self._wait_ready(time.monotonic() + timeout)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, timeout: float = STOP_TIMEOUT_SECONDS) -> bool:
+        """Ask it to end and wait; kill it when it takes longer. True when it ended by itself."""
+        process = self._process
+        if process is None:
+            return True
+        process.terminate()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        self._forget()
+        return True
+
+    def kill(self) -> None:
+        """End it at once, as a crash would. What it acknowledged is in the folder."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = None
+        (self.data_dir / "broker.json").unlink(missing_ok=True)
+        if self._watcher is not None:
+            with contextlib.suppress(ProcessLookupError):
+                # The whole group: the shell and its `cat` or `sleep`.
+                os.killpg(self._watcher.pid, signal.SIGKILL)
+            self._watcher.wait()
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.close()
+            self._watcher = None
+
+    def _write_settings(self) -> None:
+        text = server_properties(
+            data=self.data_dir / "data",
+            port=self.port,
+            controller_port=self.controller_port or free_port(),
+        )
+        self._settings_file.write_text(text, encoding="utf-8")
+        self._log_configuration.write_text(log_properties(self.data_dir / "logs"), encoding="utf-8")
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.data_dir / "server.properties"
+
+    @property
+    def _log_configuration(self) -> Path:
+        return self.data_dir / "log4j2.properties"
+
+    def _jvm_options(self) -> list[str]:
+        return jvm_options(heap_mb=self.heap_mb, log_configuration=self._log_configuration)
+
+    def _format(self, java: str, jars: str) -> None:
+        # A folder without this file was never formatted, or not to the end.
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        command = [java, *self._jvm_options(), "-cp", jars, "kafka.tools.StorageTool", "format"]
+        # The id stands in one argument with its option: it may begin with a dash.
+        command += [f"--cluster-id={cluster}", "--config", str(self._settings_file)]
+        command += ["--ignore-formatted"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            raise StartError(f"cannot format {self.data_dir}: {done.stdout}{done.stderr}".strip())
+
+    def _spawn(self, command: list[str], lock: IO[str]) -> None:
+        with (self.data_dir / "logs" / "broker.out").open("wb") as output:
+            self._process = subprocess.Popen(
+                [*command, str(self._settings_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A session of its own: the terminal's Ctrl-C is for the process that stops the broker in order.
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
+            )
+        if self.is_tied:
+            self._watcher = subprocess.Popen(
+                ["/bin/sh", "-c", WATCHER, "tidemill-broker-watcher", str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        record = json.dumps({"pid": self._process.pid, "port": self.port})
+        (self.data_dir / "broker.json").write_text(record, encoding="utf-8")
+
+    def _wait_ready(self, deadline: float) -> None:
+        while not is_serving(self.port):
+            if not self.is_alive:
+                raise StartError(f"the broker ended while it started.\n{self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise StartError(f"the broker was not ready in time.\n{self._log_tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def _log_tail(self) -> str:
+        lines = [f"Its log, {self.log_file}, ends with:"]
+        for path in (self.data_dir / "logs" / "broker.out", self.log_file):
+            if path.exists():
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return "\n".join(lines)
+
+
+def start_background(
+    data_dir: Path | str, port: int = DEFAULT_PORT, heap_mb: int = DEFAULT_HEAP_MB
+) -> int:
+    """Start a broker that outlives this process, and return its process id when it is ready."""
+    broker = Broker(data_dir, port, heap_mb=heap_mb, is_tied=False)
+    broker.start()
+    assert broker._process is not None
+    _DETACHED.append(broker._process)
+    return broker._process.pid
+
+
+# Children that are left alone on purpose; held, because Popen warns about a live child that nobody holds.
+_DETACHED: list[subprocess.Popen[bytes]] = []
+
+
+def stop_background(data_dir: Path | str, timeout: float = STOP_TIMEOUT_SECONDS) -> bool:
+    """Stop the broker of this folder, whoever started it. True when it ended by itself, or none was running."""
+    current = status(data_dir)
+    if current.pid is None:
+        return True
+    folder = current.data_dir
+    os.kill(current.pid, signal.SIGTERM)
+    is_clean = _wait_free(folder, timeout)
+    if not is_clean:
+        os.kill(current.pid, signal.SIGKILL)
+        if not _wait_free(folder, timeout):
+            raise EmbeddedError(f"process {current.pid} holds {folder} and cannot be ended")
+    (folder / "broker.json").unlink(missing_ok=True)
+    return is_clean
+
+
+def status(data_dir: Path | str) -> BrokerStatus:
+    """What runs in this folder. Asks the folder's lock, so that a stale record is not believed."""
+    folder = Path(data_dir).expanduser().absolute()
+    record = _record(folder) if _is_locked(folder) else {}
+    pid, port = record.get("pid"), record.get("port")
+    return BrokerStatus(
+        data_dir=folder,
+        is_running=pid is not None,
+        is_ready=port is not None and is_serving(port),
+        pid=pid,
+        port=port,
+    )
+
+
+def is_serving(port: int) -> bool:
+    """Whether a broker on this port of loopback answers a client's metadata request."""
+    # The plain connection first: librdkafka would retry and log for each refusal.
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    settings: dict[str, Any] = {"bootstrap.servers": f"{LOOPBACK}:{port}", "log_level": 0}
+    try:
+        return bool(AdminClient(settings).list_topics(timeout=2).brokers)
+    except KafkaException:
+        return False
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _refuse_used_port(port: int) -> None:
+    with socket.socket() as probe:
+        # Connections of a predecessor that linger in TIME_WAIT do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise PortInUseError(
+                f"port {port} of {LOOPBACK} cannot be used ({error.strerror}): "
+                "choose another with --kafka-port, or stop what listens there"
+            ) from error
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Any:
+    with (folder / "broker.lock").open("a") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                raise FolderInUseError(
+                    f"{folder} is in use by a live broker (process {_record(folder).get('pid')}): "
+                    f"stop it with `tidemill broker stop --data {folder}`, or choose another folder with --data"
+                )
+            time.sleep(POLL_SECONDS)
+        yield file
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / "broker.lock").open() as file:
+            return not _try_lock(file)
+    except FileNotFoundError:
+        return False
+
+
+def _wait_free(folder: Path, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while _is_locked(folder):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _record(folder: Path) -> dict[str, int]:
+    try:
+        record: dict[str, int] = json.loads((folder / "broker.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return record

@@ -1,0 +1,89 @@
+"""What the embedded broker is told: its server.properties, its log, its JVM.
+
+Owns: every setting of the one-node Kafka with the reason for it.
+Refuses to know: processes, ports in use, and folders other than the one it is given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_PORT = 9092
+# 256 MB is enough to run; half a gigabyte keeps collections rare while a benchmark fills it.
+DEFAULT_HEAP_MB = 512
+HEAP_MB_MIN = 192
+# jobs.dead carries a whole refused record and its story; requests are bounded far below by us.
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+# The default of 128 MB is allocated at the start and would be half of a small heap.
+CLEANER_BUFFER_BYTES = 32 * 1024 * 1024
+# Internal topics at their default of 50 partitions only cost start-up time on one node.
+INTERNAL_PARTITIONS = 8
+# Each file of the broker's log, and how many are kept.
+LOG_FILE_MB_MAX = 10
+LOG_FILES_KEPT = 3
+
+
+def server_properties(*, data: Path, port: int, controller_port: int) -> str:
+    """server.properties of one KRaft node that is broker and controller, on loopback only."""
+    settings: dict[str, object] = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
+        "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": data,
+        # One node can hold one replica.
+        "offsets.topic.replication.factor": 1,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "offsets.topic.num.partitions": INTERNAL_PARTITIONS,
+        "transaction.state.log.num.partitions": INTERNAL_PARTITIONS,
+        "share.coordinator.state.topic.num.partitions": INTERNAL_PARTITIONS,
+        # The default waits three seconds for more members before the first assignment.
+        "group.initial.rebalance.delay.ms": 0,
+        # A misspelt topic must be an error and not a new topic with wrong settings.
+        "auto.create.topics.enable": "false",
+        "message.max.bytes": MESSAGE_BYTES_MAX,
+        "replica.fetch.max.bytes": MESSAGE_BYTES_MAX,
+        "log.cleaner.dedupe.buffer.size": CLEANER_BUFFER_BYTES,
+        # After a kill -9 every partition is checked; one thread a core does it.
+        "num.recovery.threads.per.data.dir": 2,
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def log_properties(folder: Path) -> str:
+    """log4j2's configuration: broker.log, rotated by size, with a bound on what is kept."""
+    return f"""status=error
+appender.file.type=RollingFile
+appender.file.name=file
+appender.file.fileName={folder}/broker.log
+appender.file.filePattern={folder}/broker.%i.log
+appender.file.layout.type=PatternLayout
+appender.file.layout.pattern=%d{{yyyy-MM-dd HH:mm:ss.SSS}} %p %m (%c{{1}})%n
+appender.file.policies.type=Policies
+appender.file.policies.size.type=SizeBasedTriggeringPolicy
+appender.file.policies.size.size={LOG_FILE_MB_MAX}MB
+appender.file.strategy.type=DefaultRolloverStrategy
+appender.file.strategy.max={LOG_FILES_KEPT}
+rootLogger.level=info
+rootLogger.appenderRef.file.ref=file
+"""
+
+
+def jvm_options(*, heap_mb: int, log_configuration: Path) -> list[str]:
+    """Options for the broker's JVM: a small heap, and the collector that starts fastest on few cores."""
+    return [
+        f"-Xms{min(heap_mb, 256)}m",
+        f"-Xmx{heap_mb}m",
+        "-XX:+UseSerialGC",
+        # A broker without memory must end and be started again, not linger half alive.
+        "-XX:+ExitOnOutOfMemoryError",
+        "-XX:-UsePerfData",
+        "-Djava.awt.headless=true",
+        f"-Dlog4j2.configurationFile={log_configuration.as_uri()}",
+    ]
