@@ -7,6 +7,7 @@ topics, agents or states a role has. Creating an app needs no broker.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import faust
@@ -48,6 +49,8 @@ class RoleApp(faust.App):
         #: Topic -> how it is read.
         self.input_policies: dict[str, InputPolicy] = {}
         self._partition_table: PartitionTable | None = None
+        #: Awaited at a graceful stop while records still flow, for a role that hands work back.
+        self.before_stop: Callable[[], Awaitable[None]] | None = None
 
     # -- what a role declares ------------------------------------------------------------------
 
@@ -93,8 +96,8 @@ class RoleApp(faust.App):
 
     # -- what the consumer asks ----------------------------------------------------------------
 
-    async def quiesce(self, partitions: set[int]) -> None:
-        """A rebalance begins; called before anything is revoked."""
+    async def quiesce(self) -> None:
+        """A rebalance begins and every chunk handed out is stale: finish what is in flight."""
         if self._partition_table is not None:
             await self._partition_table.store.quiesce()
 

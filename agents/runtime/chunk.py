@@ -63,6 +63,15 @@ class Chunk:
     def last_offset(self) -> int:
         return self.records[-1].offset
 
+    @property
+    def is_stale(self) -> bool:
+        """True once its partition was revoked or re-seeked: drop it undecided, it comes again.
+
+        Ask right before deciding, not when the chunk arrives: deciding on a stale chunk after an
+        older one was dropped would skip the older one for ever.
+        """
+        return self._run.is_stale
+
     def __len__(self) -> int:
         return len(self.records)
 

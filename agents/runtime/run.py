@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agents.runtime.app import RoleApp
@@ -94,12 +94,8 @@ async def serve(
     *,
     stop_seconds_max: float = STOP_SECONDS_MAX,
     limits: WatchdogLimits | None = None,
-    before_stop: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
-    """Run ``app`` until SIGTERM or SIGINT; return the exit code.
-
-    ``before_stop`` is awaited while records still flow, for a role that hands work back.
-    """
+    """Run ``app`` until SIGTERM or SIGINT; return the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,13 +108,23 @@ async def serve(
     # The bound holds even when the loop is blocked, so it is the kernel's clock that counts.
     signal.signal(signal.SIGALRM, _on_stop_overdue)
     signal.setitimer(signal.ITIMER_REAL, stop_seconds_max)
-    if before_stop is not None and starting.done():
-        await before_stop()
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    await app.stop()
+    await _stop(app, starting)
     signal.setitimer(signal.ITIMER_REAL, 0)
     return EXIT_OK
+
+
+async def _stop(app: RoleApp, starting: asyncio.Task[None]) -> None:
+    if starting.done():
+        # 1. The role hands back what it has not begun; records still flow.
+        if app.before_stop is not None:
+            await app.before_stop()
+        # 2. Transactions in flight end; none begins.
+        app.chunks.stop_flow()
+        await app.quiesce()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    # 3. What is acked is committed, then the group is left.
+    await app.stop()
 
 
 async def _start(app: RoleApp) -> None:

@@ -46,8 +46,8 @@ class PartitionOwner(Protocol[S]):
     async def quiesce(self, partitions: frozenset[int]) -> None:
         """A rebalance begins: let the transactions in flight end and start none until ``resume``.
 
-        Chunks already handed out of these partitions are stale afterwards: drop them, they come
-        again.
+        Every chunk handed out before is stale by now (``Chunk.is_stale``): never begin a group
+        with one.
         """
 
     async def resume(self, partitions: frozenset[int]) -> None:

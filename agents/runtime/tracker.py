@@ -73,6 +73,11 @@ class Run:
                 end = record.offset + 1
         return end
 
+    @property
+    def is_stale(self) -> bool:
+        """True when the partition was revoked or re-seeked since; the records come again."""
+        return self._tracker is None
+
     def detach(self) -> None:
         """Make every later ack of this run a no-op: its partition was revoked or re-seeked."""
         self._tracker = None

@@ -44,6 +44,8 @@ logger = logging.getLogger("tidemill.runtime")
 FETCH_WAIT_MS_MAX = 200
 # A pass of the pump hands out at most this much of one partition before others and the loop get on.
 PASS_CHUNKS_MAX = 4
+# A commit before a rebalance that takes longer is given up; the group waits for this member.
+REVOKE_COMMIT_SECONDS_MAX = 5.0
 # What aiokafka answers for a partition without a committed offset.
 _UNKNOWN_OFFSET = -1
 
@@ -329,16 +331,27 @@ class ChunkConsumer(FaustConsumer):
     # -- rebalance -----------------------------------------------------------------------------
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop handing out, let the owner finish what is in flight, commit, forget."""
+        """Hand over: after this, nothing that was handed out before may be decided."""
+        # 1. Hand out nothing more.
         self.stop_flow()
-        if self._inputs:
-            await self.app.quiesce({tp.partition for tp in self._inputs})
-            await self.force_commit()
+        had_inputs = bool(self._inputs)
+        # 2. Commit what is acked by now; what is acked later comes again.
+        try:
+            async with asyncio.timeout(REVOKE_COMMIT_SECONDS_MAX):
+                await self.force_commit()
+        except TimeoutError:
+            logger.warning("offsets not committed before a rebalance, their records come again")
+        # 3. Make every chunk that is still queued or waiting stale. This comes before the owner
+        #    finishes, or it could drop one chunk and decide on the one behind it.
         for entry in self._inputs.values():
             entry.clear()
         self._inputs.clear()
         self._in_order.clear()
         self.uncommitted_since = None
+        # 4. Let the owner finish what it is committing.
+        if had_inputs:
+            await self.app.quiesce()
+        # 5. Faust empties the agents' queues and goes on with the rebalance.
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:

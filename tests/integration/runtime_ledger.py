@@ -12,7 +12,8 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.chunk import Chunk
@@ -65,8 +66,10 @@ class Partition:
         chunks: list[Chunk] = []
         size = 0
         while self.inbox and size < GROUP_RECORDS_MAX:
-            chunks.append(self.inbox.popleft())
-            size += len(chunks[-1])
+            chunk = self.inbox.popleft()
+            if not chunk.is_stale:
+                chunks.append(chunk)
+                size += len(chunk)
         return chunks
 
     async def _commit(self, chunks: list[Chunk]) -> None:
@@ -75,7 +78,9 @@ class Partition:
             for record in chunk.records:
                 if record.offset < applied.get(chunk.topic, 0):
                     continue
-                out.append((f"{self.app_id}.completed", self.number, record.key, record.value, None))
+                out.append(
+                    (f"{self.app_id}.completed", self.number, record.key, record.value, None)
+                )
                 count += 1
                 applied[chunk.topic] = record.offset + 1
         row = json.dumps({"applied": applied, "count": count}).encode()
@@ -127,7 +132,6 @@ class Ledger:
             state = self.partitions[number]
             state.may_commit.clear()
             await state.idle.wait()
-            state.inbox.clear()
 
     async def resume(self, partitions: frozenset[int]) -> None:
         for number in partitions:
@@ -148,18 +152,19 @@ def build(app_id: str, kafka: str, instance: str) -> RoleApp:
     table = app.partition_table("ledger", ledger, PARTITIONS)
     raise_at = os.environ.get("RUNTIME_RAISE_AT", "").encode()
 
-    async def take(stream: AsyncIterator[Chunk]) -> None:
+    async def take(stream: Any) -> None:
+        chunk: Chunk
         async for chunk in stream:
             if raise_at and any(record.value == raise_at for record in chunk.records):
                 raise RuntimeError("asked to raise")
             table.store[chunk.partition].add(chunk)
 
     @app.agent(app.input_topic(f"{app_id}.outcomes", InputPolicy(priority=0)))
-    async def outcomes(stream: AsyncIterator[Chunk]) -> None:
+    async def outcomes(stream: Any) -> None:
         await take(stream)
 
     @app.agent(app.input_topic(f"{app_id}.requested", InputPolicy(priority=1)))
-    async def requested(stream: AsyncIterator[Chunk]) -> None:
+    async def requested(stream: Any) -> None:
         await take(stream)
 
     return app

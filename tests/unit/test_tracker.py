@@ -79,7 +79,9 @@ def test_the_same_position_is_committed_once() -> None:
 def test_acks_after_a_revoke_are_ignored() -> None:
     tracker = OffsetTracker()
     stale = tracker.deliver(records(5, 6))
+    assert (stale.is_stale, tracker.unacked_records) == (False, 2)
     tracker.clear()
+    assert (stale.is_stale, tracker.unacked_records) == (True, 0)
     assert stale.ack() is False
     assert stale.ack_offset(5) is False
     fresh = tracker.deliver(records(5))
