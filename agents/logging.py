@@ -1,6 +1,6 @@
 """Log lines of the roles: one format, on stderr; readiness alone goes to stdout.
 
-Owns the format and the throttling of librdkafka's chatter. Refuses to know what is worth a line.
+Owns the format. Refuses to know what is worth a line.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
 from typing import Any, Final, Literal
 
 import structlog
@@ -29,39 +27,6 @@ _QUIET: Final = {
     "uvicorn.access": "WARNING",
     "httpx": "WARNING",
 }
-
-
-class Throttle(logging.Filter):
-    """Lets one record of a kind through in `THROTTLE_SECONDS` and says how many it held back."""
-
-    def __init__(self, seconds: float = THROTTLE_SECONDS) -> None:
-        super().__init__()
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._shown: dict[str, tuple[float, int]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        # librdkafka's text starts with its facility ("FAIL [...]"); that is the kind.
-        kind = f"{record.levelno}:{record.getMessage()[:12]}"
-        now = time.monotonic()
-        with self._lock:
-            shown_at, held = self._shown.get(kind, (float("-inf"), 0))
-            if now - shown_at < self._seconds:
-                self._shown[kind] = (shown_at, held + 1)
-                return False
-            self._shown[kind] = (now, 0)
-        if held:
-            record.msg = f"{record.getMessage()} ({held} like it held back)"
-            record.args = ()
-        return True
-
-
-def kafka_logger(name: str) -> logging.Logger:
-    """The `logger` argument of every confluent-kafka client."""
-    logger = logging.getLogger(f"tidemill.kafka.{name}")
-    if not any(isinstance(one, Throttle) for one in logger.filters):
-        logger.addFilter(Throttle())
-    return logger
 
 
 def configure_logging(

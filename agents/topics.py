@@ -27,7 +27,7 @@ from confluent_kafka.admin._config import (
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from agents.logging import kafka_logger
+from agents.runtime.clients import client_settings
 from schemas.topics import READY_PARTITIONS, Topics, TopicSpec
 
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
@@ -69,10 +69,7 @@ class Change:
 
 def admin_client(kafka: str) -> AdminClient:
     """An admin client that keeps librdkafka's chatter out of stderr."""
-    return AdminClient(
-        {"bootstrap.servers": kafka, "socket.connection.setup.timeout.ms": 5_000},
-        logger=kafka_logger("topics"),
-    )
+    return AdminClient(client_settings(kafka, "tidemill-topics", {}))
 
 
 def wanted(topics: Topics, partitions: int, queues: Iterable[str]) -> list[TopicSpec]:

@@ -1,0 +1,407 @@
+"""Asking for jobs and waiting for their ends: `Client`, and `AsyncClient` with the same methods.
+
+Owns the public face for programs that are no workers. Refuses to know how records travel
+(`tidemill.sending`), how ends are found (`tidemill.completions`) and what is a valid request
+(`tidemill.requests`).
+
+    with Client(kafka="127.0.0.1:9092") as client:
+        handle = client.enqueue("greet", user_id="u1", payload={"name": "Ada"})
+        print(client.wait(handle).result)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from confluent_kafka import Message
+from pydantic import BaseModel
+
+from agents.settings import CommonSettings, load
+from schemas.events import CompletedJob
+from schemas.topics import Topics
+from tidemill.completions import Completions, Waiter
+from tidemill.history import find_completed
+from tidemill.requests import (
+    ClientError,
+    InvalidRequest,
+    JobHandle,
+    JobIds,
+    Request,
+    encode,
+    encode_command,
+)
+from tidemill.sending import DELIVERY_SECONDS, EnqueueFailed, Record, Sender
+from tidemill.sql import SqlError
+
+WAIT_SECONDS: Final = 60.0  # seconds that `wait` waits unless told otherwise
+CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
+ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
+
+Payload = Mapping[str, Any] | BaseModel | None
+
+
+class WaitTimeout(ClientError, TimeoutError):
+    """The job had not ended in time. It goes on; waiting again is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReceipt:
+    """A command that Kafka acknowledged. Its answer is the event that it causes."""
+
+    command: str
+    user_id: str
+    job_id: str
+    partition: int
+    offset: int
+
+
+class _Core:
+    """What both clients do; every method returns at once or a future."""
+
+    def __init__(
+        self,
+        kafka: str | None,
+        clickhouse: str | None,
+        topic_prefix: str | None,
+        timeout_seconds: float,
+    ) -> None:
+        settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
+        self.topics = Topics(settings.topic_prefix)
+        self.clickhouse = clickhouse
+        self._ids = JobIds()
+        self._sender = Sender(settings.kafka, timeout_seconds)
+        self._completions = Completions(settings.kafka, self.topics.completed)
+
+    def enqueue(self, request: Request) -> Future[JobHandle]:
+        job_id = request.job_id or self._ids.next()
+        value = encode(request, job_id)
+        now_ms = time.time_ns() // 1_000_000
+        topic = self.topics.requested
+        sent = self._sender.send(topic, request.user_id, value, job_id)
+        return _then(
+            sent,
+            lambda message: JobHandle(
+                job_id, request.user_id, request.type, topic, now_ms,
+                message.partition(), message.offset(),
+            ),
+        )
+
+    def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
+        handles: list[JobHandle] = []
+        topic = self.topics.requested
+        self._sender.send_many(topic, self._records(requests, handles))
+        return handles
+
+    def _records(
+        self, requests: Iterable[Request], handles: list[JobHandle]
+    ) -> Iterator[Record]:
+        topic = self.topics.requested
+        now_ms = time.time_ns() // 1_000_000
+        next_id = self._ids.next
+        for number, request in enumerate(requests):
+            job_id = request.job_id or next_id()
+            try:
+                value = encode(request, job_id)
+            except InvalidRequest as error:
+                raise InvalidRequest(
+                    f"request {number}: {error}; those before it may have been sent"
+                ) from None
+            handles.append(JobHandle(job_id, request.user_id, request.type, topic, now_ms))
+            yield request.user_id, value
+
+    def command(
+        self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
+        reason: str | None, actor: str | None,
+    ) -> Future[CommandReceipt]:
+        body = {
+            "command": word, "user_id": user_id, "job_id": job_id,
+            "command_id": self._ids.next(), "actor": actor, "reason": reason,
+        }
+        sent = self._sender.send(self.topics.commands, user_id, encode_command(body), job_id)
+        return _then(
+            sent,
+            lambda message: CommandReceipt(
+                word, user_id, job_id, message.partition() or 0, message.offset() or 0
+            ),
+        )
+
+    def waiter(self, job: JobHandle, run: int) -> Waiter:
+        """Register a wait. Requests and ends of a user share the number of their partition."""
+        waiter = Waiter(
+            (job.user_id, job.job_id), run, job.enqueued_at - CLOCK_SLACK_MS, job.partition
+        )
+        self._completions.wait_for(waiter)
+        return waiter
+
+    def forget(self, waiter: Waiter) -> None:
+        self._completions.forget(waiter)
+
+    def from_history(self, job: JobHandle, run: int) -> CompletedJob | None:
+        """The end as ClickHouse knows it; None when it knows none or cannot be asked."""
+        if self.clickhouse is None:
+            return None
+        try:
+            return find_completed(self.clickhouse, job.user_id, job.job_id, run)
+        except SqlError:
+            # The topic is the truth and is being read; ClickHouse only knows older ends.
+            return None
+
+    def close(self) -> None:
+        self._completions.close()
+        self._sender.close()
+
+
+def _then(sent: Future[Message], make: Any) -> Future[Any]:
+    """A future of what `make` makes of the message."""
+    made: Future[Any] = Future()
+
+    def done(future: Future[Message]) -> None:
+        error = future.exception()
+        if not made.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            made.set_exception(error)
+        else:
+            made.set_result(make(future.result()))
+
+    sent.add_done_callback(done)
+    return made
+
+
+def _timed_out(job: JobHandle, timeout: float) -> WaitTimeout:
+    return WaitTimeout(
+        f"job {job.job_id} of {job.user_id} had not ended after {timeout:g} s; it goes on. Look at "
+        f"it with: tidemill jobs show {job.job_id} --user {job.user_id}"
+    )
+
+
+class Client:
+    """Asks for jobs and waits for their ends. Safe to share between threads; close it at the end.
+
+    `kafka`: HOST:PORT, several with commas; None: TIDEMILL_KAFKA or 127.0.0.1:9092.
+    `clickhouse`: http://HOST:PORT; lets `wait` find jobs that had ended long before.
+    `timeout_seconds`: how long a broker may be away before `enqueue` gives up.
+    """
+
+    def __init__(
+        self,
+        kafka: str | None = None,
+        clickhouse: str | None = None,
+        topic_prefix: str | None = None,
+        *,
+        timeout_seconds: float = DELIVERY_SECONDS,
+    ) -> None:
+        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds)
+
+    def enqueue(
+        self,
+        type: str,
+        *,
+        user_id: str,
+        payload: Payload = None,
+        job_id: str | None = None,
+        queue: str | None = None,
+        priority: Literal["high", "medium", "low"] | None = None,
+        run_at: datetime | None = None,
+        expires_at: datetime | None = None,
+        unique_key: str | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+        source: str | None = None,
+        tags: Sequence[str] = (),
+        batch_id: str | None = None,
+        parent_job_id: str | None = None,
+    ) -> JobHandle:
+        """Ask for one job; returns once Kafka has it on all in-sync replicas.
+
+        Raises InvalidRequest for what the engine would refuse, EnqueueFailed when Kafka did not
+        take it.
+        """
+        request = Request(
+            type=type, user_id=user_id, payload=payload, job_id=job_id, queue=queue,
+            priority=priority, run_at=run_at, expires_at=expires_at, unique_key=unique_key,
+            max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
+            batch_id=batch_id, parent_job_id=parent_job_id,
+        )
+        return self._core.enqueue(request).result()
+
+    def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
+        """Ask for many jobs; returns once Kafka has them all, in the order of `requests`.
+
+        Raises InvalidRequest with the number of the wrong request (those before it may have been
+        sent), EnqueueFailed with the ids of the jobs that Kafka did not take.
+        """
+        return self._core.enqueue_many(requests)
+
+    def wait(
+        self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob:
+        """The job's end, whatever it is: look at `status`. `run`: that run's or a later one's.
+
+        Raises WaitTimeout after `timeout` seconds.
+        """
+        found = self._core.from_history(job, run)
+        if found is not None:
+            return found
+        waiter = self._core.waiter(job, run)
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                try:
+                    return waiter.future.result(max(0.0, min(left, ASK_CLICKHOUSE_SECONDS)))
+                except FutureTimeout:
+                    if left <= ASK_CLICKHOUSE_SECONDS:
+                        raise _timed_out(job, timeout) from None
+                found = self._core.from_history(job, run)
+                if found is not None:
+                    return found
+        finally:
+            self._core.forget(waiter)
+
+    def cancel(
+        self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> CommandReceipt:
+        """Ask to end a waiting job, or a running one to stop."""
+        return self._core.command("cancel", user_id, job_id, reason, actor).result()
+
+    def redrive(
+        self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> CommandReceipt:
+        """Ask to run an ended job again, as its next run."""
+        return self._core.command("redrive", user_id, job_id, reason, actor).result()
+
+    def close(self) -> None:
+        """Wait for what is under way, then close the connections."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """`Client` for a running event loop: the same arguments and methods, to be awaited."""
+
+    def __init__(
+        self,
+        kafka: str | None = None,
+        clickhouse: str | None = None,
+        topic_prefix: str | None = None,
+        *,
+        timeout_seconds: float = DELIVERY_SECONDS,
+    ) -> None:
+        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds)
+
+    async def enqueue(
+        self,
+        type: str,
+        *,
+        user_id: str,
+        payload: Payload = None,
+        job_id: str | None = None,
+        queue: str | None = None,
+        priority: Literal["high", "medium", "low"] | None = None,
+        run_at: datetime | None = None,
+        expires_at: datetime | None = None,
+        unique_key: str | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+        source: str | None = None,
+        tags: Sequence[str] = (),
+        batch_id: str | None = None,
+        parent_job_id: str | None = None,
+    ) -> JobHandle:
+        """As `Client.enqueue`."""
+        request = Request(
+            type=type, user_id=user_id, payload=payload, job_id=job_id, queue=queue,
+            priority=priority, run_at=run_at, expires_at=expires_at, unique_key=unique_key,
+            max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
+            batch_id=batch_id, parent_job_id=parent_job_id,
+        )
+        return await asyncio.wrap_future(self._core.enqueue(request))
+
+    async def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
+        """As `Client.enqueue_many`; runs in a thread."""
+        return await asyncio.to_thread(self._core.enqueue_many, requests)
+
+    async def wait(
+        self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob:
+        """As `Client.wait`."""
+        found = await asyncio.to_thread(self._core.from_history, job, run)
+        if found is not None:
+            return found
+        waiter = self._core.waiter(job, run)
+        end = asyncio.wrap_future(waiter.future)
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                done, _ = await asyncio.wait(
+                    [end], timeout=max(0.0, min(left, ASK_CLICKHOUSE_SECONDS))
+                )
+                if done:
+                    return end.result()
+                if left <= ASK_CLICKHOUSE_SECONDS:
+                    raise _timed_out(job, timeout)
+                found = await asyncio.to_thread(self._core.from_history, job, run)
+                if found is not None:
+                    return found
+        finally:
+            end.cancel()
+            self._core.forget(waiter)
+
+    async def cancel(
+        self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> CommandReceipt:
+        """As `Client.cancel`."""
+        sent = self._core.command("cancel", user_id, job_id, reason, actor)
+        return await asyncio.wrap_future(sent)
+
+    async def redrive(
+        self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> CommandReceipt:
+        """As `Client.redrive`."""
+        sent = self._core.command("redrive", user_id, job_id, reason, actor)
+        return await asyncio.wrap_future(sent)
+
+    async def close(self) -> None:
+        """As `Client.close`; runs in a thread."""
+        await asyncio.to_thread(self._core.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "CommandReceipt",
+    "CompletedJob",
+    "EnqueueFailed",
+    "InvalidRequest",
+    "JobHandle",
+    "Request",
+    "WaitTimeout",
+]

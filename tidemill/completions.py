@@ -1,0 +1,308 @@
+"""Waiting for ends: one shared reader of `jobs.completed` behind every `wait`.
+
+Owns a thread with one `read_committed` consumer without a group, the records that it saw lately,
+and who waits for which job. Refuses to know how jobs are asked for.
+
+How an end is never missed: a wait names the instant from which its job can have ended. When the
+reader has been reading since before that, what it remembers is complete; else it goes back to the
+offset of that instant. Going back is harmless to others: they look for other jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from confluent_kafka import (
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from agents.runtime.clients import client_settings
+from schemas.events import CompletedJob
+from tidemill.requests import ClientError
+
+logger = logging.getLogger("tidemill.client")
+
+POLL_SECONDS: Final = 0.05  # how late the reader sees a new wait that needs it to go back
+IDLE_SECONDS: Final = 10.0  # without a wait for this long the reader stops reading
+REMEMBERED_RECORDS_MAX: Final = 50_000
+REMEMBERED_BYTES_MAX: Final = 64 * 1_048_576
+CHUNK_RECORDS: Final = 1_000
+LOOKUP_SECONDS: Final = 10.0  # for one question to the broker; asked again until it answers
+
+JobKey = tuple[str, str]
+"""user_id, job_id."""
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """One `wait`: whose end, of which run or a later one, from which instant on, where to tell."""
+
+    key: JobKey
+    run: int
+    since_ms: int
+    partition: int | None
+    future: Future[CompletedJob] = field(default_factory=Future)
+
+    def wants(self, body: dict[str, Any]) -> bool:
+        """Whether a record of this user is the end that is waited for."""
+        return bool(body["job_id"] == self.key[1] and body["run"] >= self.run)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the reader knows of a partition: every record from `offset` on is remembered."""
+
+    since_ms: int
+    offset: int
+
+
+class Completions:
+    """The shared reader. Started by the first wait, ended by `close`."""
+
+    def __init__(self, kafka: str, topic: str) -> None:
+        self._kafka = kafka
+        self._topic = topic
+        self._lock = threading.Lock()
+        self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
+        self._new: list[Waiter] = []
+        self._recent: deque[tuple[int, int, str, bytes]] = deque()
+        self._recent_by_user: defaultdict[str, deque[bytes]] = defaultdict(deque)
+        self._recent_bytes = 0
+        self._seen: dict[int, _Seen] = {}
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def wait_for(self, waiter: Waiter) -> None:
+        """Register; the waiter's future gets the end."""
+        with self._lock:
+            if self._is_closed:
+                raise ClientError("the client is closed; make a new one")
+            self._waiters[waiter.key[0]].append(waiter)
+            self._new.append(waiter)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="tidemill-wait", daemon=True
+                )
+                self._thread.start()
+
+    def forget(self, waiter: Waiter) -> None:
+        """Nobody waits on this any more."""
+        with self._lock:
+            waiters = self._waiters.get(waiter.key[0], [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._waiters.pop(waiter.key[0], None)
+
+    def close(self) -> None:
+        """Stop reading; whoever still waits gets an error."""
+        with self._lock:
+            self._is_closed = True
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        consumer = Consumer(
+            client_settings(
+                self._kafka,
+                "tidemill-client",
+                {
+                    # Named because librdkafka wants a name; no group is joined, nothing committed.
+                    "group.id": f"tidemill-client-{uuid.uuid4()}",
+                    "isolation.level": "read_committed",
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "earliest",
+                    "fetch.queue.backoff.ms": 10,
+                    "queued.max.messages.kbytes": 65_536,
+                },
+            )
+        )
+        try:
+            self._loop(consumer)
+        except Exception as error:
+            logger.exception("the reader of %s ended", self._topic)
+            self._fail_all(error)
+        finally:
+            consumer.close()
+
+    def _loop(self, consumer: Consumer) -> None:
+        idle_since = time.monotonic()
+        while not self._is_closed:
+            with self._lock:
+                new, self._new = self._new, []
+                has_waiters = bool(self._waiters)
+            if new:
+                self._admit(consumer, new)
+            if has_waiters:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > IDLE_SECONDS:
+                if self._rest(consumer):
+                    return
+                continue
+            self._read(consumer)
+        self._fail_all(ClientError("the client was closed while it waited"))
+
+    def _rest(self, consumer: Consumer) -> bool:
+        """Nobody waits: forget all and end the thread, unless someone came just now."""
+        with self._lock:
+            if self._new or self._waiters:
+                return False
+            self._recent.clear()
+            self._recent_by_user.clear()
+            self._recent_bytes = 0
+            self._seen.clear()
+            self._thread = None
+            return True
+
+    def _admit(self, consumer: Consumer, new: list[Waiter]) -> None:
+        partitions = self._partitions(consumer)
+        for waiter in new:
+            if not waiter.future.done() and not self._tell_from_memory(waiter):
+                chosen = partitions if waiter.partition is None else [waiter.partition]
+                self._read_from(consumer, chosen, waiter.since_ms)
+
+    def _partitions(self, consumer: Consumer) -> list[int]:
+        if self._seen and len(self._seen) > 1:
+            return list(self._seen)
+        while not self._is_closed:
+            try:
+                found = consumer.list_topics(self._topic, timeout=LOOKUP_SECONDS)
+            except KafkaException as error:
+                logger.warning("no answer from Kafka: %s; asking again", error.args[0].str())
+                continue
+            partitions = list(found.topics[self._topic].partitions)
+            if partitions:
+                return partitions
+            raise ClientError(
+                f"topic {self._topic} does not exist; start `tidemill dev`, or run `tidemill "
+                "topics apply`"
+            )
+        return []
+
+    def _tell_from_memory(self, waiter: Waiter) -> bool:
+        for value in self._recent_by_user.get(waiter.key[0], ()):
+            if waiter.wants(orjson.loads(value)):
+                self._tell(waiter, value)
+                return True
+        return False
+
+    def _read_from(self, consumer: Consumer, partitions: Iterable[int], since_ms: int) -> None:
+        """See to it that everything from that instant on has been or will be read."""
+        late = [p for p in partitions if p not in self._seen or self._seen[p].since_ms > since_ms]
+        if not late:
+            return
+        asked = [TopicPartition(self._topic, p, since_ms) for p in late]
+        while not self._is_closed:
+            try:
+                starts = consumer.offsets_for_times(asked, timeout=LOOKUP_SECONDS)
+                break
+            except KafkaException as error:
+                logger.warning("no answer from Kafka: %s; asking again", error.args[0].str())
+        else:
+            return
+        added = []
+        for start in starts:
+            offset = start.offset if start.offset >= 0 else OFFSET_END
+            if start.offset < 0:
+                # Nothing is younger than that instant. The end of now, not of later: an end that
+                # is written before the first fetch must not be jumped over.
+                offset = consumer.get_watermark_offsets(
+                    TopicPartition(self._topic, start.partition), timeout=LOOKUP_SECONDS
+                )[1]
+            self._forget_partition(start.partition)
+            self._seen[start.partition] = _Seen(since_ms, offset)
+            added.append(TopicPartition(self._topic, start.partition, offset))
+        consumer.incremental_unassign(
+            [p for p in consumer.assignment() if p.partition in {one.partition for one in added}]
+        )
+        consumer.incremental_assign(added)
+
+    def _forget_partition(self, partition: int) -> None:
+        """Its records come again; remember none twice."""
+        if not any(entry[0] == partition for entry in self._recent):
+            return
+        kept = [entry for entry in self._recent if entry[0] != partition]
+        self._recent.clear()
+        self._recent_by_user.clear()
+        self._recent_bytes = 0
+        for entry in kept:
+            self._remember(*entry)
+
+    def _read(self, consumer: Consumer) -> None:
+        first = consumer.poll(POLL_SECONDS)
+        if first is None:
+            return
+        self._take(first)
+        # What has arrived with it; this never waits.
+        for message in consumer.consume(CHUNK_RECORDS, timeout=0):
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART or error.fatal():
+                raise ClientError(f"{self._topic}: {error.str()}")
+            logger.warning("reading %s: %s", self._topic, error.str())
+            return
+        user = (message.key() or b"").decode("utf-8", "replace")
+        value = message.value() or b""
+        self._remember(message.partition() or 0, message.timestamp()[1], user, value)
+        if user not in self._waiters:
+            return
+        with self._lock:
+            waiters = list(self._waiters.get(user, ()))
+        body = orjson.loads(value)
+        for waiter in waiters:
+            if waiter.wants(body):
+                self._tell(waiter, value)
+
+    def _remember(self, partition: int, timestamp_ms: int, user: str, value: bytes) -> None:
+        self._recent.append((partition, timestamp_ms, user, value))
+        self._recent_by_user[user].append(value)
+        self._recent_bytes += len(value)
+        while (
+            len(self._recent) > REMEMBERED_RECORDS_MAX or self._recent_bytes > REMEMBERED_BYTES_MAX
+        ):
+            partition, timestamp_ms, user, value = self._recent.popleft()
+            self._recent_bytes -= len(value)
+            mine = self._recent_by_user[user]
+            mine.popleft()
+            if not mine:
+                del self._recent_by_user[user]
+            if partition in self._seen:
+                # From here on memory is complete; one ms more, for records of the same ms.
+                self._seen[partition].since_ms = timestamp_ms + 1
+
+    def _tell(self, waiter: Waiter, value: bytes) -> None:
+        self.forget(waiter)
+        if waiter.future.set_running_or_notify_cancel():
+            waiter.future.set_result(CompletedJob.model_validate_json(value))
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            waiters = [waiter for mine in self._waiters.values() for waiter in mine]
+            self._waiters.clear()
+            self._new.clear()
+            self._thread = None
+        for waiter in waiters:
+            if waiter.future.set_running_or_notify_cancel():
+                waiter.future.set_exception(
+                    error if isinstance(error, ClientError) else ClientError(str(error))
+                )

@@ -1,0 +1,252 @@
+"""Records to Kafka, surely: one at a time with its offset, or very many at once.
+
+Owns two librdkafka producers (made when first used), their settings, backpressure and the news of
+every failure. Refuses to know what is in the records.
+
+The partitioner is `murmur2_random`, the one of Java clients and of the ledger: librdkafka's own
+default would send requests to partitions where the ledger must forward them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Final
+
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from agents.runtime.clients import client_settings
+from schemas.topics import BIG_RECORD_BYTES
+from tidemill.requests import ClientError
+
+DELIVERY_SECONDS: Final = 120.0  # a broker may restart or move; then the caller is told
+UNKNOWN_TOPIC_SECONDS: Final = 10.0  # a topic that was made a moment ago may still be unknown
+SINGLE_LINGER_MS: Final = 0  # one record: nothing to wait for
+BULK_LINGER_MS: Final = 5  # fills batches; nobody waits for one record of many
+BULK_CHUNK_RECORDS: Final = 1_000  # records handed over in one call
+BULK_CHUNK_BYTES: Final = 4 * 1_048_576
+IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
+IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
+POLL_SECONDS: Final = 0.1  # how late a close is noticed
+
+Record = tuple[str, bytes]
+"""Key and value."""
+
+
+class EnqueueFailed(ClientError):
+    """Kafka did not take records. `job_ids` names the jobs (at most all of them), `error` why.
+
+    The jobs may be asked for again with the same ids: a job never runs twice for that.
+    """
+
+    def __init__(self, job_ids: list[str], error: str) -> None:
+        shown = ", ".join(job_ids[:5]) + (", …" if len(job_ids) > 5 else "")
+        super().__init__(
+            f"{len(job_ids)} job(s) were not acknowledged by Kafka: {error}; ask again with the "
+            f"same job_id, which is safe ({shown})"
+        )
+        self.job_ids = job_ids
+        self.error = error
+
+
+def failure_text(error: KafkaError) -> str:
+    """librdkafka's words, with the way out where we know it."""
+    if error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
+        return f"{error.str()}; start `tidemill dev`, or run `tidemill topics apply`"
+    if error.code() == KafkaError._MSG_TIMED_OUT:
+        return f"{error.str()}; is the broker of --kafka up?"
+    return error.str()
+
+
+def _producer(kafka: str, timeout_seconds: float, settings: dict[str, Any]) -> Producer:
+    return Producer(
+        client_settings(
+            kafka,
+            "tidemill-client",
+            {
+                "acks": "all",
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "compression.type": "lz4",
+                "delivery.timeout.ms": int(timeout_seconds * 1000),
+                "topic.metadata.propagation.max.ms": int(UNKNOWN_TOPIC_SECONDS * 1000),
+                "message.max.bytes": BIG_RECORD_BYTES,
+                **settings,
+            },
+        )
+    )
+
+
+class Sender:
+    """Sends records; safe to use from many threads."""
+
+    def __init__(self, kafka: str, timeout_seconds: float = DELIVERY_SECONDS) -> None:
+        self._kafka = kafka
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._bulk_lock = threading.Lock()
+        self._single: Producer | None = None
+        self._bulk: Producer | None = None
+        self._poller: threading.Thread | None = None
+        self._is_closed = threading.Event()
+
+    def send(self, topic: str, key: str, value: bytes, name: str) -> Future[Message]:
+        """Send one record; the future gives the acknowledged message or raises EnqueueFailed."""
+        done: Future[Message] = Future()
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                done.set_exception(EnqueueFailed([name], failure_text(error)))
+            else:
+                done.set_result(message)
+
+        producer = self._single_producer()
+        while True:
+            try:
+                producer.produce(topic, value, key, on_delivery=delivered)
+                return done
+            except BufferError:
+                # The poller empties the queue: wait for room.
+                time.sleep(POLL_SECONDS / 10)
+            except KafkaException as error:
+                raise EnqueueFailed([name], failure_text(error.args[0])) from error
+
+    def send_many(self, topic: str, records: Iterable[Record]) -> int:
+        """Send all, wait until Kafka has acknowledged all; how many. Raises EnqueueFailed.
+
+        When `records` itself raises, what was handed over before is acknowledged first.
+        """
+        with self._bulk_lock:
+            return _BulkSend(self._bulk_producer(), topic).run(records)
+
+    def close(self) -> None:
+        """Wait for what is under way, then let go of the connections."""
+        self._is_closed.set()
+        for producer in (self._single, self._bulk):
+            if producer is not None:
+                producer.flush(self._timeout_seconds)
+        if self._poller is not None:
+            self._poller.join()
+
+    def _single_producer(self) -> Producer:
+        with self._lock:
+            if self._is_closed.is_set():
+                raise ClientError("the client is closed; make a new one")
+            if self._single is None:
+                self._single = _producer(
+                    self._kafka, self._timeout_seconds, {"linger.ms": SINGLE_LINGER_MS}
+                )
+                self._poller = threading.Thread(
+                    target=self._poll, args=(self._single,), name="tidemill-send", daemon=True
+                )
+                self._poller.start()
+            return self._single
+
+    def _bulk_producer(self) -> Producer:
+        if self._is_closed.is_set():
+            raise ClientError("the client is closed; make a new one")
+        if self._bulk is None:
+            self._bulk = _producer(
+                self._kafka,
+                self._timeout_seconds,
+                {
+                    "linger.ms": BULK_LINGER_MS,
+                    "batch.size": 1_000_000,
+                    "batch.num.messages": 10_000,
+                    "queue.buffering.max.messages": IN_FLIGHT_RECORDS_MAX * 2,
+                    "queue.buffering.max.kbytes": IN_FLIGHT_BYTES_MAX // 1024 * 2,
+                    # Successes are counted by `flush`: no Python runs for them.
+                    "delivery.report.only.error": True,
+                },
+            )
+        return self._bulk
+
+    def _poll(self, producer: Producer) -> None:
+        while not self._is_closed.is_set() or len(producer):
+            producer.poll(POLL_SECONDS)
+
+
+class _BulkSend:
+    """One run of `send_many`."""
+
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._failed: list[str] = []
+        self._error = ""
+        self._unflushed_bytes = 0
+        self._sent = 0
+
+    def run(self, records: Iterable[Record]) -> int:
+        try:
+            for chunk in _chunks(records):
+                self._hand_over(chunk)
+                self._wait_for_room()
+                if self._failed:
+                    break
+        finally:
+            # Also when `records` raised: what was handed over must be known to be safe.
+            while self._producer.flush(POLL_SECONDS):
+                pass
+        if self._failed:
+            raise EnqueueFailed(self._failed, self._error)
+        return self._sent
+
+    def _hand_over(self, chunk: list[dict[str, Any]]) -> None:
+        self._unflushed_bytes += sum(len(message["value"]) for message in chunk)
+        while chunk:
+            queued = self._producer.produce_batch(
+                self._topic, chunk, on_delivery=self._on_failure
+            )
+            self._sent += queued
+            if queued == len(chunk):
+                break
+            chunk = self._refused(chunk)
+            self._producer.poll(POLL_SECONDS)
+        self._producer.poll(0)
+
+    def _refused(self, chunk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is to be tried again because the queue was full; the rest has failed."""
+        again = []
+        for message in chunk:
+            error = message.pop("_error", None)
+            if error is None:
+                continue
+            if error.code() == KafkaError._QUEUE_FULL:
+                again.append(message)
+            else:
+                self._note(error, message["value"])
+        return again
+
+    def _wait_for_room(self) -> None:
+        producer = self._producer
+        while len(producer) > IN_FLIGHT_RECORDS_MAX:
+            producer.poll(POLL_SECONDS)
+        if self._unflushed_bytes > IN_FLIGHT_BYTES_MAX:
+            while producer.flush(POLL_SECONDS):
+                pass
+            self._unflushed_bytes = 0
+
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._note(error, message.value() or b"")
+
+    def _note(self, error: KafkaError, value: bytes | str) -> None:
+        self._error = failure_text(error)
+        self._failed.append(str(orjson.loads(value)["job_id"]))
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
+    chunk: list[dict[str, Any]] = []
+    size = 0
+    for key, value in records:
+        chunk.append({"key": key, "value": value})
+        size += len(value)
+        if len(chunk) >= BULK_CHUNK_RECORDS or size >= BULK_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

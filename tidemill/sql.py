@@ -1,0 +1,101 @@
+"""Questions to ClickHouse over its HTTP interface, with nothing but the standard library.
+
+Owns the request, its parameters and the translation of failures. Refuses to know any query.
+The same code asks the embedded port and a ClickHouse server.
+"""
+
+from __future__ import annotations
+
+import base64
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+ANSWER_SECONDS: Final = 30.0  # the embedded port's own limit is shorter
+ERROR_LENGTH_MAX: Final = 2_000  # characters of a server's message that are shown
+
+# Proxies of the environment are for the outside world, not for a database beside us.
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class SqlError(Exception):
+    """A question that got no answer: the text says why. `is_reachable`: someone did answer."""
+
+    def __init__(self, message: str, *, is_reachable: bool) -> None:
+        super().__init__(message)
+        self.is_reachable = is_reachable
+
+
+def query_bytes(
+    clickhouse: str,
+    sql: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    fmt: str | None = None,
+    timeout_seconds: float = ANSWER_SECONDS,
+) -> bytes:
+    """The answer as ClickHouse wrote it. `params` fill {name:Type}. Raises SqlError."""
+    request = _request(clickhouse, sql, params or {}, fmt)
+    try:
+        with _OPENER.open(request, timeout=timeout_seconds) as response:
+            answer: bytes = response.read()
+            return answer
+    except urllib.error.HTTPError as error:
+        text = error.read().decode("utf-8", "replace").strip()
+        raise SqlError(text[:ERROR_LENGTH_MAX] or f"HTTP {error.code}", is_reachable=True) from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise SqlError(
+            f"no answer from ClickHouse at {_address(clickhouse)}: {reason}; check --clickhouse "
+            "and that `tidemill dev` (or the server) runs",
+            is_reachable=False,
+        ) from None
+
+
+def query_rows(
+    clickhouse: str,
+    sql: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    timeout_seconds: float = ANSWER_SECONDS,
+) -> list[dict[str, Any]]:
+    """The answer as one dict a row. Raises SqlError."""
+    answer = query_bytes(
+        clickhouse, sql, params, fmt="JSONEachRow", timeout_seconds=timeout_seconds
+    )
+    return [orjson.loads(line) for line in answer.splitlines() if line]
+
+
+def _request(
+    clickhouse: str, sql: str, params: Mapping[str, str], fmt: str | None
+) -> urllib.request.Request:
+    if not clickhouse.startswith(("http://", "https://")):
+        raise SqlError(
+            f"{clickhouse!r}: one process holds a chDB folder, so ask over HTTP; set --clickhouse "
+            "http://HOST:PORT",
+            is_reachable=False,
+        )
+    parts = urllib.parse.urlsplit(clickhouse)
+    given = dict(urllib.parse.parse_qsl(parts.query))
+    given |= {f"param_{name}": value for name, value in params.items()}
+    # Without this a server writes 64-bit numbers as text in JSON.
+    given["output_format_json_quote_64bit_integers"] = "0"
+    if fmt is not None:
+        given["default_format"] = fmt
+    url = f"{_address(clickhouse)}/?{urllib.parse.urlencode(given)}"
+    request = urllib.request.Request(url, data=sql.encode())
+    if parts.username:
+        unquote = urllib.parse.unquote
+        word = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", "Basic " + base64.b64encode(word.encode()).decode())
+    return request
+
+
+def _address(clickhouse: str) -> str:
+    parts = urllib.parse.urlsplit(clickhouse)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}"
