@@ -158,6 +158,7 @@ class Event:
         "run",
         "run_ms",
         "sequence",
+        "spec",
         "started_at",
         "state_after",
         "state_before",
@@ -193,6 +194,7 @@ class Event:
         run_ms: int | None = None,
         cause: tuple[str, int, int] | None = None,
         data: dict[str, Any] | None = None,
+        spec: Any = None,
     ) -> None:
         self.kind = kind
         self.user_id = user_id
@@ -217,6 +219,8 @@ class Event:
         self.run_ms = run_ms
         self.cause = cause
         self.data = data
+        # What `data` says, as the engine holds it (`streams.job.Spec`); never written.
+        self.spec = spec
 
     @property
     def event_id(self) -> str:
@@ -264,9 +268,9 @@ class Event:
         )
 
 
-def completed_headers(kind: EventKind, event_id: str, time_text: str, job_id: str) -> list[
-    tuple[str, bytes]
-]:
+def completed_headers(
+    kind: EventKind, event_id: str, time_text: str, job_id: str
+) -> list[tuple[str, bytes | None]]:
     """CloudEvents 1.0 binary-mode headers of a record on `jobs.completed`."""
     return [
         ("ce_specversion", b"1.0"),

@@ -22,7 +22,8 @@ ATTEMPTS_MAX: Final = 100
 TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
 REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
 RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
-YEAR_MAX: Final = 9999
+INSTANT_MIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
+INSTANT_MAX: Final = datetime(9999, 1, 1, tzinfo=UTC)  # any offset of it still has four digits
 
 ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]+$"  # no control characters
 TYPE_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$"
@@ -52,7 +53,7 @@ def parse_instant(value: object) -> object:
     Raises ValueError, which pydantic turns into an error that names the field.
     """
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
+        return _in_range(value if value.tzinfo else value.replace(tzinfo=UTC))
     if isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)
@@ -60,13 +61,19 @@ def parse_instant(value: object) -> object:
             raise ValueError("write an RFC 3339 instant such as 2026-01-31T09:00:00Z") from None
         if parsed.tzinfo is None:
             raise ValueError("add an offset, such as Z, to the instant")
-        return parsed
+        return _in_range(parsed)
     if isinstance(value, int) and not isinstance(value, bool):
         try:
-            return datetime.fromtimestamp(value / 1000, tz=UTC)
+            return _in_range(datetime.fromtimestamp(value / 1000, tz=UTC))
         except (OverflowError, ValueError, OSError):
             raise ValueError("epoch milliseconds are out of range") from None
     raise ValueError("write an RFC 3339 instant or epoch milliseconds")
+
+
+def _in_range(instant: datetime) -> datetime:
+    if not INSTANT_MIN <= instant <= INSTANT_MAX:
+        raise ValueError("write an instant between the years 1970 and 9999")
+    return instant
 
 
 Instant = Annotated[datetime, BeforeValidator(parse_instant)]

@@ -130,6 +130,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "WORKER_LOST"  # rescued too often
     PROCESS_DIED = "PROCESS_DIED"  # a child process of a worker died (crash, out of memory)
     CANCELLED = "CANCELLED"
+    UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
     BROKEN_FORWARD = "BROKEN_FORWARD"
 
 

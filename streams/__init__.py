@@ -1,0 +1,7 @@
+"""What the engine decides: pure and synchronous.
+
+Owns every decision about a job. Refuses to know Kafka, ClickHouse, the clock, randomness and
+threads: instants come in as arguments, effects go out as values.
+
+Read `lifecycle` first: its TRANSITIONS, then `decide`, `evolve` and `react`.
+"""

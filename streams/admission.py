@@ -1,0 +1,101 @@
+"""What a request becomes before it is a job: its policy filled in, and why it may be skipped.
+
+Owns the reading of a request into a `Spec` and the checks at the door. Refuses to make events:
+`streams.lifecycle` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import orjson
+
+from schemas.wire import Definition
+from schemas.words import Reason
+from streams import limits
+from streams.commands import Submit
+from streams.job import JobKey, Spec
+
+UNIQUE_BY_USER_PREFIX: Final = "\x1ftype:"  # cannot collide: ids hold no control characters
+
+
+class Situation(Protocol):
+    """What `decide` may look at beside the job itself."""
+
+    @property
+    def accepted(self) -> int: ...
+    def definition(self, type: str) -> Definition | None: ...
+    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None: ...
+    def limit_state(self, user_id: str, type: str) -> limits.LimitState: ...
+
+
+def spec_of(command: Submit, now: int, number: int) -> Spec:
+    """The request as the ledger keeps it, before the handler's policy is filled in."""
+    request = command.decoded.request
+    run_at, expires_at = request.run_at, request.expires_at
+    return Spec(
+        request.user_id, command.job_id, request.type, request.queue or "",
+        request.priority.value, command.decoded.payload_json, now, command.decoded.fingerprint,
+        number=number,
+        max_attempts=request.max_attempts or 0,
+        timeout_ms=int((request.timeout_seconds or 0) * 1000),
+        unique_key=request.unique_key,
+        run_at=None if run_at is None else int(run_at.timestamp() * 1000),
+        expires_at=None if expires_at is None else int(expires_at.timestamp() * 1000),
+        source=request.source, tags=request.tags, batch_id=request.batch_id,
+        parent_job_id=request.parent_job_id, traceparent=command.decoded.traceparent,
+    )
+
+
+def resolved(spec: Spec, definition: Definition) -> Spec:
+    unique_key = spec.unique_key
+    if unique_key is None and definition.unique_by == "user":
+        unique_key = UNIQUE_BY_USER_PREFIX + spec.type
+    return spec.resolved(
+        queue=spec.queue or definition.queue,
+        max_attempts=spec.max_attempts or definition.max_attempts,
+        timeout_ms=spec.timeout_ms or definition.timeout_ms,
+        unique_key=unique_key,
+    )
+
+
+def is_expired(spec: Spec, now: int) -> bool:
+    return spec.expires_at is not None and spec.expires_at <= now
+
+
+def has_skip_limit(definition: Definition) -> bool:
+    return any(limit.over == "skip" for limit in definition.limits)
+
+
+def reason_to_skip(
+    spec: Spec, definition: Definition, now: int, situation: Situation
+) -> Reason | None:
+    if spec.unique_key is not None:
+        holder = situation.unique_holder(spec.user_id, spec.unique_key)
+        if holder is not None and holder != spec.key:
+            return Reason.DUPLICATE
+    if definition.limits:
+        used = situation.limit_state(spec.user_id, spec.type)
+        if limits.is_over_skip(definition.limits, used, now):
+            return Reason.RATE_LIMITED
+    return None
+
+
+def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "payload": orjson.Fragment(spec.payload),
+        "fingerprint": spec.fingerprint,
+        "max_attempts": spec.max_attempts,
+        "timeout_ms": spec.timeout_ms,
+    }
+    if holds_limit:
+        data["holds_limit"] = True
+    for name in (
+        "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
+    ):
+        value = getattr(spec, name)
+        if value is not None:
+            data[name] = value
+    if spec.tags:
+        data["tags"] = spec.tags
+    return data

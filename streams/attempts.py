@@ -1,0 +1,70 @@
+"""What a worker said of an attempt, made safe: instants, results and errors within bounds.
+
+Owns the reading of an outcome's facts. Refuses to decide what they lead to: `streams.lifecycle`.
+Nothing in an outcome may stop a partition, so whatever is out of bounds becomes a value within.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from schemas.requests import RESULT_BYTES_MAX
+from schemas.words import ErrorCode
+from streams.job import Job
+
+ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
+ERROR_CODE_LENGTH_MAX: Final = 128  # characters
+CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
+RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
+
+
+def _instant(value: object, now: int) -> int | None:
+    """The worker's instant when it is believable, else None."""
+    if isinstance(value, int) and 0 < value <= now + CLOCK_SKEW_MS_MAX:
+        return value
+    return None
+
+
+def times(job: Job, outcome: dict[str, Any], now: int) -> tuple[int, int, int]:
+    """(started_at, wait_ms, run_ms) of an attempt, by the worker's clock where it is believable."""
+    started_at = _instant(outcome.get("started_at"), now) or job.started_at or now
+    finished_at = _instant(outcome.get("finished_at"), now) or now
+    return started_at, max(0, started_at - job.queued_at), max(0, finished_at - started_at)
+
+
+def error_of(outcome: dict[str, Any]) -> dict[str, Any]:
+    """The error of a failed attempt: code, message, retryable."""
+    given = outcome.get("error") or {}
+    return {
+        "code": str(given.get("code") or ErrorCode.HANDLER_ERROR.value)[:ERROR_CODE_LENGTH_MAX],
+        "message": str(given.get("message") or "")[:ERROR_MESSAGE_LENGTH_MAX],
+        "retryable": bool(given.get("retryable", True)),
+    }
+
+
+def asked_delay_ms(outcome: dict[str, Any]) -> int | None:
+    """The delay that the handler asked for with `Retry(after_seconds=)`, None when it did not."""
+    asked = outcome.get("retry_after_ms")
+    return None if asked is None else max(0, min(int(asked), RETRY_AFTER_MS_MAX))
+
+
+def result_json(result: object) -> bytes | dict[str, Any]:
+    """The result as JSON text, or the error when it cannot be kept."""
+    try:
+        text = orjson.dumps(result)
+    except (TypeError, ValueError) as error:
+        return {
+            "code": ErrorCode.RESULT_NOT_JSON.value,
+            "message": f"the result cannot be written as JSON ({error}); return plain data",
+            "retryable": False,
+        }
+    if len(text) > RESULT_BYTES_MAX:
+        return {
+            "code": ErrorCode.RESULT_TOO_LARGE.value,
+            "message": f"the result has {len(text)} bytes, at most {RESULT_BYTES_MAX} are kept; "
+            "store it elsewhere and return a reference",
+            "retryable": False,
+        }
+    return text

@@ -1,0 +1,99 @@
+"""What may be asked of the core, one class a question, imperative.
+
+Owns the arguments of `lifecycle.decide`. Refuses to know where a command came from: a record, a
+timer and a silent worker all end up here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.codec import Decoded, Refusal
+from schemas.wire import Definition
+from schemas.words import Reason
+
+Cause = tuple[str, int, int]
+"""(topic, partition, offset) of the input that led here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Accept a request. `job_id` is the request's own or the one derived from its origin."""
+
+    decoded: Decoded
+    job_id: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """End a job whose request cannot be taken, so that its owner learns why."""
+
+    refusal: Refusal
+    user_id: str
+    job_id: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The handler of a deferred job became known (`definition`), or did not in time (None)."""
+
+    definition: Definition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A slot is free for this job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """A limit does not let the job start before `due_at` (epoch ms)."""
+
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """The job's `expires_at` has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """The attempt's worker is gone, or its dispatch never reached one."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A worker says what became of an attempt: the dict of a `schemas.wire.Outcome`."""
+
+    outcome: dict[str, Any]
+    worker: tuple[str, int]  # (worker_id, incarnation)
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Somebody wants the job to end."""
+
+    actor: str | None
+    reason: str | None
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """Somebody wants a failed job to run again."""
+
+    actor: str | None
+    reason: str | None
+    cause: Cause
+
+
+CoreCommand = (
+    Submit | Refuse | Resolve | Dispatch | Defer | Expire | Rescue | Report | Cancel | Redrive
+)

@@ -1,0 +1,95 @@
+"""Ended jobs, packed: 16 bytes of identity and one number each, so that a repeat is recognised.
+
+Owns the digest, the packing and the order in which ended jobs are forgotten. Refuses to know rows
+and events. Bounded by time (`retention_ms`) and by count, the oldest first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from schemas.words import State
+from streams.job import JobKey
+
+COUNT_MAX: Final = 2_000_000  # ended jobs a partition remembers
+_DIGEST_BYTES: Final = 16
+_STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED)
+_NUMBER_OF: Final = {state: number for number, state in enumerate(_STATES)}
+_FINGERPRINT_BITS: Final = 32
+_STATE_BITS: Final = 3
+
+
+def digest_of(key: JobKey) -> bytes:
+    """16 bytes that stand for (user_id, job_id). The separator cannot be in either."""
+    return blake2b(f"{key[0]}\x00{key[1]}".encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+class Ended(NamedTuple):
+    """What is remembered of an ended job."""
+
+    finished_at: int  # epoch ms
+    fingerprint: int
+    state: State
+
+
+class FinishedJobs:
+    """Ended jobs by digest, oldest first."""
+
+    __slots__ = ("_by_digest", "_order")
+
+    def __init__(self) -> None:
+        self._by_digest: dict[bytes, int] = {}
+        self._order: deque[bytes] = deque()
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._by_digest)
+
+    def add(self, digest: bytes, ended: Ended) -> None:
+        packed = (ended.finished_at << _FINGERPRINT_BITS | ended.fingerprint) << _STATE_BITS
+        self._by_digest[digest] = packed | _NUMBER_OF[ended.state]
+        self._order.append(digest)
+
+    def get(self, digest: bytes) -> Ended | None:
+        packed = self._by_digest.get(digest)
+        return None if packed is None else _unpacked(packed)
+
+    def discard(self, digest: bytes) -> None:
+        """Forgets one; its place in the order is skipped later."""
+        self._by_digest.pop(digest, None)
+
+    def sort(self) -> None:
+        """Restores the order by time after rows were read in the order of a compacted topic."""
+        self._order = deque(sorted(self._by_digest, key=self._by_digest.__getitem__))
+
+    def forget_until(self, ended_before: int, *, count_max: int, at_most: int) -> list[bytes]:
+        """Takes out up to `at_most` that ended before the instant, or are beyond the count."""
+        forgotten: list[bytes] = []
+        while self._order and len(forgotten) < at_most:
+            packed = self._by_digest.get(self._order[0])
+            if packed is None:
+                self._order.popleft()
+                continue
+            if (
+                _unpacked(packed).finished_at >= ended_before
+                and len(self._by_digest) <= count_max
+            ):
+                break
+            digest = self._order.popleft()
+            del self._by_digest[digest]
+            forgotten.append(digest)
+        return forgotten
+
+
+def _unpacked(packed: int) -> Ended:
+    rest = packed >> _STATE_BITS
+    return Ended(
+        rest >> _FINGERPRINT_BITS,
+        rest & (1 << _FINGERPRINT_BITS) - 1,
+        _STATES[packed & (1 << _STATE_BITS) - 1],
+    )

@@ -1,0 +1,532 @@
+"""The life of a job: which event may follow which state, and who decides it.
+
+Owns `TRANSITIONS`, `decide`, `evolve` and `react`. Refuses to know partitions, topics, offsets,
+timers' heaps and the order among waiting jobs: `streams.partition` asks, this module answers.
+
+How to read it: `TRANSITIONS` is the law. `decide` turns a command into the events that it causes,
+or into a rejection with a reason. `evolve` folds one event into a job and is the only writer of
+`Job`. `react` names what the edge must write because of an event.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final, assert_never
+
+import orjson
+
+from schemas.events import Event
+from schemas.wire import BackoffSpec
+from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, ErrorCode, EventKind, Reason, State
+from streams import admission, attempts, retry
+from streams.admission import Situation
+from streams.commands import (
+    Cancel,
+    Cause,
+    CoreCommand,
+    Defer,
+    Dispatch,
+    Expire,
+    Redrive,
+    Refuse,
+    Report,
+    Rescue,
+    Resolve,
+    Submit,
+)
+from streams.job import Job, Spec
+
+_S, _E = State, EventKind
+TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
+    (None, _E.REQUESTED): _S.PENDING,
+    # Waiting.
+    (_S.PENDING, _E.SCHEDULED): _S.SCHEDULED,
+    (_S.PENDING, _E.DEFERRED): _S.SCHEDULED,
+    (_S.SCHEDULED, _E.SCHEDULED): _S.SCHEDULED,
+    (_S.SCHEDULED, _E.DEFERRED): _S.SCHEDULED,
+    (_S.PENDING, _E.DISPATCHED): _S.DISPATCHED,
+    (_S.SCHEDULED, _E.DISPATCHED): _S.DISPATCHED,
+    (_S.RETRYING, _E.DISPATCHED): _S.DISPATCHED,
+    # In flight. A quick job reports only its end, so the end may follow `dispatched`.
+    (_S.DISPATCHED, _E.ATTEMPT_STARTED): _S.RUNNING,
+    (_S.DISPATCHED, _E.ATTEMPT_SUCCEEDED): _S.RUNNING,
+    (_S.DISPATCHED, _E.ATTEMPT_FAILED): _S.RUNNING,
+    (_S.RUNNING, _E.PROGRESSED): _S.RUNNING,
+    (_S.RUNNING, _E.ATTEMPT_SUCCEEDED): _S.RUNNING,
+    (_S.RUNNING, _E.ATTEMPT_FAILED): _S.RUNNING,
+    (_S.RUNNING, _E.RETRY_SCHEDULED): _S.RETRYING,
+    # Given back: no attempt is spent.
+    (_S.DISPATCHED, _E.RETURNED): _S.PENDING,
+    (_S.RUNNING, _E.RETURNED): _S.PENDING,
+    (_S.DISPATCHED, _E.RESCUED): _S.PENDING,
+    (_S.RUNNING, _E.RESCUED): _S.PENDING,
+    # A job in flight can only be asked to stop.
+    (_S.DISPATCHED, _E.CANCEL_REQUESTED): _S.DISPATCHED,
+    (_S.RUNNING, _E.CANCEL_REQUESTED): _S.RUNNING,
+    # Ends.
+    (_S.RUNNING, _E.SUCCEEDED): _S.SUCCEEDED,
+    (_S.RUNNING, _E.FAILED): _S.FAILED,
+    (_S.RUNNING, _E.CANCELLED): _S.CANCELLED,
+    (_S.RUNNING, _E.SKIPPED): _S.SKIPPED,
+    (_S.DISPATCHED, _E.SKIPPED): _S.SKIPPED,
+    (_S.PENDING, _E.SKIPPED): _S.SKIPPED,
+    (_S.PENDING, _E.FAILED): _S.FAILED,
+    (_S.PENDING, _E.CANCELLED): _S.CANCELLED,
+    (_S.PENDING, _E.EXPIRED): _S.EXPIRED,
+    (_S.SCHEDULED, _E.SKIPPED): _S.SKIPPED,
+    (_S.SCHEDULED, _E.FAILED): _S.FAILED,
+    (_S.SCHEDULED, _E.CANCELLED): _S.CANCELLED,
+    (_S.SCHEDULED, _E.EXPIRED): _S.EXPIRED,
+    (_S.RETRYING, _E.CANCELLED): _S.CANCELLED,
+    # A dead letter may run again.
+    (_S.FAILED, _E.REDRIVEN): _S.PENDING,
+}
+
+RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so for ever
+UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
+NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's definition is gone
+
+
+class InvalidTransition(Exception):
+    """A bug: an event that the state does not allow. Carries the job's story."""
+
+    def __init__(self, job: Job | None, kind: EventKind) -> None:
+        story = "no such job"
+        if job is not None:
+            story = (
+                f"{job.spec.user_id}/{job.spec.job_id} type={job.spec.type} state={job.state} "
+                f"sequence={job.sequence} run={job.run} attempt={job.attempt} epoch={job.epoch}"
+            )
+        super().__init__(f"event {kind} is not legal here: {story}")
+
+
+class Accepted:
+    """The events that the command causes, in order, and the job after them."""
+
+    __slots__ = ("events", "job")
+
+    def __init__(self, events: list[Event], job: Job) -> None:
+        self.events = events
+        self.job = job
+
+
+class Rejected:
+    """The command changes nothing. `audit` is how it is recorded, None when it is not."""
+
+    __slots__ = ("audit", "reason")
+
+    def __init__(self, reason: Reason, audit: EventKind | None) -> None:
+        self.reason = reason
+        self.audit = audit
+
+
+Decision = Accepted | Rejected
+
+
+class Effect(StrEnum):
+    """What the edge must write because of an event, beside the event itself."""
+
+    COMPLETE = "complete"  # a record on jobs.completed
+    DEAD_LETTER = "dead_letter"  # a record on jobs.dead; the row is kept for a redrive
+    DISPATCH = "dispatch"  # an entry of a ready pack
+    ANNOUNCE_RETRY = "announce_retry"  # a record on jobs.retry
+    SET_TIMER = "set_timer"  # wake the job at `due_at`
+    TELL_WORKER = "tell_worker"  # a word on jobs.control
+    MAKE_READY = "make_ready"  # it waits for a slot
+
+
+# --- the fold -----------------------------------------------------------------------------------
+
+
+def evolve(job: Job | None, event: Event) -> Job:
+    """The job after `event`. Pure: the argument stays as it was.
+
+    Raises InvalidTransition where TRANSITIONS has no entry: that is a bug, never an input's fault.
+    """
+    kind = event.kind
+    state = TRANSITIONS.get((job.state if job is not None else None, kind))
+    if state is None or state is not event.state_after:
+        raise InvalidTransition(job, kind)
+    if job is None:
+        new = Job(event.spec, state)
+        new.holds_limit = bool(event.data and event.data.get("holds_limit"))
+        return new
+    new = job.copy()
+    new.state = state
+    new.sequence = job.sequence + 1
+    if kind is _E.DISPATCHED:
+        _fold_dispatched(new, event)
+    elif kind in TERMINAL_KINDS:
+        new.finished_at = event.occurred_at
+        new.reason = event.reason
+        new.due_at = None
+        new.holds_limit = False
+        if event.error is not None:
+            new.error = event.error
+    else:
+        _fold_other(new, kind, event)
+    return new
+
+
+def _fold_dispatched(new: Job, event: Event) -> None:
+    new.attempt += 1
+    new.epoch += 1
+    new.dispatched_at = event.occurred_at
+    new.due_at = None
+    new.reason = None
+    new.worker = None
+    new.holds_limit = False
+
+
+def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
+    if kind in (_E.ATTEMPT_STARTED, _E.ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED):
+        new.started_at = event.started_at
+        new.worker = event.spec
+        if event.error is not None:
+            new.error = event.error
+    elif kind in (_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED):
+        new.due_at = event.due_at
+        new.reason = event.reason
+        if event.spec is not None:
+            new.spec = event.spec
+            new.holds_limit = bool(event.data and event.data.get("holds_limit"))
+    elif kind in (_E.RETURNED, _E.RESCUED):
+        new.attempt -= 1
+        new.worker = None
+        new.rescues += kind is _E.RESCUED
+    elif kind is _E.CANCEL_REQUESTED:
+        new.is_cancel_requested = True
+    elif kind is _E.REDRIVEN:
+        new.run += 1
+        new.attempt = new.rescues = 0
+        new.queued_at = event.occurred_at
+        new.finished_at = new.started_at = new.error = new.reason = None
+        new.is_cancel_requested = False
+
+
+def react(event: Event) -> tuple[Effect, ...]:
+    """What the edge writes beside the event itself."""
+    return _EFFECTS.get(event.kind, ())
+
+
+_EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
+    _E.REQUESTED: (Effect.MAKE_READY,),
+    _E.SCHEDULED: (Effect.SET_TIMER,),
+    _E.DEFERRED: (Effect.SET_TIMER,),
+    _E.DISPATCHED: (Effect.DISPATCH,),
+    _E.RETRY_SCHEDULED: (Effect.SET_TIMER, Effect.ANNOUNCE_RETRY),
+    _E.RETURNED: (Effect.MAKE_READY,),
+    _E.RESCUED: (Effect.MAKE_READY,),
+    _E.REDRIVEN: (Effect.MAKE_READY,),
+    _E.CANCEL_REQUESTED: (Effect.TELL_WORKER,),
+    _E.SUCCEEDED: (Effect.COMPLETE,),
+    _E.FAILED: (Effect.COMPLETE, Effect.DEAD_LETTER),
+    _E.CANCELLED: (Effect.COMPLETE,),
+    _E.SKIPPED: (Effect.COMPLETE,),
+    _E.EXPIRED: (Effect.COMPLETE,),
+}
+
+
+# --- decisions ----------------------------------------------------------------------------------
+
+
+class Story:
+    """Collects the events of one decision, each from the job as the one before left it."""
+
+    __slots__ = ("_cause", "_now", "events", "job")
+
+    def __init__(self, job: Job | None, now: int, cause: Cause | None) -> None:
+        self.job = job
+        self.events: list[Event] = []
+        self._now = now
+        self._cause = cause
+
+    def begin(self, spec: Spec, data: dict[str, Any] | None) -> None:
+        """The first event of a job."""
+        event = Event(
+            _E.REQUESTED, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
+            spec.requested_at, 1, 1, 0, 0, self._now, None, _S.PENDING,
+            cause=self._cause, data=data, spec=spec,
+        )
+        self.job = evolve(None, event)
+        self.events.append(event)
+
+    def tell(self, kind: EventKind, **facts: Any) -> Story:
+        """One more event; `facts` are the optional fields of `Event`."""
+        job = self.job
+        if job is None:
+            raise InvalidTransition(None, kind)
+        after = TRANSITIONS.get((job.state, kind))
+        if after is None:
+            raise InvalidTransition(job, kind)
+        spec: Spec = job.spec
+        begins = kind is _E.DISPATCHED
+        gives_back = kind is _E.RETURNED or kind is _E.RESCUED
+        redriven = kind is _E.REDRIVEN
+        event = Event(
+            kind, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
+            spec.requested_at, job.run + redriven, job.sequence + 1,
+            0 if redriven else job.attempt + begins - gives_back, job.epoch + begins,
+            self._now, job.state, after, cause=self._cause, **facts,
+        )
+        self.job = evolve(job, event)
+        self.events.append(event)
+        return self
+
+    def end(self, kind: EventKind, reason: str | None = None, **facts: Any) -> Accepted:
+        """The terminal event, with the waiting and running time of the last attempt."""
+        job = self.job
+        started = job.started_at if job is not None else None
+        wait_ms = run_ms = None
+        if job is not None and started is not None:
+            wait_ms = max(0, started - job.queued_at)
+            run_ms = facts.pop("run_ms", None)
+        self.tell(kind, reason=reason, wait_ms=wait_ms, run_ms=run_ms, **facts)
+        return self.done()
+
+    def done(self) -> Accepted:
+        if self.job is None:
+            raise InvalidTransition(None, _E.REQUESTED)
+        return Accepted(self.events, self.job)
+
+
+def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation) -> Decision:
+    """The events that `command` causes for `job` at `now` (epoch ms), or why it causes none."""
+    match command:
+        case Report():
+            return _report(job, command, now, situation)
+        case Submit():
+            return _submit(job, command, now, situation)
+        case Dispatch():
+            return Story(job, now, None).tell(_E.DISPATCHED).done()
+        case Defer():
+            story = Story(job, now, None)
+            story.tell(_E.DEFERRED, reason=Reason.RATE_LIMITED, due_at=command.due_at)
+            return story.done()
+        case Refuse():
+            return _refuse(job, command, now, situation)
+        case Resolve():
+            return _resolve(job, command, now, situation)
+        case Expire():
+            return Story(job, now, None).end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
+        case Rescue():
+            return _give_back(job, _E.RESCUED, command.reason, now, None)
+        case Cancel():
+            return _cancel(job, command, now)
+        case Redrive():
+            return _redrive(job, command, now, situation)
+        case _:
+            assert_never(command)
+
+
+def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
+    if job is not None:  # duplicates first: a repeat must not touch a limit
+        return _repeat(job.spec.fingerprint, command.decoded.fingerprint)
+    spec = admission.spec_of(command, now, situation.accepted)
+    definition = situation.definition(spec.type)
+    story = Story(None, now, command.cause)
+    if definition is None:
+        story.begin(spec, admission.requested_data(spec, holds_limit=False))
+        if admission.is_expired(spec, now):
+            return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
+        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
+        return story.done()
+    spec = admission.resolved(spec, definition)
+    skip = admission.reason_to_skip(spec, definition, now, situation)
+    holds_limit = skip is None and admission.has_skip_limit(definition)
+    story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))
+    if skip is not None:
+        return story.end(_E.SKIPPED, skip)
+    if admission.is_expired(spec, now):
+        return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
+    if spec.run_at is not None and spec.run_at > now:
+        story.tell(_E.SCHEDULED, reason=Reason.RUN_AT, due_at=spec.run_at)
+    return story.done()
+
+
+def _repeat(known: int, repeated: int) -> Rejected:
+    if known == repeated:
+        return Rejected(Reason.SAME_BODY, _E.DUPLICATE_IGNORED)
+    return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
+
+
+def repeat_of_finished(known_fingerprint: int, decoded_fingerprint: int) -> Rejected:
+    """A request for a job that ended within the dedupe retention."""
+    return _repeat(known_fingerprint, decoded_fingerprint)
+
+
+def _refuse(job: Job | None, command: Refuse, now: int, situation: Situation) -> Decision:
+    if job is not None:
+        return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
+    refusal = command.refusal
+    spec = Spec(
+        command.user_id, command.job_id, (refusal.type or "")[:128], "", "medium", b"", now, 0,
+        number=situation.accepted,
+    )
+    story = Story(None, now, command.cause)
+    story.begin(spec, None)
+    error = {"code": refusal.code.value, "message": refusal.message, "retryable": False}
+    return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
+
+
+def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) -> Decision:
+    story = Story(job, now, None)
+    if job is None:
+        raise InvalidTransition(None, _E.SCHEDULED)
+    definition = command.definition
+    if definition is None:
+        error = {
+            "code": ErrorCode.UNKNOWN_TYPE.value,
+            "message": f"no worker runs jobs of type {job.spec.type!r}; start one that has it, or "
+            "correct the type, and redrive the job",
+            "retryable": False,
+        }
+        return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
+    spec = admission.resolved(job.spec, definition)
+    skip = admission.reason_to_skip(spec, definition, now, situation)
+    if skip is not None:
+        return story.end(_E.SKIPPED, skip)
+    holds_limit = admission.has_skip_limit(definition)
+    due_at = max(now, spec.run_at or now)
+    data = {
+        "queue": spec.queue, "max_attempts": spec.max_attempts, "timeout_ms": spec.timeout_ms,
+        "unique_key": spec.unique_key, "holds_limit": holds_limit,
+    }
+    reason = Reason.RUN_AT if due_at > now else None
+    story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, spec=spec)
+    return story.done()
+
+
+def _report(job: Job | None, command: Report, now: int, situation: Situation) -> Decision:
+    outcome = command.outcome
+    if job is None:
+        return Rejected(Reason.UNKNOWN_JOB, _E.OUTCOME_IGNORED)
+    if job.state in TERMINAL_STATES:
+        return Rejected(Reason.ALREADY_ENDED, _E.OUTCOME_IGNORED)
+    if job.epoch != outcome["epoch"] or job.state not in (_S.DISPATCHED, _S.RUNNING):
+        return Rejected(Reason.STALE_EPOCH, _E.OUTCOME_IGNORED)
+    kind = outcome["kind"]
+    story = Story(job, now, command.cause)
+    if kind == "succeeded":
+        return _attempt_succeeded(story, job, command, now)
+    if kind == "failed":
+        return _attempt_failed(story, job, command, now, situation)
+    if kind == "started":
+        if job.state is _S.RUNNING:
+            return Rejected(Reason.SAME_BODY, None)
+        worker_id, _ = command.worker
+        started_at, wait_ms, _ = attempts.times(job, outcome, now)
+        story.tell(
+            _E.ATTEMPT_STARTED, worker_id=worker_id, started_at=started_at,
+            wait_ms=wait_ms, spec=command.worker,
+        )
+        return story.done()
+    if kind == "progressed":
+        if job.state is not _S.RUNNING:
+            return Rejected(Reason.STALE_EPOCH, None)
+        story.tell(_E.PROGRESSED, worker_id=command.worker[0], data=outcome.get("progress"))
+        return story.done()
+    if kind == "returned":
+        reason = outcome.get("reason") or Reason.NO_FREE_SLOT
+        return _give_back(job, _E.RETURNED, reason, now, command.cause)
+    reason = outcome.get("reason") or "skipped by its handler"
+    return story.end(_E.SKIPPED, reason, worker_id=command.worker[0])
+
+
+def _attempt_succeeded(story: Story, job: Job, command: Report, now: int) -> Decision:
+    outcome = command.outcome
+    worker_id = command.worker[0]
+    started_at, wait_ms, run_ms = attempts.times(job, outcome, now)
+    result_json = attempts.result_json(outcome.get("result"))
+    if isinstance(result_json, dict):
+        error = result_json
+        story.tell(
+            _E.ATTEMPT_FAILED, worker_id=worker_id, started_at=started_at, wait_ms=wait_ms,
+            run_ms=run_ms, error=error, spec=command.worker,
+        )
+        return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
+    story.tell(
+        _E.ATTEMPT_SUCCEEDED, worker_id=worker_id, started_at=started_at, wait_ms=wait_ms,
+        run_ms=run_ms, spec=command.worker,
+    )
+    story.tell(
+        _E.SUCCEEDED, worker_id=worker_id, wait_ms=wait_ms, run_ms=run_ms,
+        data={"result": orjson.Fragment(result_json)},
+    )
+    return story.done()
+
+
+def _attempt_failed(
+    story: Story, job: Job, command: Report, now: int, situation: Situation
+) -> Decision:
+    outcome = command.outcome
+    error = attempts.error_of(outcome)
+    started_at, wait_ms, run_ms = attempts.times(job, outcome, now)
+    story.tell(
+        _E.ATTEMPT_FAILED, worker_id=command.worker[0], started_at=started_at, wait_ms=wait_ms,
+        run_ms=run_ms, error=error, spec=command.worker,
+    )
+    if job.is_cancel_requested:
+        return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, run_ms=run_ms)
+    if not error["retryable"]:
+        return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
+    if job.attempt >= job.spec.max_attempts:
+        return story.end(_E.FAILED, Reason.ATTEMPTS_EXHAUSTED, run_ms=run_ms, error=error)
+    delay_ms = attempts.asked_delay_ms(outcome)
+    if delay_ms is None:
+        definition = situation.definition(job.spec.type)
+        policy = NO_BACKOFF_KNOWN if definition is None else definition.backoff
+        seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
+        delay_ms = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
+    story.tell(_E.RETRY_SCHEDULED, due_at=now + delay_ms, error=error)
+    return story.done()
+
+
+def _give_back(
+    job: Job | None, kind: EventKind, reason: str, now: int, cause: Cause | None
+) -> Decision:
+    story = Story(job, now, cause)
+    story.tell(kind, reason=reason)
+    left = story.job
+    if left is not None and left.is_cancel_requested:
+        return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
+    if left is not None and left.rescues > RESCUES_MAX:
+        error = {
+            "code": ErrorCode.WORKER_LOST.value,
+            "message": f"{left.rescues} workers were lost while they ran this job; see whether it "
+            "crashes its process or needs too much memory, then redrive it",
+            "retryable": False,
+        }
+        return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
+    return story.done()
+
+
+def _cancel(job: Job | None, command: Cancel, now: int) -> Decision:
+    if job is None:
+        return Rejected(Reason.UNKNOWN_JOB, _E.COMMAND_REFUSED)
+    if job.state in TERMINAL_STATES:
+        return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED)
+    data = {"actor": command.actor, "reason": command.reason}
+    story = Story(job, now, command.cause)
+    if job.state in (_S.DISPATCHED, _S.RUNNING):
+        if job.is_cancel_requested:
+            return Rejected(Reason.SAME_BODY, None)
+        return story.tell(_E.CANCEL_REQUESTED, data=data).done()
+    return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, data=data)
+
+
+def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) -> Decision:
+    if job is None:
+        return Rejected(Reason.UNKNOWN_JOB, _E.COMMAND_REFUSED)
+    if not job.is_dead_letter:
+        return Rejected(Reason.NOT_ENDED, _E.COMMAND_REFUSED)
+    spec = job.spec
+    if spec.unique_key is not None:
+        if situation.unique_holder(spec.user_id, spec.unique_key) is not None:
+            return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)
+    data = {"actor": command.actor, "reason": command.reason}
+    story = Story(job, now, command.cause)
+    story.tell(_E.REDRIVEN, data=data, reason=Reason.OPERATOR)
+    if not spec.queue:  # it failed because nobody knew its type
+        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
+    return story.done()

@@ -1,0 +1,238 @@
+"""From events to records: everything that one group of decisions writes to Kafka.
+
+Owns which record goes to which topic and partition, and its bytes. Refuses to know producers and
+transactions: it hands over a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from schemas import SCHEMA_VERSION
+from schemas.codec import Refusal
+from schemas.dead import dead_headers
+from schemas.events import Event, InstantCache, completed_headers
+from schemas.topics import Topics
+from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
+from streams.job import Job
+
+OutRecord = tuple[str, int, bytes | None, bytes | None, list[tuple[str, bytes | None]] | None]
+"""(topic, partition, key, value, headers)"""
+
+ORIGIN_HEADER: Final = "tidemill-origin"
+"""Of a forwarded record: "topic/partition/offset" of the record as it first arrived."""
+ORIGIN_KIND_HEADER: Final = "tidemill-kind"
+"""Of a forwarded record: "request" or "command"."""
+
+
+class Outbox:
+    """The records of one group, in the order in which they were caused."""
+
+    def __init__(self, topics: Topics, partition: int) -> None:
+        self._topics = topics
+        self._events_topic = topics.events
+        self._completed_topic = topics.completed
+        self._partition = partition
+        self._instants = InstantCache()
+        self.records: list[OutRecord] = []
+        self._ready: dict[str, list[Job]] = {}
+        self._next_ready_partition = 0
+
+    def clear(self) -> None:
+        """Forgets the group, committed or not."""
+        self.records = []
+        self._ready = {}
+
+    def event(self, event: Event) -> None:
+        """One record on jobs.events."""
+        self.records.append(
+            (
+                self._events_topic, self._partition, event.user_id.encode(),
+                event.to_wire(self._instants), None,
+            )
+        )
+
+    def completed(self, job: Job, event: Event) -> None:
+        """The terminal record on jobs.completed."""
+        text = self._instants.text
+        data = event.data
+        finished_at = text(event.occurred_at)
+        value = orjson.dumps(
+            {
+                "job_id": event.job_id,
+                "user_id": event.user_id,
+                "type": event.type,
+                "queue": event.queue,
+                "status": event.state_after,
+                "reason": event.reason,
+                "result": data.get("result") if data is not None else None,
+                "error": event.error,
+                "attempts": event.attempt,
+                "requested_at": text(job.spec.requested_at),
+                "started_at": text(job.started_at),
+                "finished_at": finished_at,
+                "wait_ms": event.wait_ms,
+                "run_ms": event.run_ms,
+                "run": event.run,
+                "sequence": event.sequence,
+                "schema_version": SCHEMA_VERSION,
+            }
+        )
+        headers = completed_headers(event.kind, event.event_id, finished_at or "", event.job_id)
+        self.records.append(
+            (self._completed_topic, self._partition, event.user_id.encode(), value, headers)
+        )
+
+    def dead_job(self, job: Job, event: Event) -> None:
+        """A failed job on jobs.dead: its request, and why it failed in the headers."""
+        spec, error = job.spec, event.error or {}
+        topic, partition, offset = event.cause or (self._topics.events, self._partition, -1)
+        value = orjson.dumps(
+            {
+                "type": spec.type, "user_id": spec.user_id, "job_id": spec.job_id,
+                "payload": orjson.Fragment(spec.payload), "queue": spec.queue,
+                "priority": spec.priority, "max_attempts": spec.max_attempts,
+                "timeout_seconds": spec.timeout_ms / 1000, "unique_key": spec.unique_key,
+                "source": spec.source, "tags": spec.tags, "batch_id": spec.batch_id,
+                "parent_job_id": spec.parent_job_id,
+            }
+        )
+        headers = dead_headers(
+            [], topic=topic, partition=partition, offset=offset, timestamp=event.occurred_at,
+            stage="attempt", code=str(error.get("code", "")),
+            message=str(error.get("message", "")), user_id=spec.user_id, job_id=spec.job_id,
+            attempts=event.attempt,
+        )
+        self._append(self._topics.dead, spec.user_id.encode(), value, headers)
+
+    def dead_record(
+        self,
+        *,
+        topic: str,
+        partition: int,
+        offset: int,
+        timestamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+        stage: str,
+        refusal: Refusal,
+    ) -> None:
+        """A refused record on jobs.dead, as it was."""
+        ours = dead_headers(
+            list(headers), topic=topic, partition=partition, offset=offset, timestamp=timestamp,
+            stage=stage, code=refusal.code.value, message=refusal.message, field=refusal.field,
+            user_id=refusal.user_id, job_id=refusal.job_id,
+        )
+        self._append(self._topics.dead, key, value, ours)
+
+    def retry(self, job: Job, event: Event) -> None:
+        """News on jobs.retry."""
+        value = orjson.dumps(
+            {
+                "job_id": event.job_id, "user_id": event.user_id, "type": event.type,
+                "queue": event.queue, "run": event.run, "attempt": event.attempt,
+                "max_attempts": job.spec.max_attempts, "error": event.error,
+                "due_at": self._instants.text(event.due_at), "schema_version": SCHEMA_VERSION,
+            }
+        )
+        self._append(self._topics.retry, event.user_id.encode(), value, None)
+
+    def cancel_word(self, job: Job) -> None:
+        """A word to all workers on jobs.control."""
+        value = orjson.dumps(
+            {
+                "schema_version": SCHEMA_VERSION, "word": "cancel", "user_id": job.spec.user_id,
+                "job_id": job.spec.job_id, "run": job.run, "epoch": job.epoch,
+            }
+        )
+        self.records.append((self._topics.control, 0, None, value, None))
+
+    def forward(
+        self,
+        *,
+        partition: int,
+        user_id: str,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+        kind: str,
+        origin: str,
+    ) -> None:
+        """A record that belongs to another partition, over jobs.internal."""
+        ours: list[tuple[str, bytes | None]] = [
+            (ORIGIN_HEADER, origin.encode()), (ORIGIN_KIND_HEADER, kind.encode())
+        ]
+        self.records.append(
+            (self._topics.internal, partition, user_id.encode(), value, [*headers, *ours])
+        )
+
+    def _append(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes | None]] | None,
+    ) -> None:
+        self.records.append((topic, self._partition, key, value, headers))
+
+    # --- ready packs ---
+
+    def dispatch(self, job: Job) -> None:
+        """The job goes into a ready pack when the group is sealed."""
+        ready = self._ready.get(job.spec.queue)
+        if ready is None:
+            ready = self._ready[job.spec.queue] = []
+        ready.append(job)
+
+    def pack_ready(self, queue: str, partitions: Sequence[int], jobs_a_pack: int) -> None:
+        """Writes the dispatched jobs of a queue as packs, over its ready partitions in turn."""
+        jobs = self._ready.pop(queue, None)
+        if not jobs:
+            return
+        limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack))
+        pack: list[dict[str, Any]] = []
+        size = 0
+        for job in jobs:
+            length = len(job.spec.payload)
+            if pack and (len(pack) >= limit or size + length > PACK_BYTES_MAX):
+                self._write_pack(queue, partitions, pack)
+                pack, size = [], 0
+            pack.append(_ready_job(job))
+            size += length
+        self._write_pack(queue, partitions, pack)
+
+    def _write_pack(
+        self, queue: str, partitions: Sequence[int], pack: list[dict[str, Any]]
+    ) -> None:
+        self._next_ready_partition += 1
+        partition = partitions[self._next_ready_partition % len(partitions)]
+        value = orjson.dumps(
+            {
+                "schema_version": SCHEMA_VERSION, "ledger_partition": self._partition,
+                "queue": queue, "jobs": pack,
+            }
+        )
+        self.records.append((self._topics.ready(queue), partition, None, value, None))
+
+
+def _ready_job(job: Job) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "user_id": spec.user_id,
+        "job_id": spec.job_id,
+        "type": spec.type,
+        "run": job.run,
+        "attempt": job.attempt,
+        "max_attempts": spec.max_attempts,
+        "epoch": job.epoch,
+        "timeout_ms": spec.timeout_ms,
+        "requested_at": spec.requested_at,
+        "dispatched_at": job.dispatched_at,
+        "payload": orjson.Fragment(spec.payload),
+        "traceparent": spec.traceparent,
+    }
+
+

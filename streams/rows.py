@@ -1,0 +1,124 @@
+"""The ledger's rows in the compacted state topic: what a new owner restores.
+
+Owns the bytes of keys and values. Refuses to know how they are written or read.
+
+Keys, by their first byte:
+  b"j" + 16 bytes   a job; the digest is blake2b-128 of user_id, NUL, job_id
+  b"l" + JSON       a limit's use: [user_id, type]
+  b"d" + type       a definition that this partition has taken
+  b"p"              the partition's position: applied offsets and clock
+Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
+payload; an ended one is a short JSON array. A missing value (tombstone) forgets the row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from schemas.wire import Definition
+from schemas.words import State
+from streams.finished import Ended, digest_of
+from streams.job import Job, JobKey, Spec
+from streams.limits import LimitState
+
+LIVE: Final = 1  # first element of a live job's row: its version
+ENDED: Final = -1  # first element of an ended job's row
+POSITION_KEY: Final = b"p"
+
+
+def job_key(key: JobKey) -> bytes:
+    return b"j" + digest_of(key)
+
+
+def limit_key(user_id: str, type: str) -> bytes:
+    return b"l" + orjson.dumps((user_id, type))
+
+
+def definition_key(type: str) -> bytes:
+    return b"d" + type.encode()
+
+
+def live_value(job: Job) -> bytes:
+    """The whole job; the fields' order is the format."""
+    spec = job.spec
+    head = orjson.dumps(
+        (
+            LIVE, job.state, job.sequence, job.run, job.attempt, job.epoch, job.rescues,
+            job.queued_at, job.due_at, job.reason, job.dispatched_at, job.started_at,
+            job.finished_at, job.worker, job.is_cancel_requested, job.holds_limit, job.error,
+            spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority, spec.requested_at,
+            spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms, spec.unique_key,
+            spec.run_at, spec.expires_at, spec.source, spec.tags, spec.batch_id,
+            spec.parent_job_id, spec.traceparent,
+        )
+    )
+    return b"%b\n%b" % (head, spec.payload)
+
+
+def ended_value(job: Job) -> bytes:
+    """What is left of an ended job."""
+    return orjson.dumps(
+        (ENDED, job.state, job.finished_at, job.spec.fingerprint, job.run, job.sequence)
+    )
+
+
+_STATE_OF: Final[dict[str, State]] = {state.value: state for state in State}
+
+
+def read_job(value: bytes) -> Job | Ended:
+    """The inverse of `live_value` and `ended_value`. Raises ValueError for another version."""
+    head, _, payload = value.partition(b"\n")
+    row: list[Any] = orjson.loads(head)
+    if row[0] == ENDED:
+        return Ended(row[2], row[3], _STATE_OF[row[1]])
+    if row[0] != LIVE:
+        raise ValueError(f"job row of version {row[0]}; this ledger reads version {LIVE}")
+    spec = Spec.__new__(Spec)
+    (
+        spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority, spec.requested_at,
+        spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms, spec.unique_key,
+        spec.run_at, spec.expires_at, spec.source, tags, spec.batch_id, spec.parent_job_id,
+        spec.traceparent,
+    ) = row[17:]
+    spec.tags = tuple(tags) if tags else ()
+    spec.payload = payload
+    job = Job.__new__(Job)
+    job.spec = spec
+    (
+        _, state, job.sequence, job.run, job.attempt, job.epoch, job.rescues, job.queued_at,
+        job.due_at, job.reason, job.dispatched_at, job.started_at, job.finished_at, worker,
+        job.is_cancel_requested, job.holds_limit, job.error,
+    ) = row[:17]
+    job.state = _STATE_OF[state]
+    job.worker = None if worker is None else (worker[0], worker[1])
+    return job
+
+
+def limit_value(state: LimitState) -> bytes:
+    return orjson.dumps((state.held, state.started))
+
+
+def read_limit(key: bytes, value: bytes) -> tuple[tuple[str, str], LimitState]:
+    user_id, type_name = orjson.loads(key[1:])
+    held, started = orjson.loads(value)
+    return (user_id, type_name), LimitState(held, tuple(started))
+
+
+def definition_value(definition: Definition) -> bytes:
+    return definition.model_dump_json().encode()
+
+
+def read_definition(value: bytes) -> Definition:
+    return Definition.model_validate_json(value)
+
+
+def position_value(applied: dict[str, int], clock_ms: int, accepted: int) -> bytes:
+    """`applied`: last decided offset by input topic; `accepted`: jobs accepted so far."""
+    return orjson.dumps({"applied": applied, "clock": clock_ms, "accepted": accepted})
+
+
+def read_position(value: bytes) -> tuple[dict[str, int], int, int]:
+    row = orjson.loads(value)
+    return row["applied"], row["clock"], row["accepted"]

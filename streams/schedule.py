@@ -1,0 +1,126 @@
+"""Who is next and when to look again: the indices over a partition's jobs.
+
+Owns the waiting queues, the heap of timers, the gates of delayed limits, the jobs of unknown types
+and what is in flight. Refuses to decide: it names jobs, `streams.partition` asks the core.
+
+All of it can be built from the jobs (`rebuild`), so it is neither written nor undone: an entry
+whose job has moved on is dropped when it comes up.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from enum import IntEnum
+
+from schemas.words import IN_FLIGHT_STATES, Reason, State
+from streams.job import Job, JobKey
+from streams.waiting import WaitingQueue
+from streams.window import Window
+
+GateName = tuple[str, str]
+"""(user_id, type): whose `delay` limit holds jobs back."""
+
+
+class TimerKind(IntEnum):
+    """What a timer is about."""
+
+    DUE = 1  # run_at or a backoff has passed: the job may be dispatched
+    EXPIRES = 2
+    UNKNOWN_TYPE = 3
+    GATE = 4  # a delayed limit has a free start again
+
+
+class Schedule:
+    """The indices of one partition."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, WaitingQueue] = {}
+        self.in_flight: dict[str, dict[JobKey, None]] = {}
+        self.windows: dict[str, Window] = {}
+        self.gates: dict[GateName, deque[JobKey]] = {}
+        self.unknown: dict[str, dict[JobKey, None]] = {}
+        self._timers: list[tuple[int, int, TimerKind, tuple[str, str]]] = []
+        self._timer_count = 0
+
+    def next_timer_at(self) -> int | None:
+        """Epoch ms of the earliest timer, None when there is none."""
+        return self._timers[0][0] if self._timers else None
+
+    def pop_due(self, now_ms: int) -> tuple[TimerKind, tuple[str, str]] | None:
+        """The earliest timer that is due, None when none is."""
+        if not self._timers or self._timers[0][0] > now_ms:
+            return None
+        _, _, kind, name = heapq.heappop(self._timers)
+        return kind, name
+
+    def set_timer(self, at_ms: int, kind: TimerKind, name: tuple[str, str]) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
+
+    def window(self, queue: str) -> Window:
+        found = self.windows.get(queue)
+        if found is None:
+            found = self.windows[queue] = Window()
+        return found
+
+    def make_ready(self, job: Job, *, is_first: bool = False) -> None:
+        """The job waits for a slot."""
+        queue = job.spec.queue
+        line = self.waiting.get(queue)
+        if line is None:
+            line = self.waiting[queue] = WaitingQueue()
+        line.push((job.spec.user_id, job.spec.job_id), job.spec.priority, is_first=is_first)
+
+    def place(self, before: Job | None, job: Job) -> None:
+        """Puts a job where its new state belongs. Called for each decision, and on a restore."""
+        state = job.state
+        if before is not None and before.state in IN_FLIGHT_STATES:
+            if state in IN_FLIGHT_STATES:
+                return
+            line = self.in_flight.get(before.spec.queue)
+            if line is not None:
+                line.pop(before.key, None)
+        if state is State.PENDING:
+            self.make_ready(job, is_first=before is not None)
+            self._watch_expiry(before, job)
+        elif state is State.DISPATCHED or state is State.RUNNING:
+            self.in_flight.setdefault(job.spec.queue, {})[job.key] = None
+        elif state is State.SCHEDULED or state is State.RETRYING:
+            self._place_timed(job)
+            self._watch_expiry(before, job)
+
+    def _watch_expiry(self, before: Job | None, job: Job) -> None:
+        if before is None and job.spec.expires_at is not None:
+            self.set_timer(job.spec.expires_at, TimerKind.EXPIRES, job.key)
+
+    def _place_timed(self, job: Job) -> None:
+        due_at = job.due_at or 0
+        if job.reason == Reason.UNKNOWN_TYPE:
+            self.unknown.setdefault(job.spec.type, {})[job.key] = None
+            self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
+        elif job.reason == Reason.RATE_LIMITED:
+            self.hold_back(job.key, job.spec.type, due_at)
+        else:
+            self.set_timer(due_at, TimerKind.DUE, job.key)
+
+    def hold_back(self, key: JobKey, type: str, due_at: int) -> None:
+        """A delayed limit keeps the job; only the head of a gate needs a timer."""
+        name = (key[0], type)
+        gate = self.gates.get(name)
+        if gate is None:
+            gate = self.gates[name] = deque()
+        if not gate:
+            self.set_timer(due_at, TimerKind.GATE, name)
+        gate.append(key)
+
+    def rebuild(self, jobs: Iterable[Job]) -> None:
+        """Builds all indices anew; windows and slots stay, they come from heartbeats."""
+        self.waiting = {}
+        self.in_flight = {}
+        self.gates = {}
+        self.unknown = {}
+        self._timers = []
+        for job in sorted(jobs, key=lambda job: job.spec.number):
+            self.place(None, job)

@@ -1,0 +1,269 @@
+"""Everything that one ledger partition knows, and how a failed transaction is undone.
+
+Owns jobs, ended jobs, limits, unique keys, definitions and the applied positions of a partition.
+Refuses to know the order among waiting jobs and when timers fire (`streams.schedule`).
+
+A group of decisions changes this state at once, so that each decision sees the ones before it; the
+old values are kept until `settle` (the transaction was committed) or `undo` (it was not). Nobody
+but the decider reads it in between.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from schemas.wire import Definition
+from schemas.words import TERMINAL_STATES, State
+from streams import limits, rows
+from streams.finished import COUNT_MAX, Ended, FinishedJobs, digest_of
+from streams.job import Job, JobKey
+from streams.limits import NOTHING_USED, LimitState
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+Row = tuple[bytes, bytes | None]
+"""Key and value of a state row; None forgets it."""
+
+DEDUPE_RETENTION_MS: Final = 86_400_000  # ms that an ended job's id is remembered, a day
+DEAD_LETTERS_MAX: Final = 200_000  # dead letters a partition keeps whole, the oldest go first
+DEAD_RETENTION_MS: Final = 30 * 86_400_000  # ms that a dead letter stays redrivable
+FORGET_AT_ONCE_MAX: Final = 1_000  # rows forgotten in one group, so that no group grows long
+
+
+class PartitionState:
+    """The state of one partition. Implements `lifecycle.Situation`."""
+
+    def __init__(self, *, dedupe_retention_ms: int = DEDUPE_RETENTION_MS) -> None:
+        self.jobs: dict[JobKey, Job] = {}
+        self.finished = FinishedJobs()
+        self.applied: dict[str, int] = {}
+        self.clock_ms = 0
+        self.accepted = 0
+        self.definitions: dict[str, Definition] = {}
+        self._dedupe_retention_ms = dedupe_retention_ms
+        self._dead_letters: dict[JobKey, None] = {}
+        self._limits: dict[tuple[str, str], LimitState] = {}
+        self._unique: dict[tuple[str, str], JobKey] = {}
+        self._old_jobs: dict[JobKey, Job | None] = {}
+        self._old_limits: dict[tuple[str, str], LimitState | None] = {}
+        self._old_unique: dict[tuple[str, str], JobKey | None] = {}
+        self._old_definitions: dict[str, Definition | None] = {}
+        self._old_position: tuple[dict[str, int], int, int] | None = None
+        self._forgotten: list[bytes] = []
+        self._buried: list[JobKey] = []
+        self._raw_rows: dict[bytes, bytes] = {}  # while a restore reads
+
+    # --- what a decision may look at ---
+
+    def definition(self, type: str) -> Definition | None:
+        return self.definitions.get(type)
+
+    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
+        return self._unique.get((user_id, unique_key))
+
+    def limit_state(self, user_id: str, type: str) -> LimitState:
+        return self._limits.get((user_id, type), NOTHING_USED)
+
+    def ended(self, key: JobKey) -> Ended | None:
+        """What is remembered of an ended job whose row is packed."""
+        if not len(self.finished):
+            return None
+        return self.finished.get(digest_of(key))
+
+    # --- what a decision changes ---
+
+    def begin(self, now_ms: int) -> int:
+        """Starts a group; the partition's clock never goes back. Returns the instant to use."""
+        if self._old_position is None:
+            self._old_position = (dict(self.applied), self.clock_ms, self.accepted)
+        self.clock_ms = max(self.clock_ms, now_ms)
+        return self.clock_ms
+
+    def put(self, before: Job | None, after: Job) -> None:
+        """A decision made `after` of `before`: keeps the old value, moves the indices along."""
+        key = after.key
+        if key not in self._old_jobs:
+            self._old_jobs[key] = before
+        self.jobs[key] = after
+        if before is None:
+            self.accepted += 1
+        self._move_unique(before, after, key)
+        definition = self.definitions.get(after.spec.type)
+        if definition is not None and definition.limits:
+            self._move_limit(before, after, definition)
+
+    def _move_unique(self, before: Job | None, after: Job, key: JobKey) -> None:
+        unique_key = after.spec.unique_key
+        if unique_key is None:
+            return
+        name = (key[0], unique_key)
+        holder = self._unique.get(name)
+        is_over = after.state in TERMINAL_STATES
+        if is_over == (holder != key):
+            return  # over and not the holder, or alive and already the holder
+        self._old_unique.setdefault(name, holder)
+        if is_over:
+            del self._unique[name]
+        else:
+            self._unique[name] = key
+
+    def _move_limit(self, before: Job | None, after: Job, definition: Definition) -> None:
+        was_held = before is not None and before.holds_limit
+        name = (after.spec.user_id, after.spec.type)
+        used = self._limits.get(name, NOTHING_USED)
+        if after.epoch == 1 and (before is None or before.epoch == 0):
+            started_at = after.dispatched_at or self.clock_ms
+            changed = limits.start(definition.limits, used, started_at, is_held=was_held)
+        elif was_held and not after.holds_limit:
+            changed = limits.release(used)
+        elif after.holds_limit and not was_held:
+            changed = limits.hold(used)
+        else:
+            return
+        self._old_limits.setdefault(name, self._limits.get(name))
+        self._limits[name] = changed
+
+    def define(self, definition: Definition) -> None:
+        """Takes a type's definition into the partition."""
+        type_name = definition.type
+        self._old_definitions.setdefault(type_name, self.definitions.get(type_name))
+        self.definitions[type_name] = definition
+
+    def forget_old(self, now_ms: int) -> None:
+        """Forgets ended jobs beyond their retention, a bounded number at a time."""
+        self._forgotten += self.finished.forget_until(
+            now_ms - self._dedupe_retention_ms, count_max=COUNT_MAX, at_most=FORGET_AT_ONCE_MAX
+        )
+        for key in self._dead_letters:
+            job = self.jobs[key]
+            too_many = len(self._dead_letters) - len(self._buried) > DEAD_LETTERS_MAX
+            if not too_many and (job.finished_at or 0) > now_ms - DEAD_RETENTION_MS:
+                break
+            if key in self._old_jobs:
+                break  # this group changes it
+            self._buried.append(key)
+            if len(self._buried) >= FORGET_AT_ONCE_MAX:
+                break
+
+    # --- the group's end ---
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is anything to commit: a changed row or a new applied position."""
+        old = self._old_position
+        return bool(
+            self._old_jobs or self._old_definitions or self._forgotten or self._buried
+            or (old is not None and old[0] != self.applied)
+        )
+
+    def changed_rows(self) -> list[Row]:
+        """The rows that this group's transaction writes, the position last."""
+        changed: list[Row] = []
+        for key in self._old_jobs:
+            job = self.jobs[key]
+            is_over = job.state in TERMINAL_STATES and not job.is_dead_letter
+            value = rows.ended_value(job) if is_over else rows.live_value(job)
+            changed.append((rows.job_key(key), value))
+        for name in self._old_limits:
+            used = self._limits[name]
+            changed.append((rows.limit_key(*name), rows.limit_value(used)))
+        for type_name in self._old_definitions:
+            definition = self.definitions[type_name]
+            changed.append((rows.definition_key(type_name), rows.definition_value(definition)))
+        changed += [(b"j" + digest, None) for digest in self._forgotten]
+        changed += [(rows.job_key(key), None) for key in self._buried]
+        position = rows.position_value(self.applied, self.clock_ms, self.accepted)
+        changed.append((rows.POSITION_KEY, position))
+        return changed
+
+    def settle(self) -> None:
+        """The transaction is committed: ended jobs are packed, old values dropped."""
+        for key in self._old_jobs:
+            job = self.jobs[key]
+            if job.is_dead_letter:
+                self._dead_letters[key] = None
+                continue
+            self._dead_letters.pop(key, None)
+            if job.state in TERMINAL_STATES:
+                ended = Ended(job.finished_at or self.clock_ms, job.spec.fingerprint, job.state)
+                self.finished.add(digest_of(key), ended)
+                del self.jobs[key]
+        for key in self._buried:
+            self._dead_letters.pop(key, None)
+            del self.jobs[key]
+        self._drop_old()
+
+    def undo(self) -> None:
+        """The transaction was aborted: everything is as it was before the group."""
+        for key, job in self._old_jobs.items():
+            _put_back(self.jobs, key, job)
+        for name, used in self._old_limits.items():
+            _put_back(self._limits, name, used)
+        for unique, holder in self._old_unique.items():
+            _put_back(self._unique, unique, holder)
+        for type_name, definition in self._old_definitions.items():
+            _put_back(self.definitions, type_name, definition)
+        for digest in self._forgotten:
+            # Its exact facts are gone with the packing; it was due to be forgotten anyway.
+            self.finished.discard(digest)
+        if self._old_position is not None:
+            self.applied, self.clock_ms, self.accepted = self._old_position
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        self._old_jobs = {}
+        self._old_limits = {}
+        self._old_unique = {}
+        self._old_definitions = {}
+        self._old_position = None
+        self._forgotten = []
+        self._buried = []
+
+    # --- restore ---
+
+    def load(self, key: bytes, value: bytes | None) -> None:
+        """One row of the state topic, in the topic's order: a later one of a key replaces it."""
+        if value is None:
+            self._raw_rows.pop(key, None)
+        else:
+            self._raw_rows[key] = value
+
+    def loaded(self) -> None:
+        """All rows are read: each last one is decoded, once, and the indices are built."""
+        while self._raw_rows:
+            key, value = self._raw_rows.popitem()
+            self._load_row(key, value)
+        self.finished.sort()
+        dead: list[Job] = []
+        for job_key, job in self.jobs.items():
+            if job.state is State.FAILED:
+                dead.append(job)
+            elif job.spec.unique_key is not None:
+                self._unique[(job_key[0], job.spec.unique_key)] = job_key
+        dead.sort(key=lambda job: job.finished_at or 0)
+        self._dead_letters = {job.key: None for job in dead}
+
+    def _load_row(self, key: bytes, value: bytes) -> None:
+        kind = key[:1]
+        if kind == b"j":
+            row = rows.read_job(value)
+            if isinstance(row, Ended):
+                self.finished.add(key[1:], row)
+            else:
+                self.jobs[row.key] = row
+        elif kind == b"l":
+            name, used = rows.read_limit(key, value)
+            self._limits[name] = used
+        elif kind == b"d":
+            definition = rows.read_definition(value)
+            self.definitions[definition.type] = definition
+        elif kind == b"p":
+            self.applied, self.clock_ms, self.accepted = rows.read_position(value)
+
+
+def _put_back(mapping: dict[_K, _V], key: _K, old: _V | None) -> None:
+    if old is None:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = old
