@@ -79,8 +79,9 @@ class ChdbEngine:
                 return known
             if _open_engines:
                 raise EngineError(
-                    f"chDB folder {folder}: this process already holds {next(iter(_open_engines))}, "
-                    "and chDB serves one folder per process; close that one first"
+                    f"chDB folder {folder}: this process already holds "
+                    f"{next(iter(_open_engines))}, and chDB serves one folder per process; close "
+                    "that one first"
                 )
             lock_file = _locked(folder)
             try:
@@ -145,10 +146,14 @@ class ChdbEngine:
         settings: Mapping[str, object] | None = None,
     ) -> int:
         names = f" ({', '.join(quoted_name(name) for name in columns)})" if columns else ""
-        with self._connection(settings) as connection, _translated_errors():
-            with connection.send_insert(f"INSERT INTO {quoted_name(table)}{names}", fmt) as stream:
-                stream.append(data)
-                return int(stream.finish().rows_written)
+        sql = f"INSERT INTO {quoted_name(table)}{names}"
+        with (
+            self._connection(settings) as connection,
+            _translated_errors(),
+            connection.send_insert(sql, fmt) as stream,
+        ):
+            stream.append(data)
+            return int(stream.finish().rows_written)
 
     def close(self) -> None:
         with _open_lock:
@@ -205,17 +210,19 @@ def _translated_errors() -> Iterator[None]:
 
 
 def _connect(folder: Path, options: Mapping[str, int]) -> Any:
-    import chdb
+    from chdb.state import sqlitelike
 
     address = f"{folder}?{urlencode(options)}" if options else str(folder)
     with _translated_errors():
-        return chdb.connect(address)
+        return sqlitelike.Connection(address)
 
 
 def _folder_of(dsn: str) -> Path:
     folder = dsn.removeprefix(CHDB_SCHEME)
     if not folder.startswith("/"):
-        raise EngineError(f"clickhouse DSN {dsn!r}: the folder must be absolute, as in chdb:///data/ch")
+        raise EngineError(
+            f"clickhouse DSN {dsn!r}: the folder must be absolute, as in chdb:///data/ch"
+        )
     if set(folder) & set("?&#%'\n"):
         raise EngineError(
             f"clickhouse DSN {dsn!r}: chDB takes ? & # % and quotes in a path for options; "

@@ -1,8 +1,8 @@
 """One way to both ClickHouse engines: the Protocol `Engine`, its errors, and `open_engine(dsn)`.
 
 Owns the contract that both adapters fulfil, the translation of ClickHouse's error texts, and the
-text form of query parameters. It refuses to know any table, and who asks: what a stranger may ask is
-decided in `guard`. All calls block; an event loop calls them in a thread. All are thread-safe.
+text form of query parameters. It refuses to know any table, and who asks: what a stranger may ask
+is decided in `guard`. All calls block; an event loop calls them in a thread. All are thread-safe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHDB_SCHEME = "chdb://"
 CODE_UNKNOWN = 1001
 """ClickHouse's own code for an exception that carries none (STD_EXCEPTION)."""
 
-# Server-side trouble that passes by itself: asking again later is right, nothing is wrong with the data.
+# Trouble that passes by itself: asking again later is right, nothing is wrong with the data.
 RETRYABLE_CODES = frozenset(
     {
         3,  # UNEXPECTED_END_OF_FILE, of a connection cut in mid-insert
@@ -89,7 +89,7 @@ class QueryOutput:
 
 
 class Engine(Protocol):
-    """A ClickHouse engine. `params` fill `{name:Type}` placeholders; `settings` hold for one call."""
+    """A ClickHouse engine. `params` fill `{name:Type}`; `settings` hold for one call."""
 
     @property
     def dsn(self) -> str:
@@ -137,7 +137,7 @@ class Engine(Protocol):
         columns: Sequence[str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> int:
-        """Insert encoded rows in one go; returns rows written, those of materialized views included.
+        """Insert encoded rows in one go; returns rows written, materialized views included.
 
         With `insert_deduplication_token` (and `deduplicate_blocks_in_dependent_materialized_views`)
         in `settings` a repeat changes nothing, where the table has a deduplication window.
@@ -194,7 +194,9 @@ def text_params(params: Mapping[str, object] | None) -> dict[str, str]:
 def check_setting_name(name: str) -> str:
     """The name, when it can be a setting; names are written into SQL, so nothing else may pass."""
     if not _SAFE_NAME.match(name):
-        raise EngineError(f"setting {name!r}: not a setting's name", code=115, name="UNKNOWN_SETTING")
+        raise EngineError(
+            f"setting {name!r}: not a setting's name", code=115, name="UNKNOWN_SETTING"
+        )
     return name
 
 
@@ -266,6 +268,12 @@ def _scalar_text(value: object) -> str:
 
 
 def _tsv_escaped(text: str) -> str:
-    for plain, escaped in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0")):
+    for plain, escaped in (
+        ("\\", "\\\\"),
+        ("\t", "\\t"),
+        ("\n", "\\n"),
+        ("\r", "\\r"),
+        ("\0", "\\0"),
+    ):
         text = text.replace(plain, escaped)
     return text

@@ -1,11 +1,11 @@
 """What a reader may ask: one statement that reads tables of ours, and nothing else.
 
-Owns the allow-lists of statements, functions, tables and settings. ClickHouse itself parses the
-text (`parseQueryToJSON`), and this module walks that tree; it looks at no text of its own making
-except the canonical form of DESCRIBE, EXISTS and SHOW CREATE, which have no JSON form.
-It refuses to know HTTP and who asks. The engine's own `readonly = 1` stands behind it; that setting
-alone still lets `file('/etc/passwd')`, `x IN file(...)`, `DESCRIBE file(...)` and INTO OUTFILE through.
-Everything that is not known to be harmless is refused: kinds of nodes, functions, tables.
+ClickHouse itself parses the text (`parseQueryToJSON`), and this module walks that tree; it reads no
+SQL of its own except the canonical form of DESCRIBE, EXISTS and SHOW CREATE, which have no JSON
+form. Everything that is not known to be harmless is refused: kinds of nodes, functions, tables.
+The engine's own `readonly = 1` stands behind it; alone, that setting still lets `file(...)`,
+`x IN file(...)`, `DESCRIBE file(...)`, `arrayMap(file, ...)` and INTO OUTFILE through. It refuses
+to know HTTP and who asks.
 """
 
 from __future__ import annotations
@@ -13,218 +13,43 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
 
-from agents.clickhouse.engine import Engine, EngineError, text_params
+from agents.clickhouse.engine import Engine, EngineError
+from agents.clickhouse.guard_lists import (
+    ALLOWED_EXPLAINS,
+    ALLOWED_FUNCTION_CATEGORIES,
+    ALLOWED_FUNCTIONS,
+    ALLOWED_NODES,
+    ALLOWED_STATEMENTS,
+    ALLOWED_SYSTEM_TABLES,
+    ALLOWED_TABLE_FUNCTIONS,
+    CATALOGUE_DATABASES,
+    REFUSED_FUNCTIONS,
+)
 
 DEFAULT_DATABASE = "default"
 SQL_BYTES_MAX = 262_144
 """ClickHouse's own default of max_query_size; longer texts do not parse there either."""
 
-ALLOWED_STATEMENTS = frozenset(
-    {"SelectWithUnionQuery", "ExplainQuery", "ShowTablesQuery", "ShowColumnsQuery"}
-)
-ALLOWED_NODES = ALLOWED_STATEMENTS | frozenset(
-    {
-        "ArrayJoin",
-        "Asterisk",
-        "ColumnsApplyTransformer",
-        "ColumnsExceptTransformer",
-        "ColumnsListMatcher",
-        "ColumnsRegexpMatcher",
-        "ColumnsReplaceTransformer",
-        "ColumnsReplaceTransformerReplacement",
-        "ColumnsTransformerList",
-        "ExpressionList",
-        "Function",
-        "Identifier",
-        "InterpolateElement",
-        "Literal",
-        "OrderByElement",
-        "QualifiedAsterisk",
-        "QualifiedColumnsListMatcher",
-        "QualifiedColumnsRegexpMatcher",
-        "QueryParameter",
-        "SampleRatio",
-        "SelectIntersectExceptQuery",
-        "SelectQuery",
-        "SetQuery",
-        "Subquery",
-        "TableExpression",
-        "TableIdentifier",
-        "TableJoin",
-        "TablesInSelectQuery",
-        "TablesInSelectQueryElement",
-        "WindowDefinition",
-        "WindowListElement",
-        "WithElement",
-    }
-)
-ALLOWED_EXPLAINS = frozenset(
-    {"EXPLAIN", "EXPLAIN AST", "EXPLAIN SYNTAX", "EXPLAIN QUERY TREE", "EXPLAIN PIPELINE", "EXPLAIN ESTIMATE"}
-)
+APPROVED_MAX = 512
+"""Approved texts remembered: a dashboard repeats the same few, and judging one takes 2 ms."""
+
 WRITING_KEYS = ("out_file", "infile", "compression")
-
-ALLOWED_TABLE_FUNCTIONS = frozenset(
-    {
-        "generateseries",
-        "generate_series",
-        "null",
-        "numbers",
-        "numbers_mt",
-        "sqlstandardvalues",
-        "values",
-        "view",
-        "zeros",
-        "zeros_mt",
-    }
-)
-# Functions are allowed by the engine's own category. Left out as a whole: AI (network), Machine
-# Learning and dictionaries (models and sources of the host), Introspection, Internal, Other.
-ALLOWED_FUNCTION_CATEGORIES = frozenset(
-    {
-        "Aggregate Functions",
-        "Arithmetic",
-        "Arrays",
-        "Bit",
-        "Bitmap",
-        "Comparison",
-        "Conditional",
-        "Dates and Times",
-        "Distance",
-        "Encoding",
-        "Encryption",
-        "Financial",
-        "Geo",
-        "Geo Polygon",
-        "Hash",
-        "IP Address",
-        "JSON",
-        "Logical",
-        "Map",
-        "Mathematical",
-        "Null",
-        "NumericIndexedVector",
-        "QBit",
-        "Random Number",
-        "Rounding",
-        "String",
-        "String Replacement",
-        "String Search",
-        "String Splitting",
-        "Time Series",
-        "Time Window",
-        "Tuple",
-        "Type Conversion",
-        "URL",
-        "UUID",
-    }
-)
-# Of the category Other and Internal, what queries and clients use and what tells nothing of the host.
-ALLOWED_FUNCTIONS = frozenset(
-    {
-        "_CAST",
-        "bar",
-        "buildId",
-        "byteSize",
-        "caseWithExpression",
-        "countDigits",
-        "currentDatabase",
-        "currentSchemas",
-        "currentUser",
-        "defaultValueOfArgumentType",
-        "defaultValueOfTypeName",
-        "displayName",
-        "finalizeAggregation",
-        "format",
-        "formatQuery",
-        "formatQuerySingleLine",
-        "formatReadableDecimalSize",
-        "formatReadableQuantity",
-        "formatReadableSize",
-        "formatReadableTimeDelta",
-        "getSetting",
-        "getSubcolumn",
-        "identity",
-        "ignore",
-        "initializeAggregation",
-        "isConstant",
-        "isDecimalOverflow",
-        "materialize",
-        "neighbor",
-        "normalizeQuery",
-        "normalizedQueryHash",
-        "parseReadableSize",
-        "parseTimeDelta",
-        "queryID",
-        "revision",
-        "rowNumberInAllBlocks",
-        "rowNumberInBlock",
-        "runningAccumulate",
-        "runningDifference",
-        "throwIf",
-        "toColumnTypeName",
-        "toTypeName",
-        "transform",
-        "uptime",
-        "variantElement",
-        "variantType",
-        "version",
-        "visibleWidth",
-        # Made by the parser and in no list of functions.
-        "exists",
-        "lambda",
-        "untuple",
-        "grouping",
-    }
-)
-# In an allowed category and still not wanted: they wait, or read what an administrator configured.
-REFUSED_FUNCTIONS = frozenset({"file", "lemmatize", "synonyms", "sleep", "sleepEachRow", "fuzzQuery"})
-
-ALLOWED_SYSTEM_TABLES = frozenset(
-    {
-        "aggregate_function_combinators",
-        "collations",
-        "columns",
-        "contributors",
-        "data_skipping_index_types",
-        "data_skipping_indices",
-        "data_type_families",
-        "databases",
-        "dictionaries",
-        "documentation",
-        "formats",
-        "functions",
-        "keywords",
-        "licenses",
-        "merge_tree_settings",
-        "numbers",
-        "numbers_mt",
-        "one",
-        "parts",
-        "settings",
-        "table_engines",
-        "table_functions",
-        "tables",
-        "time_zones",
-        "zeros",
-        "zeros_mt",
-    }
-)
-CATALOGUE_DATABASES = frozenset({"system", "information_schema"})
 
 _PLAIN_TABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_$ \-]*$")
 _IN_FUNCTIONS = re.compile(r"^(global)?(not)?(null)?in(ignoreset)?$", re.IGNORECASE)
 _NAME = r"(?:[A-Za-z_][A-Za-z0-9_]*|`(?:[^`\\])+`)"
 _CATALOGUE_QUESTION = re.compile(
-    rf"^(?:DESCRIBE TABLE|EXISTS TABLE|EXISTS VIEW|EXISTS DATABASE|SHOW CREATE TABLE|SHOW CREATE VIEW)"
+    r"^(?:DESCRIBE TABLE|EXISTS (?:TABLE|VIEW|DATABASE)|SHOW CREATE (?:TABLE|VIEW))"
     rf" (?P<name>{_NAME}(?:\.{_NAME})?)(?: FORMAT (?P<format>[A-Za-z0-9]+))?$"
 )
 _ABOUT_SCOPE = re.compile(r":? In scope SELECT parseQueryToJSON.*$", re.DOTALL)
-_NO_JSON_FORM = "does not support JSON serialization"
+CODE_NO_JSON_FORM = 36
+"""What `parseQueryToJSON` answers (BAD_ARGUMENTS) for a statement that it cannot write as JSON."""
 
 
 class Refused(EngineError):
@@ -250,11 +75,14 @@ class Guard:
     def __init__(self, engine: Engine, *, database: str = DEFAULT_DATABASE):
         self._engine = engine
         self._own_database = database
+        self._approved = lru_cache(APPROVED_MAX)(self._judged)
 
     def check(self, sql: str, *, database: str = DEFAULT_DATABASE) -> Approved:
         """The statement, approved to run with `database` as the current one; raises Refused."""
+        return self._approved(sql.strip(), database)
+
+    def _judged(self, text: str, database: str) -> Approved:
         self._check_database(database)
-        text = sql.strip()
         if not text:
             raise Refused("Empty query", code=62, name="SYNTAX_ERROR")
         if "\0" in text or len(text.encode()) > SQL_BYTES_MAX:
@@ -269,17 +97,20 @@ class Guard:
         if tree["type"] not in ALLOWED_STATEMENTS:
             raise _read_only(str(tree["type"]))
         _Walk(self, database).judge(tree)
-        return self._approved(text, tree)
+        return self._approval(text, tree)
 
     def _parsed(self, text: str) -> dict[str, Any] | None:
         try:
             answer = self._parse_function("parseQueryToJSON", text)
         except EngineError as error:
-            if _NO_JSON_FORM in error.message:
+            if error.code == CODE_NO_JSON_FORM:
                 return None
             message = _ABOUT_SCOPE.sub("", error.message)
             raise Refused(message, code=error.code, name=error.name) from error
-        tree: dict[str, Any] = orjson.loads(answer)
+        try:
+            tree: dict[str, Any] = orjson.loads(answer)
+        except orjson.JSONDecodeError as error:
+            raise Refused("Query is nested too deeply", code=167, name="TOO_DEEP_AST") from error
         return tree
 
     def _parse_function(self, function: str, text: str) -> str:
@@ -298,7 +129,7 @@ class Guard:
             self.check_table(parts, database)
         return Approved(sql=canonical, fmt=found["format"])
 
-    def _approved(self, text: str, tree: dict[str, Any]) -> Approved:
+    def _approval(self, text: str, tree: dict[str, Any]) -> Approved:
         settings: dict[str, object] = {}
         _take_settings(tree, settings)
         fmt = tree.get("format_ast") or {}
@@ -318,7 +149,9 @@ class Guard:
         owner = parts[0] if len(parts) == 2 else database
         self._check_database(owner)
         if not _PLAIN_TABLE.match(table):
-            raise Refused(f"Table {table!r}: not a plain table name; files and addresses cannot be read")
+            raise Refused(
+                f"Table {table!r}: not a plain table name; files and addresses cannot be read"
+            )
         if owner.lower() == "system" and table not in ALLOWED_SYSTEM_TABLES:
             raise Refused(
                 f"Table system.{table} is not open to readers; open are: "
@@ -335,64 +168,99 @@ class Guard:
                 "table functions " + ", ".join(sorted(ALLOWED_TABLE_FUNCTIONS))
             )
 
+    def is_refused_function(self, name: str) -> bool:
+        """True when the engine has a function of this name and readers may not call it."""
+        return name.lower() in self._functions.refused
+
     def _is_computing(self, name: str) -> bool:
-        exact, any_case, aggregates, suffixes = self._known_functions
-        if name in exact or name.lower() in any_case:
+        known = self._functions
+        if name in known.exact or name.lower() in known.any_case:
             return True
-        # Combinators: sumIf, quantilesTDigestOrNullIf, ...
-        base, is_shorter = name, True
-        while is_shorter:
-            is_shorter = False
-            for suffix in suffixes:
-                if base.endswith(suffix) and len(base) > len(suffix):
-                    base, is_shorter = base.removesuffix(suffix), True
-                    if base in aggregates or base.lower() in any_case & aggregates:
-                        return True
-                    break
+        base = name
+        while suffix := next(
+            (s for s in known.combinators if base.endswith(s) and base != s), None
+        ):
+            base = base.removesuffix(suffix)
+            if base in known.aggregates or base.lower() in known.aggregates & known.any_case:
+                return True
         return False
 
     @cached_property
-    def _known_functions(self) -> tuple[set[str], set[str], set[str], list[str]]:
+    def _functions(self) -> _Functions:
         rows = self._engine.query(
-            "SELECT name, alias_to, is_aggregate, case_insensitive, categories, toString(origin) AS origin"
-            " FROM system.functions"
+            "SELECT name, alias_to, is_aggregate, case_insensitive, categories,"
+            " toString(origin) AS origin FROM system.functions"
         )
-        by_name = {row["name"]: row for row in rows if row["origin"] == "System"}
-        exact, any_case, aggregates = set[str](), set[str](), set[str]()
-        for name, row in by_name.items():
-            target = by_name.get(row["alias_to"] or name)
-            if target is None or target["name"] in REFUSED_FUNCTIONS:
-                continue
-            is_aggregate = bool(target["is_aggregate"])
-            is_listed = target["name"] in ALLOWED_FUNCTIONS
-            if is_aggregate or is_listed or target["categories"] in ALLOWED_FUNCTION_CATEGORIES:
-                exact.add(name)
-                if row["case_insensitive"]:
-                    any_case.add(name.lower())
-                if is_aggregate:
-                    aggregates |= {name, name.lower()} if row["case_insensitive"] else {name}
-        found = self._engine.query("SELECT name FROM system.aggregate_function_combinators")
-        suffixes = sorted((row["name"] for row in found), key=len, reverse=True)
-        return exact, any_case, aggregates, suffixes
+        suffixes = self._engine.query("SELECT name FROM system.aggregate_function_combinators")
+        return _Functions.sorted_out(rows, [str(row["name"]) for row in suffixes])
+
+
+@dataclass(frozen=True, slots=True)
+class _Functions:
+    """The engine's functions by what a reader may do with them."""
+
+    exact: frozenset[str]
+    any_case: frozenset[str]
+    """Allowed in any spelling; in lower case."""
+    aggregates: frozenset[str]
+    combinators: tuple[str, ...]
+    """Suffixes such as If and OrNull, longest first: sumIf, quantilesTDigestOrNullIf."""
+    refused: frozenset[str]
+    """Known to the engine and not allowed; in lower case."""
+
+    @classmethod
+    def sorted_out(cls, rows: list[dict[str, Any]], combinators: list[str]) -> _Functions:
+        by_name = {str(row["name"]): row for row in rows}
+        allowed = {name for name, row in by_name.items() if _computes(by_name, row)}
+        any_case = {name.lower() for name in allowed if by_name[name]["case_insensitive"]}
+        aggregates = {name for name in allowed if by_name[name]["is_aggregate"]}
+        return cls(
+            exact=frozenset(allowed),
+            any_case=frozenset(any_case),
+            aggregates=frozenset(aggregates | {name.lower() for name in aggregates} & any_case),
+            combinators=tuple(sorted(combinators, key=len, reverse=True)),
+            refused=frozenset(
+                name.lower() for name in by_name.keys() - allowed if name.lower() not in any_case
+            ),
+        )
+
+
+def _computes(by_name: Mapping[str, dict[str, Any]], row: Mapping[str, Any]) -> bool:
+    target = by_name.get(row["alias_to"] or row["name"])
+    if target is None or target["origin"] != "System" or target["name"] in REFUSED_FUNCTIONS:
+        return False
+    return bool(
+        target["is_aggregate"]
+        or target["name"] in ALLOWED_FUNCTIONS
+        or target["categories"] in ALLOWED_FUNCTION_CATEGORIES
+    )
 
 
 class _Walk:
-    """One pass over a parsed statement; every node passes through `judge`."""
+    """One pass over a parsed statement; every node passes through `_judge_node`."""
 
     def __init__(self, guard: Guard, database: str):
         self._guard = guard
         self._database = database
 
-    def judge(self, node: Mapping[str, Any]) -> None:
+    def judge(self, tree: Mapping[str, Any]) -> None:
+        # A list and no recursion: ClickHouse nests deeper than Python's stack.
+        waiting = [tree]
+        while waiting:
+            node = waiting.pop()
+            self._judge_node(node)
+            waiting.extend(_children(node))
+
+    def _judge_node(self, node: Mapping[str, Any]) -> None:
         kind = node["type"]
         if kind not in ALLOWED_NODES:
-            raise Refused(f"{kind} is not open to readers: only SELECT, SHOW, DESCRIBE, EXISTS, EXPLAIN")
+            raise Refused(
+                f"{kind} is not open to readers: only SELECT, SHOW, DESCRIBE, EXISTS, EXPLAIN"
+            )
         for key in WRITING_KEYS:
             if node.get(key):
                 raise Refused("INTO OUTFILE is not open to readers: read the answer of the request")
         self._judge_kind(kind, node)
-        for child in _children(node):
-            self.judge(child)
 
     def _judge_kind(self, kind: str, node: Mapping[str, Any]) -> None:
         match kind:
@@ -401,6 +269,11 @@ class _Walk:
             case "ColumnsApplyTransformer":
                 if node.get("func_name"):
                     self._guard.check_function(str(node["func_name"]))
+            case "Identifier":
+                self._judge_identifier(node)
+            case "QueryParameter":
+                if str(node.get("param_type")).lower() == "identifier":
+                    raise Refused("{name:Identifier} is not open to readers: write the name itself")
             case "TableIdentifier":
                 self._guard.check_table(self._parts(node), self._database)
             case "ShowTablesQuery":
@@ -428,6 +301,15 @@ class _Walk:
             if len(parts) == 1 or parts[0].lower() in CATALOGUE_DATABASES:
                 self._guard.check_table(parts, self._database)
 
+    def _judge_identifier(self, node: Mapping[str, Any]) -> None:
+        """A bare name may stand for a function, as in arrayMap(file, ['/etc/passwd'])."""
+        parts = self._parts(node)
+        if len(parts) == 1 and self._guard.is_refused_function(parts[0]):
+            raise Refused(
+                f"{parts[0]} is the name of a function that is not open to readers; for a column "
+                f"of that name write table.{parts[0]}"
+            )
+
     def _judge_show_tables(self, node: Mapping[str, Any]) -> None:
         for key in ("caches", "fscaches", "filesystem_caches", "clusters", "cluster"):
             if node.get(key):
@@ -436,11 +318,11 @@ class _Walk:
     def _parts(self, node: Mapping[str, Any]) -> list[str]:
         parts = [str(part) for part in node.get("name_parts") or [node["name"]]]
         if not all(parts):
-            raise Refused("A table cannot be a {parameter:Identifier}: write its name in the query")
+            raise Refused("{name:Identifier} is not open to readers: write the name itself")
         return parts
 
 
-def _children(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _children(node: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every node below, wherever the tree keeps it."""
     for value in node.values():
         found = value if isinstance(value, list) else [value]
@@ -452,27 +334,27 @@ def _children(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
                     yield from _children(item)
 
 
-def _take_settings(node: dict[str, Any], found: dict[str, object]) -> None:
+def _take_settings(tree: dict[str, Any], found: dict[str, object]) -> None:
     """Moves the settings of all SETTINGS clauses out of the tree, the outermost winning."""
-    for key in ("settings", "settings_ast"):
-        clause = node.get(key)
-        if isinstance(clause, dict) and clause.get("type") == "SetQuery":
-            for change in clause.get("changes") or []:
-                found.setdefault(str(change["name"]), change["value"].get("value"))
-            del node[key]
-    for child in _children(node):
-        if isinstance(child, dict):
-            _take_settings(child, found)
+    level = [tree]
+    while level:
+        for node in level:
+            # The settings of EXPLAIN are options of its own, such as indexes = 1.
+            is_explain = node["type"] == "ExplainQuery"
+            for key in ("settings_ast",) if is_explain else ("settings", "settings_ast"):
+                clause = node.get(key)
+                if isinstance(clause, dict) and clause.get("type") == "SetQuery":
+                    for change in clause.get("changes") or []:
+                        found.setdefault(str(change["name"]), change["value"].get("value"))
+                    del node[key]
+        level = [child for node in level for child in _children(node)]
 
 
 def _read_only(statement: str) -> Refused:
     kind = statement.removesuffix("Query")
     return Refused(
-        f"Cannot execute query in readonly mode: {kind}. This port only reads: SELECT, SHOW TABLES, "
-        "SHOW COLUMNS, SHOW CREATE TABLE, DESCRIBE, EXISTS, EXPLAIN",
+        f"Cannot execute query in readonly mode: {kind}. This port only reads: SELECT, SHOW "
+        "TABLES, SHOW COLUMNS, SHOW CREATE TABLE, DESCRIBE, EXISTS, EXPLAIN",
         code=164,
         name="READONLY",
     )
-
-
-__all__ = ["Approved", "Guard", "Refused", "text_params"]

@@ -51,13 +51,16 @@ class ServerEngine:
         """Connects at once, so that a wrong address or password shows here."""
         parts = urlsplit(dsn)
         if not parts.hostname:
-            raise EngineError(f"clickhouse DSN {masked_dsn(dsn)!r}: no host; use http://host:8123/db")
+            raise EngineError(
+                f"clickhouse DSN {masked_dsn(dsn)!r}: no host; use http://host:8123/db"
+            )
         headers = {"X-ClickHouse-User": unquote(parts.username or "default")}
         if parts.password:
             headers["X-ClickHouse-Key"] = unquote(parts.password)
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
         engine = cls(
             dsn,
-            base_url=f"{parts.scheme}://{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}/",
+            base_url=f"{parts.scheme}://{parts.hostname}:{port}/",
             database=parts.path.strip("/") or "default",
             headers=headers,
         )
@@ -143,7 +146,11 @@ class ServerEngine:
         )
         try:
             response = self._pool.request(
-                "POST", f"{self._base_url}?{address}", body=body, headers=self._headers, retries=False
+                "POST",
+                f"{self._base_url}?{address}",
+                body=body,
+                headers=self._headers,
+                retries=False,
             )
         except HTTPError as error:
             raise EngineUnavailable(f"clickhouse at {self._dsn}: {error}") from error
@@ -154,7 +161,9 @@ class ServerEngine:
     def _error(self, response: BaseHTTPResponse) -> EngineError:
         text = response.data.decode("utf-8", "replace").strip()
         if "DB::Exception" not in text and response.status in GATEWAY_STATUSES:
-            return EngineUnavailable(f"clickhouse at {self._dsn}: HTTP {response.status} {text[:200]}")
+            return EngineUnavailable(
+                f"clickhouse at {self._dsn}: HTTP {response.status} {text[:200]}"
+            )
         return parse_error(text or f"HTTP {response.status} without a text")
 
 
