@@ -24,6 +24,12 @@ BLOCK_HEADER_BYTES = 9
 WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 HELLO_SQL = "SELECT displayName(), version(), revision(), timezone()"
+"""What clickhouse-go asks first over HTTP; it reads the answer at its own protocol version."""
+HELLO_PROTOCOL_MIN = 54_454
+"""From this protocol version on a Native block has what `hello_block` adds to its columns."""
+WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+HELLO_SQL = "SELECT displayName(), version(), revision(), timezone()"
 """From this protocol version on a Native block has what `hello_block` adds to its columns."""
 HELLO_PROTOCOL_MIN = 54_454
 """From this protocol version on a Native block has what `hello_block` adds."""
