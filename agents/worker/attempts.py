@@ -1,0 +1,135 @@
+"""The worker's record of a pack and of one attempt in it.
+
+Owns what is counted and when a pack's offset may be committed. Refuses to run anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from agents.worker.context import Context, Signal
+from agents.worker.handlers import Handler
+
+# Why a running attempt was told to end. None while nobody has told it.
+TIMED_OUT: Final = "timed_out"
+CANCELLED: Final = "cancelled"
+STOPPING: Final = "stopping"
+
+
+class QueueState:
+    """How many jobs of one queue wait in this worker."""
+
+    __slots__ = ("name", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting = 0
+
+
+class Pack:
+    """One ready record: it may be committed once each of its jobs has a durable word.
+
+    The word is a `started` or the last outcome, whichever is durable first.
+    """
+
+    __slots__ = ("jobs", "ledger_partition", "on_settled", "queue", "received_at", "unsettled")
+
+    def __init__(
+        self,
+        queue: QueueState,
+        ledger_partition: int,
+        jobs: int,
+        received_at: float,
+        on_settled: Callable[[], object],
+    ) -> None:
+        self.queue = queue
+        self.ledger_partition = ledger_partition
+        self.jobs = jobs
+        self.unsettled = jobs
+        #: Monotonic seconds.
+        self.received_at = received_at
+        self.on_settled = on_settled
+
+    def settle(self) -> None:
+        """One more job of the pack has a durable word."""
+        self.unsettled -= 1
+        if not self.unsettled:
+            self.on_settled()
+
+    def rebind(self, on_settled: Callable[[], object]) -> None:
+        """The same record came again: its jobs are not run twice, its new delivery is acked."""
+        self.on_settled = on_settled
+        if not self.unsettled:
+            on_settled()
+
+
+class Attempt:
+    """One job of a pack, from its arrival to its outcome."""
+
+    __slots__ = (
+        "context",
+        "deadline",
+        "handler",
+        "has_seen_cancel",
+        "has_told_start",
+        "is_ended",
+        "job",
+        "pack",
+        "progress",
+        "progressed_at",
+        "runner",
+        "signal",
+        "started_at",
+        "started_ms",
+        "told_at",
+        "verdict",
+    )
+
+    def __init__(self, pack: Pack, job: dict[str, Any], handler: Handler | None) -> None:
+        self.pack = pack
+        self.job = job
+        #: None: a type that this worker does not know.
+        self.handler = handler
+        #: Epoch ms; 0 while it waits.
+        self.started_ms = 0
+        self.is_ended = False
+        # What follows has a meaning only for an attempt that did not end at once: `suspend` sets it.
+        self.signal: Signal | None = None
+        self.context: Context | None = None
+        self.verdict: str | None = None
+        self.has_told_start = False
+        #: Only from a child process; here the context knows.
+        self.has_seen_cancel = False
+        self.progress: dict[str, Any] | None = None
+        self.runner: Any = None
+
+    def suspend(self, runner: Any, now: float) -> None:
+        """It goes on running: from here time-outs, cancel and progress are looked after."""
+        self.runner = runner
+        #: Monotonic seconds.
+        self.started_at = now
+        self.deadline = now + self.job["timeout_ms"] / 1000
+        #: Monotonic instant at which the verdict was told; the grace runs from there.
+        self.told_at = 0.0
+        self.progressed_at = now
+
+    def open_context(self) -> Context:
+        """The handler's context, made when a handler wants one."""
+        self.context = Context(self.job, self.open_signal(), self.set_progress)
+        return self.context
+
+    def open_signal(self) -> Signal:
+        """The word to stop of this attempt."""
+        if self.signal is None:
+            self.signal = Signal()
+        return self.signal
+
+    def set_progress(self, told: dict[str, Any]) -> None:
+        """Keep the latest; a single reference is set, so any thread may call it."""
+        self.progress = told
+
+    def key(self) -> tuple[str, str, int, int]:
+        """Which attempt of all: user, job, run, epoch."""
+        job = self.job
+        return (job["user_id"], job["job_id"], job["run"], job["epoch"])

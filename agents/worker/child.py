@@ -1,0 +1,177 @@
+"""The child process in which `process=True` handlers run, one job at a time.
+
+Owns the child's life: load the modules, run what comes, report, and die with the parent. Refuses to
+know Kafka, time-outs and retries: the parent kills a child that takes too long.
+
+Run as `python -m agents.worker.child FD MODULE ...`; FD is a socket to the parent. The child leads
+a process group of its own, so that killing it takes its own children along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, Final, NoReturn
+
+import orjson
+from pydantic import ValidationError
+
+from agents.worker import ends
+from agents.worker.context import Context, Signal
+from agents.worker.ends import End
+from agents.worker.errors import TidemillError
+from agents.worker.framing import frame, receive
+from agents.worker.handlers import REGISTRY, Handler
+from agents.worker.loading import load_modules
+
+PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
+EXIT_TERMINATED: Final = 143  # 128 + SIGTERM, as shells say it
+PR_SET_PDEATHSIG: Final = 1  # of Linux' prctl(2)
+
+logger = logging.getLogger("tidemill.worker.child")
+
+
+class ChildAttempt:
+    """The attempt in the child: what a handler call needs."""
+
+    def __init__(self, child: Child, job: dict[str, Any]) -> None:
+        self._child = child
+        self.job = job
+        self.signal = Signal()
+        self.context: Context | None = None
+        self._progressed_at = 0.0
+
+    def open_context(self) -> Context:
+        self.context = Context(self.job, self.signal, self._on_progress)
+        return self.context
+
+    def _on_progress(self, told: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._progressed_at >= PROGRESS_INTERVAL_SECONDS:
+            self._progressed_at = now
+            self._child.send({"progress": told})
+
+
+class Child:
+    """One connection to the parent. The main thread runs handlers, a second one listens."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._jobs: list[dict[str, Any]] = []
+        self._arrived = threading.Semaphore(0)
+        self._current: ChildAttempt | None = None
+
+    def send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.sendall(frame(message))
+        except OSError:
+            _die()
+
+    def serve(self) -> NoReturn:
+        """Run jobs until the parent is gone."""
+        threading.Thread(target=self._listen, name="tidemill-parent", daemon=True).start()
+        while True:
+            self._arrived.acquire()
+            self._run(self._jobs.pop(0))
+
+    def _listen(self) -> NoReturn:
+        while (message := receive(self._connection)) is not None:
+            if "job" in message:
+                self._jobs.append(message["job"])
+                self._arrived.release()
+            elif self._current is not None:
+                self._current.signal.is_set = True
+        _die()
+
+    def _run(self, job: dict[str, Any]) -> None:
+        attempt = ChildAttempt(self, job)
+        self._current = attempt
+        handler = REGISTRY.get(job["type"])
+        if handler is None:
+            # The child loaded the same modules; a module that registers by chance is at fault.
+            end = ends.failure(
+                "HANDLER_ERROR",
+                f"the child process does not know the job type {job['type']!r}: define its handler "
+                "at the top of its module, not under a condition",
+                retryable=False,
+            )
+        else:
+            end = _call(handler, attempt)
+        self._current = None
+        saw_cancel = attempt.context is not None and attempt.context._saw_cancel
+        self.send({"end": _portable(end, job), "saw_cancel": saw_cancel})
+
+
+def _call(handler: Handler, attempt: ChildAttempt) -> End:
+    try:
+        arguments = handler.arguments(attempt.job["payload"], attempt)
+    except ValidationError as error:
+        return ends.invalid_payload(handler, error)
+    try:
+        value = handler.function(*arguments)
+        if handler.is_coroutine:
+            value = asyncio.run(value)
+    except BaseException as error:  # noqa: BLE001  # SystemExit of a handler is a failed attempt
+        if isinstance(error, _Terminated):
+            logging.shutdown()
+            os._exit(EXIT_TERMINATED)
+        return ends.error(error, attempt.job)
+    return ends.result(value, attempt.context)
+
+
+def _portable(end: End, job: dict[str, Any]) -> End:
+    """The end as plain JSON; what is not JSON or too large becomes a failure here already."""
+    encoded = orjson.loads(ends.encode(job, end, 0, 0))
+    identity = ("user_id", "job_id", "run", "attempt", "epoch")
+    return {key: value for key, value in encoded.items() if key not in identity}
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: unwind the handler, so that its `finally` blocks run, and leave."""
+
+
+def _on_terminate(number: int, frame_: object) -> None:
+    raise _Terminated
+
+
+def _die() -> NoReturn:
+    """The parent is gone: nobody may go on working, our own children included."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(EXIT_TERMINATED)
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel kills us with the parent even when a C extension holds the interpreter."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point: the socket's number and the modules."""
+    connection = socket.socket(fileno=int(arguments[0]))
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, _on_terminate)
+    logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    child = Child(connection)
+    try:
+        try:
+            load_modules(arguments[1:])
+        except TidemillError as error:
+            child.send({"broken": str(error)})
+            return 1
+        child.send({"ready": True})
+        child.serve()
+    except _Terminated:
+        return EXIT_TERMINATED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""What a handler sees of the attempt that it runs in.
+
+Owns the handler's side: who and which attempt, progress, the word to stop, children. Refuses to
+know where the handler runs: the same class serves the loop, a thread and a child process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
+
+STAGE_LENGTH_MAX: Final = 128  # characters
+MESSAGE_LENGTH_MAX: Final = 500  # characters
+CHILDREN_MAX: Final = 1_000  # requests of one attempt; they travel in one outcome
+CHILD_DIGEST_BYTES: Final = 8  # of a parent's id that is too long to stand in a child's
+
+
+class Context:
+    """One attempt, seen from inside. Passed to a handler as its second argument."""
+
+    __slots__ = ("_children", "_job", "_log", "_on_progress", "_saw_cancel", "_signal")
+
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        signal: Signal,
+        on_progress: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._job = job
+        self._signal = signal
+        self._on_progress = on_progress
+        self._children: list[dict[str, Any]] | None = None
+        self._log: Any = None
+        self._saw_cancel = False
+
+    @property
+    def job_id(self) -> str:
+        return str(self._job["job_id"])
+
+    @property
+    def user_id(self) -> str:
+        return str(self._job["user_id"])
+
+    @property
+    def type(self) -> str:
+        return str(self._job["type"])
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return int(self._job["attempt"])
+
+    @property
+    def max_attempts(self) -> int:
+        return int(self._job["max_attempts"])
+
+    @property
+    def run(self) -> int:
+        """1 for the first; a redrive of an ended job is a new run."""
+        return int(self._job["run"])
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same in every attempt and every run of this job, and of no other job.
+
+        Give it to whatever has side effects: a handler may run more than once. Add `run` to it
+        when a redrive is meant to act again.
+        """
+        return f"{self.user_id}/{self.job_id}"
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context that came with the request; None when there was none."""
+        value = self._job.get("traceparent")
+        return None if value is None else str(value)
+
+    @property
+    def cancelled(self) -> bool:
+        """True when somebody asked to stop: clean up and return soon.
+
+        A handler that saw True and returns ends as cancelled; its result is dropped.
+        """
+        if self._signal.is_set:
+            self._saw_cancel = True
+        return self._signal.is_set
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that carries the job's ids."""
+        if self._log is None:
+            self._log = structlog.get_logger("tidemill.job").bind(
+                job_id=self.job_id, user_id=self.user_id, type=self.type, attempt=self.attempt
+            )
+        return self._log
+
+    def progress(
+        self, percent: float, *, stage: str | None = None, message: str | None = None
+    ) -> None:
+        """Tell how far the work is. Cheap: call it as often as you like, the latest wins."""
+        value = float(percent)
+        if math.isnan(value):
+            raise ValueError("percent must be a number from 0 to 100, not NaN")
+        told: dict[str, Any] = {"percent": min(100.0, max(0.0, value))}
+        if stage is not None:
+            told["stage"] = str(stage)[:STAGE_LENGTH_MAX]
+        if message is not None:
+            told["message"] = str(message)[:MESSAGE_LENGTH_MAX]
+        self._on_progress(told)
+
+    def enqueue(
+        self,
+        type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        user_id: str | None = None,
+        job_id: str | None = None,
+        queue: str | None = None,
+        priority: str | None = None,
+        run_at: datetime | int | str | None = None,
+        expires_at: datetime | int | str | None = None,
+        unique_key: str | None = None,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+        tags: Sequence[str] = (),
+        batch_id: str | None = None,
+    ) -> str:
+        """Ask for a job that is born when this one succeeds, in the same transaction; its job_id.
+
+        Without `job_id` the child is named after its parent and its place, so that another attempt
+        asks for the same children. Raises ValueError that names the field which is wrong.
+        """
+        children = self._children if self._children is not None else []
+        if len(children) >= CHILDREN_MAX:
+            raise ValueError(
+                f"one attempt may ask for {CHILDREN_MAX} jobs; let a child ask for the others"
+            )
+        given: dict[str, Any] = {
+            "type": type,
+            "user_id": self.user_id if user_id is None else user_id,
+            "job_id": self._child_id(len(children)) if job_id is None else job_id,
+            "payload": {} if payload is None else dict(payload),
+            "queue": queue,
+            "priority": priority,
+            "run_at": run_at,
+            "expires_at": expires_at,
+            "unique_key": unique_key,
+            "max_attempts": max_attempts,
+            "timeout_seconds": timeout_seconds,
+            "tags": list(tags) or None,
+            "batch_id": batch_id,
+            "parent_job_id": self.job_id,
+        }
+        children.append(_checked_child({k: v for k, v in given.items() if v is not None}))
+        self._children = children
+        return str(given["job_id"])
+
+    def _child_id(self, index: int) -> str:
+        name = f"{self.job_id}.{self.run}.{index}"
+        if len(name) <= ID_LENGTH_MAX:
+            return name
+        digest = hashlib.blake2b(self.job_id.encode(), digest_size=CHILD_DIGEST_BYTES).hexdigest()
+        return f"{digest}.{self.run}.{index}"
+
+
+class Signal:
+    """The word to stop, set by the worker and read by the handler."""
+
+    __slots__ = ("is_set",)
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+
+def children_of(context: Context | None) -> list[dict[str, Any]] | None:
+    """What the handler asked for; None when nothing."""
+    return None if context is None else context._children
+
+
+def has_seen_cancel(context: Context | None) -> bool:
+    """Whether the handler read `cancelled` as True."""
+    return context is not None and context._saw_cancel
+
+
+def _checked_child(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        JobRequest.model_validate(given)
+        encoded = orjson.dumps(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"enqueue: {name}: {first['msg']}") from None
+    except TypeError as error:
+        raise ValueError(f"enqueue: payload is not JSON: {error}") from None
+    if len(encoded) > REQUEST_BYTES_MAX:
+        raise ValueError(
+            f"enqueue: the request has {len(encoded)} bytes, at most {REQUEST_BYTES_MAX} are "
+            "taken; store the data elsewhere and send a reference"
+        )
+    # What travels is what was checked: later changes by the handler do not count.
+    checked: dict[str, Any] = orjson.loads(encoded)
+    return checked

@@ -1,0 +1,239 @@
+"""Handlers: a user's function with its policies, and the registry of all of them.
+
+Owns what a definition may say and the registry by type. Refuses to know how a handler is run
+(`agents.worker.executor`) and how its signature is read (`agents.worker.signature`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from agents.worker.context import Context
+from agents.worker.errors import JobDefinitionError
+from agents.worker.signature import Signature, place_of, read_signature
+from schemas import SCHEMA_VERSION
+from schemas.requests import (
+    ATTEMPTS_MAX,
+    QUEUE_LENGTH_MAX,
+    QUEUE_PATTERN,
+    TIMEOUT_SECONDS_MAX,
+    TYPE_LENGTH_MAX,
+    TYPE_PATTERN,
+)
+from schemas.wire import BackoffSpec, Definition, LimitSpec
+
+RunsAs = Literal["async", "thread", "process"]
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault, few enough to notice a lasting one
+DEFAULT_TIMEOUT_SECONDS: Final = 300.0  # seconds: longer than most calls, shorter than a stuck night
+
+_TYPE: Final = re.compile(TYPE_PATTERN)
+_QUEUE: Final = re.compile(QUEUE_PATTERN)
+
+
+class HasContext(Protocol):
+    """An attempt, as far as a call needs it."""
+
+    def open_context(self) -> Context: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """One type of job and the function that runs it."""
+
+    type: str
+    function: Callable[..., Any]
+    queue: str
+    max_attempts: int
+    timeout_seconds: float
+    backoff: BackoffSpec
+    limits: tuple[LimitSpec, ...]
+    unique_by: Literal["user"] | None
+    runs_as: RunsAs
+    #: None: the handler takes the payload as a dict.
+    model: type[BaseModel] | None
+    takes_context: bool
+
+    @property
+    def is_coroutine(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+    def read_payload(self, payload: dict[str, Any]) -> Any:
+        """What the function receives: the model or the dict; raises pydantic's ValidationError."""
+        if self.model is None:
+            return payload
+        validator = self.model.__pydantic_validator__
+        try:
+            return validator.validate_python(payload)
+        except ValidationError:
+            # A strict model takes from JSON what it refuses from Python, such as a date as text.
+            return validator.validate_json(orjson.dumps(payload))
+
+    def arguments(self, payload: dict[str, Any], attempt: HasContext) -> tuple[Any, ...]:
+        """The positional arguments of one call."""
+        read = self.read_payload(payload)
+        return (read, attempt.open_context()) if self.takes_context else (read,)
+
+    def definition(self) -> Definition:
+        """What the worker publishes about this type."""
+        return Definition(
+            schema_version=SCHEMA_VERSION,
+            type=self.type,
+            queue=self.queue,
+            max_attempts=self.max_attempts,
+            timeout_ms=max(1, round(self.timeout_seconds * 1000)),
+            backoff=self.backoff,
+            limits=self.limits,
+            unique_by=self.unique_by,
+            runs_as=self.runs_as,
+            payload_schema=None if self.model is None else self.model.model_json_schema(),
+        )
+
+
+class Registry:
+    """Handlers by type. One type has one handler."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, handler: Handler) -> None:
+        """Register; a second function for the same type is an error that names both."""
+        known = self._handlers.get(handler.type)
+        if known is not None and _identity(known.function) != _identity(handler.function):
+            raise JobDefinitionError(
+                f"two handlers for the job type {handler.type!r}: {place_of(known.function)} and "
+                f"{place_of(handler.function)}; give one of them another type"
+            )
+        self._handlers[handler.type] = handler
+
+    def get(self, type_name: str) -> Handler | None:
+        return self._handlers.get(type_name)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._handlers.values())
+
+    def as_mapping(self) -> Mapping[str, Handler]:
+        """A copy by type, for a worker that keeps what it was started with."""
+        return dict(self._handlers)
+
+    def clear(self) -> None:
+        """Forget everything; for tests."""
+        self._handlers.clear()
+
+
+REGISTRY: Final = Registry()
+"""Where `tidemill.job` registers."""
+
+
+def _identity(function: Callable[..., Any]) -> tuple[str, str]:
+    # A module that is imported again makes new function objects at the same place.
+    return function.__module__, function.__qualname__
+
+
+def build_handler(
+    type_name: str,
+    function: Callable[..., Any],
+    *,
+    queue: str = DEFAULT_QUEUE,
+    max_attempts: int = DEFAULT_ATTEMPTS,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    backoff: BackoffSpec | None = None,
+    limits: Sequence[LimitSpec] = (),
+    unique_by: str | None = None,
+    process: bool = False,
+    local_names: Mapping[str, Any] | None = None,
+) -> Handler:
+    """Check everything and return the handler; JobDefinitionError says what to mend.
+
+    `local_names` are the names around the function, for annotations of a function in a function.
+    """
+    if not inspect.isfunction(function):
+        raise JobDefinitionError(
+            f"@job({type_name!r}) must decorate a function, not {function!r}; put it on the "
+            "innermost `def`, above no other decorator that returns something else"
+        )
+    where = f"@job({type_name!r}) on {place_of(function)}"
+    _check_words(where, type_name, queue, unique_by)
+    _check_numbers(where, max_attempts, timeout_seconds)
+    signature: Signature = read_signature(where, function, local_names or {})
+    return Handler(
+        type=type_name,
+        function=function,
+        queue=queue,
+        max_attempts=max_attempts,
+        timeout_seconds=float(timeout_seconds),
+        backoff=backoff or BackoffSpec(),
+        limits=tuple(limits),
+        unique_by="user" if unique_by == "user" else None,
+        runs_as=_runs_as(where, function, process),
+        model=signature.model,
+        takes_context=signature.takes_context,
+    )
+
+
+def _runs_as(where: str, function: Callable[..., Any], process: bool) -> RunsAs:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise JobDefinitionError(f"{where}: a generator cannot be a handler; return the result")
+    if not process:
+        return "async" if inspect.iscoroutinefunction(function) else "thread"
+    if "<locals>" in function.__qualname__:
+        raise JobDefinitionError(
+            f"{where}: with process=True the function must stand at the top of its module, "
+            "because a child process imports it by name"
+        )
+    return "process"
+
+
+def _check_words(where: str, type_name: object, queue: object, unique_by: object) -> None:
+    if (
+        not isinstance(type_name, str)
+        or len(type_name) > TYPE_LENGTH_MAX
+        or _TYPE.match(type_name) is None
+    ):
+        raise JobDefinitionError(
+            f"{where}: the type must be a text of letters, digits and . _ : - (at most "
+            f"{TYPE_LENGTH_MAX}), such as 'mail.send'"
+        )
+    if not isinstance(queue, str) or len(queue) > QUEUE_LENGTH_MAX or _QUEUE.match(queue) is None:
+        raise JobDefinitionError(
+            f"{where}: queue={queue!r} must be a text of letters, digits and . _ - (at most "
+            f"{QUEUE_LENGTH_MAX})"
+        )
+    if unique_by not in (None, "user"):
+        raise JobDefinitionError(
+            f"{where}: unique_by={unique_by!r} is not known; use unique_by='user' or leave it out"
+        )
+
+
+def _check_numbers(where: str, max_attempts: object, timeout_seconds: object) -> None:
+    if (
+        not isinstance(max_attempts, int)
+        or isinstance(max_attempts, bool)
+        or not 1 <= max_attempts <= ATTEMPTS_MAX
+    ):
+        raise JobDefinitionError(
+            f"{where}: max_attempts={max_attempts!r} must be a whole number from 1 to "
+            f"{ATTEMPTS_MAX}; 1 is no retry"
+        )
+    if (
+        not isinstance(timeout_seconds, int | float)
+        or isinstance(timeout_seconds, bool)
+        or not math.isfinite(timeout_seconds)
+        or not 0 < timeout_seconds <= TIMEOUT_SECONDS_MAX
+    ):
+        raise JobDefinitionError(
+            f"{where}: timeout_seconds={timeout_seconds!r} must be more than 0 and at most "
+            f"{TIMEOUT_SECONDS_MAX:.0f} (a day)"
+        )

@@ -1,0 +1,150 @@
+"""What the three kinds of slots have in common, and the slots for `def` handlers: threads.
+
+Owns the waiting line of one kind and its threads. Refuses to know time-outs and outcomes: the
+executor tells when an attempt must end and learns how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from pydantic import ValidationError
+
+from agents.worker import ends
+from agents.worker.attempts import Attempt
+from agents.worker.ends import End
+
+STACK_NAME: Final = "tidemill-job"  # threads' names, for people who look at a stack dump
+
+
+class Host(Protocol):
+    """What a lane asks of the executor."""
+
+    def begun(self, attempt: Attempt) -> None:
+        """The attempt left the waiting line."""
+
+    def ended(self, attempt: Attempt, end: End) -> None:
+        """The attempt ended by itself; called on the loop, once for each attempt that began."""
+
+
+class Lane(Protocol):
+    """Slots of one kind."""
+
+    #: Attempts that arrived and have not begun, oldest first.
+    waiting: deque[Attempt]
+    #: Attempts that go on after the pass of the loop in which they began.
+    running: set[Attempt]
+    #: Slots that an attempt still holds which was given up on.
+    stuck: int
+    capacity: int
+
+    @property
+    def free(self) -> int: ...
+
+    def kick(self) -> None:
+        """Something arrived in the waiting line, or a slot came free."""
+
+    def force(self, attempt: Attempt) -> bool:
+        """Make a running attempt end; False when this kind cannot, so that it is given up on."""
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Go on without a running attempt that does not end; its slot stays taken."""
+
+    async def close(self) -> None:
+        """End what can be ended; nothing is started any more."""
+
+
+class ThreadLane:
+    """`def` handlers, each on a thread of a pool of its own.
+
+    The pool is not `ThreadPoolExecutor`: that one waits for its threads when the process ends, and
+    a handler that hangs must not keep a worker alive.
+    """
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, capacity: int) -> None:
+        self._host = host
+        self._loop = loop
+        self.capacity = capacity
+        self.waiting: deque[Attempt] = deque()
+        self.running: set[Attempt] = set()
+        self.stuck = 0
+        self._calls: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._done: deque[tuple[Attempt, End]] = deque()
+        self._is_told = False
+        self._threads = 0
+
+    @property
+    def free(self) -> int:
+        return self.capacity - len(self.running) - self.stuck
+
+    def kick(self) -> None:
+        while self.waiting and self.free > 0:
+            attempt = self.waiting.popleft()
+            self._host.begun(attempt)
+            now = time.time()
+            attempt.started_ms = int(now * 1000)
+            attempt.suspend(self, time.monotonic())
+            self.running.add(attempt)
+            if self._threads < len(self.running) + self.stuck:
+                self._start_thread()
+            self._calls.put(attempt)
+
+    def force(self, attempt: Attempt) -> bool:
+        return False
+
+    def give_up(self, attempt: Attempt) -> None:
+        self.running.discard(attempt)
+        self.stuck += 1
+
+    async def close(self) -> None:
+        for _ in range(self._threads):
+            self._calls.put(None)
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        name = f"{STACK_NAME}-{self._threads}"
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        while (attempt := self._calls.get()) is not None:
+            end = contextvars.Context().run(run_blocking, attempt)
+            self._done.append((attempt, end))
+            # One wake-up of the loop serves all that ended until it runs.
+            if not self._is_told:
+                self._is_told = True
+                try:
+                    self._loop.call_soon_threadsafe(self._collect)
+                except RuntimeError:
+                    return  # the loop is closed: this thread was given up on, nobody listens
+
+    def _collect(self) -> None:
+        self._is_told = False
+        while self._done:
+            attempt, end = self._done.popleft()
+            if attempt.is_ended:
+                self.stuck -= 1
+            else:
+                self.running.discard(attempt)
+                self._host.ended(attempt, end)
+        self.kick()
+
+
+def run_blocking(attempt: Attempt) -> End:
+    """Call a `def` handler and return its end, whatever it does."""
+    handler = attempt.handler
+    assert handler is not None  # a lane only receives attempts with a handler
+    try:
+        arguments = handler.arguments(attempt.job["payload"], attempt)
+    except ValidationError as error:
+        return ends.invalid_payload(handler, error)
+    try:
+        value = handler.function(*arguments)
+    except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
+        return ends.error(error, attempt.job)
+    return ends.result(value, attempt.context)

@@ -1,0 +1,277 @@
+"""Slots for `process=True` handlers: child processes that can truly be ended.
+
+Owns the children: start, replace, end. Refuses to know time-outs and outcomes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from agents.worker import ends
+from agents.worker.attempts import Attempt
+from agents.worker.framing import LENGTH_BYTES, frame
+from agents.worker.lanes import Host
+
+TERM_GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL: time for a handler's `finally`
+READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
+RESTART_SECONDS: Final = (0.0, 1.0, 5.0, 30.0)  # waits before a child that never got ready is tried
+REAP_SECONDS_MAX: Final = 5.0  # after SIGKILL a process is gone within moments
+KILLED_BY_KERNEL: Final = "killed by SIGKILL"
+
+logger = logging.getLogger("tidemill.worker")
+
+
+class ChildGone(Exception):
+    """The child's end of the socket closed."""
+
+
+class ChildProcess:
+    """One running child and its socket."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+        self._killer: asyncio.TimerHandle | None = None
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._writer.write(frame(message))
+
+    async def receive(self) -> dict[str, Any]:
+        try:
+            length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+            message: dict[str, Any] = orjson.loads(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise ChildGone from error
+        return message
+
+    def terminate(self) -> None:
+        """SIGTERM to the child, SIGKILL to its whole group after the grace."""
+        if self._killer is not None:
+            return
+        self._signal(signal.SIGTERM, self.process.pid)
+        self._killer = asyncio.get_running_loop().call_later(TERM_GRACE_SECONDS, self.kill)
+
+    def kill(self) -> None:
+        """End the child and everything that it started."""
+        self._signal(signal.SIGKILL, self.process.pid, is_group=True)
+
+    async def bury(self) -> str:
+        """Kill what is left, wait for the child, and say how it ended."""
+        self._writer.close()
+        if self._killer is None:
+            await self._wait(0.2)  # it is ending by itself: learn its own exit code
+        else:
+            self._killer.cancel()
+        self.kill()
+        code = await self._wait(REAP_SECONDS_MAX)
+        if code is None:
+            return "it does not end, even after SIGKILL"
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    async def _wait(self, seconds: float) -> int | None:
+        deadline = time.monotonic() + seconds
+        while (code := self.process.poll()) is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        return code
+
+    @staticmethod
+    def _signal(number: int, pid: int, is_group: bool = False) -> None:
+        try:
+            os.killpg(pid, number) if is_group else os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            # Gone already; macOS says "not permitted" of a group of zombies.
+            pass
+
+
+async def start_child(modules: Sequence[str]) -> ChildProcess:
+    """Start a child that loads `modules`; it is not ready yet."""
+    ours, theirs = socket.socketpair()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agents.worker.child", str(theirs.fileno()), *modules],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            # A group of its own: what the handler starts is killed with it, and Ctrl-C spares it.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+        )
+    finally:
+        theirs.close()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    return ChildProcess(process, reader, writer)
+
+
+class ProcessLane:
+    """`process=True` handlers, one child process a slot."""
+
+    def __init__(
+        self,
+        host: Host,
+        loop: asyncio.AbstractEventLoop,
+        capacity: int,
+        modules: Sequence[str],
+    ) -> None:
+        self._host = host
+        self._loop = loop
+        self.capacity = capacity
+        self._modules = modules
+        self.waiting: deque[Attempt] = deque()
+        self.running: set[Attempt] = set()
+        self.stuck = 0
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._is_closed = False
+        self._children: set[ChildProcess] = set()
+        self._keepers = [loop.create_task(self._keep()) for _ in range(capacity)]
+
+    @property
+    def free(self) -> int:
+        """Children that are ready and have nothing to do."""
+        return len(self._idle)
+
+    @property
+    def pids(self) -> list[int]:
+        """The children that live now."""
+        return [child.process.pid for child in self._children]
+
+    def kick(self) -> None:
+        for _ in range(min(len(self.waiting), len(self._idle))):
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def force(self, attempt: Attempt) -> bool:
+        child: ChildProcess = attempt.runner
+        child.terminate()
+        return True
+
+    def tell_cancel(self, attempt: Attempt) -> None:
+        """Pass the word to stop on to the handler's context."""
+        child: ChildProcess = attempt.runner
+        child.send({"cancel": True})
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Only a process that the kernel cannot end comes here (stuck in a device, say)."""
+        self.running.discard(attempt)
+        self.stuck += 1
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        for child in list(self._children):
+            child.kill()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        """Keep one slot alive: a child, and another when it has ended."""
+        failures = 0
+        while not self._is_closed:
+            await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
+            child = await start_child(self._modules)
+            self._children.add(child)
+            try:
+                if await self._await_ready(child):
+                    failures = 0
+                    await self._serve(child)
+                else:
+                    failures += 1
+            finally:
+                child.kill()
+                self._children.discard(child)
+                if self._is_closed:
+                    child.process.wait(REAP_SECONDS_MAX)
+
+    async def _await_ready(self, child: ChildProcess) -> bool:
+        try:
+            message = await asyncio.wait_for(child.receive(), READY_SECONDS_MAX)
+        except (ChildGone, TimeoutError):
+            how = await child.bury()
+            logger.error("a child process for process=True handlers did not get ready: %s", how)
+            return False
+        if "broken" in message:
+            await child.bury()
+            logger.error("a child process cannot load the modules: %s", message["broken"])
+            return False
+        return True
+
+    async def _serve(self, child: ChildProcess) -> None:
+        while not self._is_closed:
+            if not self.waiting:
+                waiter = self._loop.create_future()
+                self._idle.append(waiter)
+                if await self._is_lost_while_idle(child, waiter):
+                    return
+                continue
+            attempt = self.waiting.popleft()
+            self._host.begun(attempt)
+            attempt.started_ms = int(time.time() * 1000)
+            attempt.suspend(child, time.monotonic())
+            self.running.add(attempt)
+            child.send({"job": attempt.job})
+            is_alive = await self._await_end(child, attempt)
+            if not is_alive:
+                return
+
+    async def _is_lost_while_idle(
+        self, child: ChildProcess, waiter: asyncio.Future[None]
+    ) -> bool:
+        """Wait for work; True when the child died meanwhile (somebody killed it)."""
+        listening = self._loop.create_task(child.receive())
+        try:
+            await asyncio.wait({listening, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_lost = listening.done()
+            listening.cancel()
+            if waiter in self._idle:
+                self._idle.remove(waiter)
+        if is_lost:
+            how = await child.bury()
+            logger.warning("an idle child process ended: %s; another one is started", how)
+        await asyncio.gather(listening, return_exceptions=True)
+        return is_lost
+
+    async def _await_end(self, child: ChildProcess, attempt: Attempt) -> bool:
+        """Follow one attempt to its end; False when the child is gone."""
+        try:
+            while "end" not in (message := await child.receive()):
+                attempt.set_progress(message["progress"])
+        except ChildGone:
+            how = await child.bury()
+            if how == KILLED_BY_KERNEL and attempt.verdict is None:
+                how += " (out of memory?)"
+            self._end(attempt, ends.died(how))
+            return False
+        attempt.has_seen_cancel = message["saw_cancel"]
+        self._end(attempt, message["end"])
+        # A child that was told to end may still be unwinding: never reuse it.
+        if attempt.verdict is not None:
+            await child.bury()
+            return False
+        return True
+
+    def _end(self, attempt: Attempt, end: ends.End) -> None:
+        if attempt.is_ended:
+            self.stuck -= 1
+        else:
+            self.running.discard(attempt)
+            self._host.ended(attempt, end)

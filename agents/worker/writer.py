@@ -1,0 +1,204 @@
+"""Outcomes out: gathered into packs, one stream per ledger partition, durable before anything acks.
+
+Owns the gathering and the order. Refuses to know what an outcome says and which client sends it:
+`OutcomeSink` is the port, `agents.worker.kafka_sink` and `MemorySink` are its adapters.
+
+The first outcome leaves at once; while its record is on the way the next ones gather. So a quiet
+worker adds no delay and a busy one writes few, full records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import orjson
+
+from agents.worker.attempts import Attempt, Pack
+from agents.worker.ends import too_large
+from schemas import SCHEMA_VERSION
+from schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX
+
+IN_FLIGHT_MAX: Final = 4  # records of one partition on the way; idempotence keeps order up to 5
+
+#: outcome bytes, the pack that it settles or None, the attempt for a refusal or None.
+Item = tuple[bytes, Pack | None, Attempt | None]
+
+
+class OutcomeSink(Protocol):
+    """Where outcome records go. `done(is_too_large)` is called on the loop, once, when the record
+    is durable (False) or can never be taken because of its size (True); everything else is tried
+    again by the adapter for as long as it takes, in order."""
+
+    def send(self, partition: int, value: bytes, done: Callable[[bool], None]) -> None: ...
+
+
+class _Lane:
+    """What waits for and is on its way to one partition."""
+
+    __slots__ = ("in_flight", "partition", "waiting")
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.waiting: deque[Item] = deque()
+        self.in_flight = 0
+
+
+class OutcomeWriter:
+    """Gathers outcomes per ledger partition."""
+
+    def __init__(
+        self,
+        sink: OutcomeSink,
+        *,
+        worker_id: str,
+        incarnation: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._sink = sink
+        self._loop = loop
+        head = orjson.dumps(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "worker_id": worker_id,
+                "incarnation": incarnation,
+            }
+        )
+        self._head = head[:-1] + b',"outcomes":['
+        self._lanes: dict[int, _Lane] = {}
+        self._dirty: list[_Lane] = []
+        self._drained: asyncio.Event = asyncio.Event()
+        self._drained.set()
+        #: Outcomes that are not durable yet.
+        self.pending = 0
+        #: Outcomes that became durable since the start.
+        self.durable_total = 0
+        #: Records that were written since the start.
+        self.records_total = 0
+
+    def add(
+        self, partition: int, outcome: bytes, pack: Pack | None, attempt: Attempt | None = None
+    ) -> None:
+        """Queue an outcome; `pack` is settled by one when it is durable."""
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = _Lane(partition)
+        if not lane.waiting:
+            if not self._dirty:
+                self._loop.call_soon(self._flush)
+            self._dirty.append(lane)
+        lane.waiting.append((outcome, pack, attempt))
+        if not self.pending:
+            self._drained.clear()
+        self.pending += 1
+
+    async def drain(self) -> None:
+        """Wait until everything that was added is durable."""
+        await self._drained.wait()
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for lane in dirty:
+            self._send_some(lane)
+
+    def _send_some(self, lane: _Lane) -> None:
+        """A full record may always go, a part of one only when nothing is on the way."""
+        while lane.waiting and (
+            not lane.in_flight
+            or (lane.in_flight < IN_FLIGHT_MAX and len(lane.waiting) >= OUTCOMES_PER_RECORD_MAX)
+        ):
+            self._send(lane, _cut(lane.waiting))
+
+    def _send(self, lane: _Lane, items: list[Item]) -> None:
+        lane.in_flight += 1
+        self.records_total += 1
+        value = self._head + b",".join([item[0] for item in items]) + b"]}"
+        self._sink.send(
+            lane.partition,
+            value,
+            lambda is_too_large: self._on_done(lane, items, is_too_large),
+        )
+
+    def _on_done(self, lane: _Lane, items: list[Item], is_too_large: bool) -> None:
+        lane.in_flight -= 1
+        if is_too_large:
+            self._split(lane, items)
+        else:
+            self.durable_total += len(items)
+            self.pending -= len(items)
+            for _, pack, _ in items:
+                if pack is not None:
+                    pack.settle()
+            if not self.pending:
+                self._drained.set()
+        self._send_some(lane)
+
+    def _split(self, lane: _Lane, items: list[Item]) -> None:
+        """The record was refused for its size: the outcomes go alone, one alone goes as a refusal.
+
+        Only a broker that takes less than the topic registry asks for comes here.
+        """
+        if len(items) > 1:
+            for item in items:
+                self._send(lane, [item])
+            return
+        outcome, pack, attempt = items[0]
+        if attempt is None:
+            # A `started` or `progressed` of this size cannot be: drop the news, keep the count.
+            self._on_done_without(pack)
+            return
+        said = orjson.loads(outcome)
+        refusal = too_large(
+            attempt.job, said.get("started_at", 0), said.get("finished_at", 0), len(outcome)
+        )
+        self._send(lane, [(refusal, pack, None)])
+
+    def _on_done_without(self, pack: Pack | None) -> None:
+        self.pending -= 1
+        if pack is not None:
+            pack.settle()
+        if not self.pending:
+            self._drained.set()
+
+
+def _cut(waiting: deque[Item]) -> list[Item]:
+    """The next record's outcomes, oldest first, within the bounds of count and bytes."""
+    items: list[Item] = []
+    size = 0
+    while waiting and len(items) < OUTCOMES_PER_RECORD_MAX:
+        size += len(waiting[0][0])
+        if items and size > OUTCOME_PACK_BYTES_MAX:
+            break
+        items.append(waiting.popleft())
+    return items
+
+
+class MemorySink:
+    """The port in memory: keeps records, and confirms at once, later or not at all."""
+
+    def __init__(self, *, is_held: bool = False, bytes_max: int | None = None) -> None:
+        #: (partition, value) in the order of their arrival.
+        self.records: list[tuple[int, bytes]] = []
+        self.is_held = is_held
+        self._bytes_max = bytes_max
+        self._held: list[Callable[[bool], None]] = []
+
+    def send(self, partition: int, value: bytes, done: Callable[[bool], None]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._bytes_max is not None and len(value) > self._bytes_max:
+            loop.call_soon(done, True)
+            return
+        self.records.append((partition, value))
+        if self.is_held:
+            self._held.append(done)
+        else:
+            loop.call_soon(done, False)
+
+    def release(self) -> None:
+        """Confirm what was held, and from now on at once."""
+        self.is_held = False
+        held, self._held = self._held, []
+        for done in held:
+            done(False)
