@@ -1,12 +1,19 @@
-"""How one input topic is read: its rank, its bounds, its demand.
+"""How one input topic is read: its rank, its bounds, its demand, and one partition of it.
 
-Owns the defaults of reading; refuses to know which topics there are.
+Owns the defaults of reading and the count of what is out; refuses to know which topics there are.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from faust.types import TP
+
+from agents.runtime.batches import PartitionBuffer, size_of
+from agents.runtime.chunk import Chunk
+from agents.runtime.tracker import OffsetTracker
 
 # Records of one chunk: enough to make the cost of a hand-over vanish, little enough that deciding
 # on one (some 50 us a record) does not hold the loop for longer than a heartbeat can wait.
@@ -32,3 +39,44 @@ class InputPolicy:
     #: True ends the process when the log no longer holds the next offset; False goes on from the
     #: log's start with a warning.
     is_gap_fatal: bool = True
+
+
+class InputPartition:
+    """What the consumer knows of one assigned partition of an input topic."""
+
+    __slots__ = ("buffer", "held", "policy", "queue", "tp", "tracker")
+
+    def __init__(self, tp: TP, policy: InputPolicy, queue: asyncio.Queue[Chunk]) -> None:
+        self.tp = tp
+        self.policy = policy
+        self.queue = queue
+        self.buffer = PartitionBuffer()
+        self.tracker = OffsetTracker()
+        self.held = False
+
+    def room(self) -> int:
+        """How many records may be handed out now."""
+        policy, tracker = self.policy, self.tracker
+        if self.held or tracker.unacked_bytes >= policy.unacked_bytes_max:
+            return 0
+        room = policy.unacked_records_max - tracker.unacked_records
+        if policy.credit is not None:
+            room = min(room, policy.credit(self.tp.partition))
+        return max(room, 0)
+
+    def take(self, on_ack: Callable[[], None]) -> bool:
+        """Hand one chunk to the agent; False when there is none or no room."""
+        count_max = min(self.room(), self.policy.chunk_records_max)
+        if not count_max:
+            return False
+        records = self.buffer.take(count_max)
+        if not records:
+            return False
+        run = self.tracker.deliver(records, size_of(records))
+        chunk = Chunk(self.tp.topic, self.tp.partition, records, run, on_ack)
+        self.queue.put_nowait(chunk)
+        return True
+
+    def clear(self) -> None:
+        self.buffer.clear()
+        self.tracker.clear()

@@ -31,7 +31,7 @@ logger = logging.getLogger("tidemill.runtime")
 
 #: topic, partition, key, value (None is a tombstone), headers or None.
 Outgoing: TypeAlias = tuple[
-    str, int, bytes | None, bytes | None, list[tuple[str, str | bytes | None]] | None
+    str, int, bytes | None, bytes | None, Sequence[tuple[str, str | bytes | None]] | None
 ]
 T = TypeVar("T")
 
@@ -176,8 +176,13 @@ class TransactionalProducer:
         if wait_seconds > 0:
             await asyncio.sleep(wait_seconds)
 
-    async def commit_group(self, records: Sequence[Outgoing]) -> None:
-        """Write ``records`` in one transaction and return when they are visible."""
+    async def commit_group(
+        self, records: Sequence[Outgoing], on_produced: Callable[[], None] | None = None
+    ) -> None:
+        """Write ``records`` in one transaction and return when they are visible.
+
+        ``on_produced`` is called between step 2 and step 3, for tests that end the process there.
+        """
         await self.settled()
         # 1. Open the transaction; local, no round trip.
         try:
@@ -190,6 +195,8 @@ class TransactionalProducer:
         except (AbortableError, PoisonMessage):
             await self._thread.call(self._abort)
             raise
+        if on_produced is not None:
+            on_produced()
         # 3. Flush and commit; returns only with a definite answer.
         await self._thread.call(self._commit)
         self._settled_at = time.monotonic() + SETTLE_SECONDS

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 import aiokafka
@@ -31,11 +31,9 @@ from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 from faust.transport.drivers.aiokafka import server_list
 from faust.types import TP
 
-from agents.runtime.batches import PartitionBuffer, readable_batches, size_of
-from agents.runtime.chunk import Chunk
+from agents.runtime.batches import readable_batches
 from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import InputPolicy
-from agents.runtime.tracker import OffsetTracker
+from agents.runtime.inputs import InputPartition, InputPolicy
 
 logger = logging.getLogger("tidemill.runtime")
 
@@ -61,55 +59,18 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
         self._consumer.app.on_rebalance_start()
         return self._consumer.on_partitions_revoked(ensure_TPset(revoked))
 
-    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         consumer = self._consumer
         coordinator = consumer.kafka._coordinator
         # aiokafka beats again only after this callback, and a restore may outlast the session.
         coordinator._start_heartbeat_task()
+        # Nothing is fetched before perform_seek has said from where; a fetch that waits for data
+        # would also hold up the requests for offsets behind it on the same connection. The
+        # partitions of Faust's changelogs stay paused, since they are empty.
+        consumer.kafka.pause(*assigned)
         generation = coordinator.generation
         consumer.app.consumer_generation_id = generation
         await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
-
-
-class _Input:
-    """What the consumer knows of one assigned partition of an input topic."""
-
-    __slots__ = ("buffer", "held", "policy", "queue", "tp", "tracker")
-
-    def __init__(self, tp: TP, policy: InputPolicy, queue: asyncio.Queue[Chunk]) -> None:
-        self.tp = tp
-        self.policy = policy
-        self.queue = queue
-        self.buffer = PartitionBuffer()
-        self.tracker = OffsetTracker()
-        self.held = False
-
-    def room(self) -> int:
-        """How many records may be handed out now."""
-        policy, tracker = self.policy, self.tracker
-        if self.held or tracker.unacked_bytes >= policy.unacked_bytes_max:
-            return 0
-        room = policy.unacked_records_max - tracker.unacked_records
-        if policy.credit is not None:
-            room = min(room, policy.credit(self.tp.partition))
-        return max(room, 0)
-
-    def take(self, consumer: ChunkConsumer) -> bool:
-        """Hand one chunk to the agent; False when there is none or no room."""
-        count_max = min(self.room(), self.policy.chunk_records_max)
-        if not count_max:
-            return False
-        records = self.buffer.take(count_max)
-        if not records:
-            return False
-        run = self.tracker.deliver(records, size_of(records))
-        chunk = Chunk(self.tp.topic, self.tp.partition, records, run, consumer.on_ack)
-        self.queue.put_nowait(chunk)
-        return True
-
-    def clear(self) -> None:
-        self.buffer.clear()
-        self.tracker.clear()
 
 
 class ChunkConsumer(FaustConsumer):
@@ -128,8 +89,8 @@ class ChunkConsumer(FaustConsumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._inputs: dict[TP, _Input] = {}
-        self._in_order: list[_Input] = []
+        self._inputs: dict[TP, InputPartition] = {}
+        self._in_order: list[InputPartition] = []
         self._waiter: asyncio.Future[None] | None = None
         self._listener = RebalanceListener(self)
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
@@ -266,13 +227,13 @@ class ChunkConsumer(FaustConsumer):
         for entry in self._in_order:
             if entry.buffer:
                 for _ in range(PASS_CHUNKS_MAX):
-                    if not entry.take(self):
+                    if not entry.take(self.on_ack):
                         break
                     delivered = True
             self._hold_fetch_when_full(entry)
         return delivered
 
-    def _hold_fetch_when_full(self, entry: _Input) -> None:
+    def _hold_fetch_when_full(self, entry: InputPartition) -> None:
         """Leave a full partition out of the fetches; the others go on without it."""
         state = self._state_of(entry.tp)
         if state is None:
@@ -289,7 +250,7 @@ class ChunkConsumer(FaustConsumer):
             return None
         return assignment.state_value(tp)
 
-    def _on_fetch_error(self, entry: _Input, failure: FetchError) -> None:
+    def _on_fetch_error(self, entry: InputPartition, failure: FetchError) -> None:
         error = failure._error
         if not isinstance(error, OffsetOutOfRangeError):
             fail_stop(f"fetching {entry.tp.topic}-{entry.tp.partition} failed: {error!r}", error)
@@ -367,6 +328,7 @@ class ChunkConsumer(FaustConsumer):
             offset = self._checked_position(tp, offset, starts[tp], ends[tp])
             self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
             self.kafka._fetcher._records.pop(tp, None)
+        self.kafka.resume(*(TopicPartition(tp.topic, tp.partition) for tp in wanted))
         # The pump may be running already; it sees a partition only from here on.
         self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
         self._in_order = sorted(
@@ -374,11 +336,11 @@ class ChunkConsumer(FaustConsumer):
         )
         self.wake()
 
-    def _new_input(self, tp: TP, policy: InputPolicy) -> _Input:
+    def _new_input(self, tp: TP, policy: InputPolicy) -> InputPartition:
         channels = self.app.topics._topic_name_index[tp.topic]
         if len(channels) != 1:
             fail_stop(f"topic {tp.topic} must have exactly one agent, it has {len(channels)}")
-        return _Input(tp, policy, next(iter(channels)).queue)
+        return InputPartition(tp, policy, next(iter(channels)).queue)
 
     async def _positions(self, wanted: list[TP], starts: Mapping[TP, int]) -> dict[TP, int]:
         """Applied positions where the state knows them, else committed offsets, else the start."""
