@@ -99,6 +99,10 @@ class Topics:
         return self._name("tidemill-state")
 
     @property
+    def ledger_table(self) -> str:
+        return self._name("tidemill-ledger-partitions-changelog")
+
+    @property
     def heartbeats(self) -> str:
         return self._name("jobs.heartbeats")
 
@@ -162,6 +166,11 @@ class Topics:
             TopicSpec(
                 self.state, 0, "row key", "ledger", "ledger",
                 "The ledger's rows and applied positions, compacted.", _compacted(),
+            ),
+            TopicSpec(
+                self.ledger_table, 0, "none", "nobody", "nobody",
+                "Stays empty: the Faust table over it keeps partition p of all of the ledger's "
+                "inputs in one process.", _compacted(),
             ),
             TopicSpec(
                 self.heartbeats, 1, "worker_id", "worker", "ledger, API",

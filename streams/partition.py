@@ -56,13 +56,18 @@ OUTCOME_KINDS: Final = frozenset(
 
 
 class InRecord(Protocol):
-    """A record as it was read."""
+    """A record as it was read; `timestamp` in epoch ms."""
 
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-    timestamp: int
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    @property
+    def timestamp(self) -> int: ...
 
 
 class QueueCapacity(NamedTuple):

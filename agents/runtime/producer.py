@@ -29,9 +29,10 @@ from agents.runtime.errors import (
 
 logger = logging.getLogger("tidemill.runtime")
 
+Header: TypeAlias = tuple[str, bytes | None]
 #: topic, partition, key, value (None is a tombstone), headers or None.
 Outgoing: TypeAlias = tuple[
-    str, int, bytes | None, bytes | None, Sequence[tuple[str, str | bytes | None]] | None
+    str, int, bytes | None, bytes | None, list[Header] | None
 ]
 T = TypeVar("T")
 
@@ -112,7 +113,7 @@ def queue_records(producer: Producer, records: Iterable[Outgoing], **kwargs: Any
     for topic, partition, key, value, headers in records:
         try:
             if headers:
-                produce(topic, value, key, partition, headers=headers, **kwargs)
+                produce(topic, value, key, partition, headers=headers, **kwargs)  # type: ignore[arg-type]  # invariant list
             else:
                 produce(topic, value, key, partition, **kwargs)
         except BufferError as error:

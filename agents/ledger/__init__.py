@@ -1,0 +1,1 @@
+"""The ledger: a Faust app whose partitions decide, each group in one Kafka transaction."""

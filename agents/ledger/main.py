@@ -1,0 +1,156 @@
+"""The ledger's process: the Faust app, the partitions that it owns, and their restore.
+
+Owns the wiring. Refuses to know what is decided (`streams`) and how records are moved
+(`agents.runtime`). `build_ledger` needs no broker; `run_ledger` blocks until a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agents.ledger.runner import PartitionRunner
+from agents.ledger.workers import WorkerBook, WorkerReader
+from agents.logging import announce_ready, configure_logging
+from agents.runtime.app import RoleApp, create_app
+from agents.runtime.chunk import Chunk
+from agents.runtime.inputs import InputPolicy
+from agents.runtime.producer import TransactionalProducer
+from agents.runtime.restore import read_compacted
+from agents.runtime.run import run_app
+from agents.settings import LedgerSettings
+from agents.topics import check_partitions
+from schemas.topics import Topics
+from streams.homes import Homes
+from streams.partition import Partition
+from streams.state import PartitionState
+
+logger = logging.getLogger("tidemill.ledger")
+
+TABLE: Final = "partitions"  # its empty changelog ties partition p of all inputs to one process
+# Jobs are no cycles: young garbage dies by its count, and old jobs need not be looked at.
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+
+
+class Ledger:
+    """Owns partitions for the runtime: fences, restores, hands over."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self._settings = settings
+        self.topics = Topics(settings.topic_prefix)
+        self._homes = Homes(settings.partitions)
+        self.book = WorkerBook()
+        self._runners: dict[int, PartitionRunner] = {}
+        self._reader: WorkerReader | None = None
+        self._is_announced = False
+
+    def runner(self, partition: int) -> PartitionRunner:
+        return self._runners[partition]
+
+    async def restore(self, partition: int) -> PartitionRunner:
+        """Fence the former owner, then read its rows to the end that stands after the fence."""
+        settings, topics = self._settings, self.topics
+        self._start_reader()
+        producer = TransactionalProducer(
+            settings.kafka, f"{settings.topic_prefix}tidemill-ledger-{partition}"
+        )
+        await producer.init()
+        state = PartitionState(dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000))
+        engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
+        rows = await asyncio.to_thread(self._load, engine, partition)
+        logger.info(
+            "partition %s: %s rows, %s live jobs, %s ended",
+            partition, rows, len(state.jobs), len(state.finished),
+        )
+        runner = PartitionRunner(engine, producer, self.book, topics.ledger_inputs)
+        self._runners[partition] = runner
+        return runner
+
+    def _load(self, engine: Partition, partition: int) -> int:
+        count = 0
+        # The rows are all new objects: collecting garbage between them finds none.
+        gc.disable()
+        try:
+            for batch in read_compacted(self._settings.kafka, self.topics.state, partition):
+                for key, value in batch:
+                    if key is not None:
+                        engine.state.load(key, value)
+                count += len(batch)
+            engine.restored(int(time.time() * 1000))
+        finally:
+            gc.enable()
+        gc.freeze()
+        return count
+
+    def positions(self, partition: int, state: PartitionRunner) -> Mapping[str, int]:
+        applied = state.partition.state.applied
+        return {topic: offset + 1 for topic, offset in applied.items()}
+
+    async def quiesce(self, partitions: frozenset[int]) -> None:
+        for number in partitions:
+            await self._runners[number].quiesce()
+
+    async def resume(self, partitions: frozenset[int]) -> None:
+        for number in partitions:
+            self._runners[number].resume()
+        logger.info("owns partitions %s", sorted(partitions))
+        if not self._is_announced:
+            self._is_announced = True
+            announce_ready("ledger", partitions=sorted(partitions))
+
+    async def revoke(self, partition: int, state: PartitionRunner) -> None:
+        del self._runners[partition]
+        await state.close()
+
+    def _start_reader(self) -> None:
+        if self._reader is not None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_change() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._wake_all)
+
+        self._reader = WorkerReader(self._settings.kafka, self.topics, self.book, on_change)
+        self._reader.start()
+
+    def _wake_all(self) -> None:
+        for runner in self._runners.values():
+            runner.wake()
+
+
+def build_ledger(settings: LedgerSettings) -> RoleApp:
+    """The Faust app of the ledger; importing and building it needs no broker."""
+    topics = Topics(settings.topic_prefix)
+    app = create_app(
+        f"{settings.topic_prefix}tidemill-ledger",
+        kafka=settings.kafka,
+        partitions=settings.partitions,
+        instance_id=settings.instance_id or f"{socket.gethostname()}-{os.getpid()}",
+    )
+    ledger = Ledger(settings)
+    app.partition_table(TABLE, ledger, settings.partitions)
+
+    async def take(stream: Any) -> None:
+        chunk: Chunk
+        async for chunk in stream:
+            ledger.runner(chunk.partition).add(chunk)
+
+    for priority, topic in enumerate(topics.ledger_inputs):
+        source = app.input_topic(topic, InputPolicy(priority=priority))
+        app.agent(source, name=f"take-{topic}")(take)
+    return app
+
+
+def run_ledger(settings: LedgerSettings) -> int:
+    """Run the ledger until SIGTERM or SIGINT; returns the exit code."""
+    configure_logging("ledger", settings.log_format, settings.log_level)
+    gc.set_threshold(*GC_THRESHOLDS)
+    check_partitions(settings.kafka, Topics(settings.topic_prefix), settings.partitions)
+    return run_app(lambda: build_ledger(settings))

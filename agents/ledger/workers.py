@@ -1,0 +1,191 @@
+"""Who can work and what: the newest heartbeat of each worker, and the definitions they publish.
+
+Owns the reading of jobs.heartbeats and jobs.definitions, and the rule when a worker counts as
+missing. Refuses to decide anything: partitions take what is here in their next group.
+
+A worker is missing after 10 s of silence, but silence counts only while this process could hear:
+a broker outage, a stopped process and a fresh start give everyone the full time again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from pydantic import ValidationError
+
+from agents.runtime.clients import client_settings
+from schemas.topics import Topics
+from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition, Heartbeat
+from streams.partition import QueueCapacity
+
+logger = logging.getLogger("tidemill.ledger")
+
+POLL_SECONDS: Final = 0.2  # one wait for records; also how soon a stop is noticed
+BATCH_RECORDS_MAX: Final = 1_000  # records taken from the client at once
+DEAF_AFTER_SECONDS: Final = 2.0  # a longer pause between two polls means that we were stopped
+METADATA_SECONDS: Final = 10.0  # one question to the broker at the start
+
+
+class WorkerBook:
+    """What heartbeats and definitions say now. Read from the loop, written by one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._beats: dict[str, tuple[Heartbeat, float]] = {}
+        self._hears_since = time.monotonic()
+        self.definitions: dict[str, Definition] = {}
+
+    def note_deaf(self) -> None:
+        """Nothing could be heard until now: silence is counted anew."""
+        with self._lock:
+            self._hears_since = time.monotonic()
+
+    def note_beat(self, beat: Heartbeat, age_seconds: float) -> None:
+        """A heartbeat that was written `age_seconds` ago."""
+        seen_at = time.monotonic() - max(0.0, age_seconds)
+        with self._lock:
+            known = self._beats.get(beat.worker_id)
+            if known is None or beat.incarnation >= known[0].incarnation:
+                self._beats[beat.worker_id] = (beat, seen_at)
+
+    def note_definition(self, definition: Definition) -> None:
+        with self._lock:
+            self.definitions[definition.type] = definition
+
+    def _living(self) -> list[Heartbeat]:
+        now = time.monotonic()
+        with self._lock:
+            return [
+                beat
+                for beat, seen_at in self._beats.values()
+                if now - max(seen_at, self._hears_since) < HEARTBEAT_MISSING_SECONDS
+            ]
+
+    def alive(self) -> dict[str, int]:
+        """The incarnation of each living worker, by its id."""
+        return {beat.worker_id: beat.incarnation for beat in self._living()}
+
+    def capacity(self) -> dict[str, QueueCapacity]:
+        """Slots and ready partitions by queue. Stopping workers and those without partitions of
+        the queue give none."""
+        shares: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
+        for beat in self._living():
+            if beat.is_stopping:
+                continue
+            for queue, room in beat.queues.items():
+                if room.partitions and room.slots:
+                    shares.setdefault(queue, []).append((room.free, room.slots, room.partitions))
+        return {queue: _capacity_of(rooms) for queue, rooms in shares.items()}
+
+
+def _capacity_of(rooms: list[tuple[int, int, tuple[int, ...]]]) -> QueueCapacity:
+    has_room = [partitions for free, _, partitions in rooms if free > 0]
+    use = has_room or [partitions for _, _, partitions in rooms]
+    return QueueCapacity(
+        slots=sum(slots for _, slots, _ in rooms),
+        free=sum(free for free, _, _ in rooms),
+        workers=len(rooms),
+        partitions=tuple(sorted({number for numbers in use for number in numbers})),
+    )
+
+
+class WorkerReader:
+    """The thread that reads heartbeats and definitions into a book."""
+
+    def __init__(
+        self, kafka: str, topics: Topics, book: WorkerBook, on_change: Callable[[], None]
+    ) -> None:
+        self._kafka = kafka
+        self._topics = topics
+        self._book = book
+        self._on_change = on_change
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="worker-book", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        consumer = Consumer(
+            client_settings(
+                self._kafka,
+                "ledger-worker-book",
+                {
+                    # Never joined and never committed; the client insists on a name.
+                    "group.id": "ledger-worker-book",
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": 100,
+                    "error_cb": self._on_error,
+                },
+            )
+        )
+        try:
+            consumer.assign(self._starts(consumer))
+            self._poll(consumer)
+        finally:
+            consumer.close()
+
+    def _starts(self, consumer: Consumer) -> list[TopicPartition]:
+        """Definitions from their start, heartbeats from as long ago as they matter."""
+        since_ms = int((time.time() - HEARTBEAT_MISSING_SECONDS) * 1000)
+        beats = TopicPartition(self._topics.heartbeats, 0, since_ms)
+        while True:
+            try:
+                start = consumer.offsets_for_times([beats], timeout=METADATA_SECONDS)[0]
+                break
+            except KafkaException as error:
+                logger.warning("heartbeats cannot be read yet: %s", error)
+                if self._stopping.wait(POLL_SECONDS):
+                    return []
+        return [start, TopicPartition(self._topics.definitions, 0, 0)]
+
+    def _poll(self, consumer: Consumer) -> None:
+        polled_at = time.monotonic()
+        while not self._stopping.is_set():
+            messages = consumer.consume(BATCH_RECORDS_MAX, POLL_SECONDS)
+            now = time.monotonic()
+            if now - polled_at > DEAF_AFTER_SECONDS:
+                self._book.note_deaf()
+            polled_at = now
+            changed = False
+            for message in messages:
+                changed |= self._note(message)
+            if changed:
+                self._on_change()
+
+    def _note(self, message: Message) -> bool:
+        if message.error() is not None or message.value() is None:
+            return False
+        try:
+            self._note_value(message)
+        except ValidationError as error:
+            logger.warning(
+                "%s[%s]@%s is not understood and passed over: %s",
+                message.topic(), message.partition(), message.offset(), error,
+            )
+            return False
+        return True
+
+    def _note_value(self, message: Message) -> None:
+        value = message.value()
+        if message.topic() == self._topics.heartbeats:
+            _, written_ms = message.timestamp()
+            self._book.note_beat(
+                Heartbeat.model_validate_json(value or b""), time.time() - written_ms / 1000
+            )
+        else:
+            self._book.note_definition(Definition.model_validate_json(value or b""))
+
+    def _on_error(self, error: KafkaError) -> Any:
+        # Any trouble with the broker may have kept beats from us.
+        self._book.note_deaf()
