@@ -57,9 +57,15 @@ def packs(type_name: str, jobs: int) -> list[bytes]:
     for first in range(0, jobs, PACK_JOBS_MAX):
         batch = [
             {
-                "user_id": f"user-{number % 500}", "job_id": f"job-{number:08d}",
-                "type": type_name, "run": 1, "attempt": 1, "max_attempts": 3, "epoch": 1,
-                "timeout_ms": 30_000, "requested_at": 1_700_000_000_000,
+                "user_id": f"user-{number % 500}",
+                "job_id": f"job-{number:08d}",
+                "type": type_name,
+                "run": 1,
+                "attempt": 1,
+                "max_attempts": 3,
+                "epoch": 1,
+                "timeout_ms": 30_000,
+                "requested_at": 1_700_000_000_000,
                 "dispatched_at": 1_700_000_000_005,
                 "payload": {"text": "a message of a usual size", "number": number},
             }
@@ -70,7 +76,8 @@ def packs(type_name: str, jobs: int) -> list[bytes]:
                 {
                     "schema_version": 1,
                     "ledger_partition": (first // PACK_JOBS_MAX) % LEDGER_PARTITIONS,
-                    "queue": "default", "jobs": batch,
+                    "queue": "default",
+                    "jobs": batch,
                 }
             )
         )
@@ -84,9 +91,7 @@ async def drain(function: Any, jobs: int) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     sink = MemorySink()
     writer = OutcomeWriter(sink, worker_id="bench", incarnation=1, loop=loop)
-    executor = Executor(
-        {type_name: handler}, writer, concurrency=100, threads=32, processes=1
-    )
+    executor = Executor({type_name: handler}, writer, concurrency=100, threads=32, processes=1)
     records = packs(type_name, jobs)
     settled = 0
 
@@ -106,8 +111,11 @@ async def drain(function: Any, jobs: int) -> dict[str, Any]:
     if writer.durable_total != jobs:
         raise AssertionError(f"{writer.durable_total} outcomes of {jobs} jobs")
     return {
-        "handler": type_name, "jobs": jobs, "jobs_per_second": round(jobs / wall),
-        "cpu_us_per_job": round(cpu / jobs * 1e6, 2), "records": len(sink.records),
+        "handler": type_name,
+        "jobs": jobs,
+        "jobs_per_second": round(jobs / wall),
+        "cpu_us_per_job": round(cpu / jobs * 1e6, 2),
+        "records": len(sink.records),
     }
 
 

@@ -1,0 +1,108 @@
+"""`python -m benchmarks`: the command line of the benchmarks.
+
+Owns: options and what is printed. Measuring is in `harness.py`, programs are in their modules.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.harness import RESULTS_PATH, Plan, machine_facts, measure_all, write_results
+from benchmarks.peers import all_peers
+from benchmarks.program import Program
+from benchmarks.report import print_table, write_markdown
+
+# The size of the published comparison; three runs, as a median of two is no median.
+JOBS_DEFAULT = 100_000
+RUNS_DEFAULT = 3
+RATES_DEFAULT = "200,2000"
+LATENCY_SECONDS_DEFAULT = 10.0
+
+MEASURES = ("drain", "enqueue", "latency")
+EXIT_USAGE = 2
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Benchmarks of Tidemill and its peers."""
+
+
+@app.command()
+def peers(
+    only: Annotated[str, typer.Option(help="Names with commas between; empty: all.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of a drain.")] = JOBS_DEFAULT,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = RUNS_DEFAULT,
+    measures: Annotated[str, typer.Option(help="What to measure.")] = ",".join(MEASURES),
+    rates: Annotated[str, typer.Option(help="Jobs/s of the latency runs.")] = RATES_DEFAULT,
+    latency_seconds: Annotated[float, typer.Option(min=1)] = LATENCY_SECONDS_DEFAULT,
+    results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+) -> None:
+    """Measures the peers alone; the results go to a JSON file and a Markdown file beside it."""
+    plan = Plan(
+        jobs=jobs,
+        runs=runs,
+        latency_seconds=latency_seconds,
+        rates=tuple(_whole_number(rate) for rate in _names(rates)),
+        measures=tuple(_known("--measures", name, MEASURES) for name in _names(measures)),
+    )
+    run_session(_chosen(all_peers(), only), plan, results=results, baseline="bullmq")
+
+
+def run_session(
+    programs: list[Program], plan: Plan, *, results: Path, baseline: str | None
+) -> None:
+    """Measures, shows and writes. A program called `baseline` gives the ratios their 1."""
+    console = Console()
+    facts = machine_facts()
+
+    def notify(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    if baseline not in {program.name for program in programs}:
+        baseline = None
+    found = measure_all(programs, plan, notify)
+    write_results(results, plan, facts, found)
+    write_markdown(results.with_suffix(".md"), plan, facts, found, baseline)
+    print_table(console, found, plan, baseline)
+    notify(f"written: {results}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _known(option: str, name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"{option}: {name!r} is unknown; known are {', '.join(known)}")
+    return name
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise typer.BadParameter(f"--rates: {text!r} is not a positive whole number")
+    return int(text)
+
+
+def _chosen(programs: list[Program], only: str) -> list[Program]:
+    names = tuple(program.name for program in programs)
+    wanted = [_known("--only", name, names) for name in _names(only)]
+    return [program for program in programs if not wanted or program.name in wanted]
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that no server stays behind."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
+    app()
