@@ -5,14 +5,18 @@ Owns their SQL and the way from rows to `CompletedJob`. Refuses to know how an a
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
 
+from agents.queries import load
 from schemas import SCHEMA_VERSION
 from schemas.events import CompletedJob, JobError, instant_text
+from schemas.requests import parse_instant
 from schemas.words import TERMINAL_KINDS, State
-from tidemill.sql import query_rows
+from tidemill.sql import query_bytes, query_rows
 
 _ENDS: Final = ", ".join(f"'{kind}'" for kind in sorted(TERMINAL_KINDS))
 
@@ -32,6 +36,78 @@ WHERE user_id = {{user:String}} AND job_id = {{job:String}} AND event IN ({_ENDS
 ORDER BY incarnation DESC, sequence DESC
 LIMIT 1
 """
+
+_LIST: Final = """
+SELECT
+    job_id, user_id, type, queue, priority, status, reason, error_code, error_message, run,
+    attempts, requested_at, updated_at, finished_at, due_at, wait_ms, run_ms, worker_id
+FROM jobs
+WHERE (empty({statuses:Array(String)}) OR has({statuses:Array(String)}, status))
+    AND ({type:String} = '' OR type = {type:String})
+    AND ({user:String} = '' OR user_id = {user:String})
+    AND ({queue:String} = '' OR queue = {queue:String})
+    AND requested_at >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
+ORDER BY requested_at DESC, user_id, job_id
+LIMIT {limit:UInt32}
+"""
+
+JOBS_OF_ONE_ID_MAX: Final = 100  # users that may have used the same job id
+STORY_EVENTS_MAX: Final = 1_000  # the whole story is a question for `tidemill sql`
+
+_AGO: Final = re.compile(r"^([0-9]{1,6})([smhd])$")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def since_of(text: str) -> datetime:
+    """An instant from "15m", "2h", "7d" (ago) or RFC 3339. Raises ValueError."""
+    match = _AGO.match(text)
+    if match is not None:
+        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    found = parse_instant(text)
+    assert isinstance(found, datetime)
+    return found
+
+
+def list_jobs(
+    clickhouse: str,
+    *,
+    statuses: tuple[str, ...] = (),
+    type_name: str | None = None,
+    user_id: str | None = None,
+    queue: str | None = None,
+    since: datetime | None = None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Jobs by filter, the newest request first. Raises SqlError."""
+    params = {
+        "statuses": "[" + ",".join(f"'{one}'" for one in statuses) + "]",
+        "type": type_name or "",
+        "user": user_id or "",
+        "queue": queue or "",
+        "since_ms": str(0 if since is None else int(since.timestamp() * 1000)),
+        "limit": str(limit),
+    }
+    return query_rows(clickhouse, _LIST, params)
+
+
+def job_rows(clickhouse: str, job_id: str, user_id: str | None) -> list[dict[str, Any]]:
+    """The latest state of the jobs with this id, one row a user. Raises SqlError."""
+    params = {"job_id": job_id, "user_id": user_id or "", "limit": str(JOBS_OF_ONE_ID_MAX)}
+    return query_rows(clickhouse, load("job").sql, params)
+
+
+def story_rows(clickhouse: str, job_id: str, user_id: str) -> list[dict[str, Any]]:
+    """Every event of one job, oldest first, up to a bound. Raises SqlError."""
+    params = {
+        "job_id": job_id, "user_id": user_id, "limit": str(STORY_EVENTS_MAX), "offset": "0"
+    }
+    return query_rows(clickhouse, load("job_story").sql, params)
+
+
+def read_only_rows(clickhouse: str, sql: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Column names and rows of a SELECT. Raises SqlError."""
+    answer = orjson.loads(query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True) or b"{}")
+    return [column["name"] for column in answer.get("meta", [])], answer.get("data", [])
 
 
 def find_completed(clickhouse: str, user_id: str, job_id: str, run: int) -> CompletedJob | None:

@@ -36,10 +36,15 @@ def query_bytes(
     params: Mapping[str, str] | None = None,
     *,
     fmt: str | None = None,
+    is_read_only: bool = False,
     timeout_seconds: float = ANSWER_SECONDS,
 ) -> bytes:
-    """The answer as ClickHouse wrote it. `params` fill {name:Type}. Raises SqlError."""
-    request = _request(clickhouse, sql, params or {}, fmt)
+    """The answer as ClickHouse wrote it. `params` fill {name:Type}. Raises SqlError.
+
+    `is_read_only`: also a server that would let us write shall refuse to.
+    """
+    settings = {"readonly": "1"} if is_read_only else {}
+    request = _request(clickhouse, sql, params or {}, fmt, settings)
     try:
         with _OPENER.open(request, timeout=timeout_seconds) as response:
             answer: bytes = response.read()
@@ -71,7 +76,11 @@ def query_rows(
 
 
 def _request(
-    clickhouse: str, sql: str, params: Mapping[str, str], fmt: str | None
+    clickhouse: str,
+    sql: str,
+    params: Mapping[str, str],
+    fmt: str | None,
+    settings: Mapping[str, str],
 ) -> urllib.request.Request:
     if not clickhouse.startswith(("http://", "https://")):
         raise SqlError(
@@ -86,6 +95,8 @@ def _request(
     given["output_format_json_quote_64bit_integers"] = "0"
     if fmt is not None:
         given["default_format"] = fmt
+    # Last: under `readonly` no setting may change after it.
+    given |= settings
     url = f"{_address(clickhouse)}/?{urllib.parse.urlencode(given)}"
     request = urllib.request.Request(url, data=sql.encode())
     if parts.username:

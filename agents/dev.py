@@ -1,0 +1,292 @@
+"""`tidemill dev`: the whole engine on one machine, from one command.
+
+Owns which processes make it up, where their files are, the order of start and stop, and the line
+that says that it serves. Refuses to know how a process is kept alive (`agents.supervisor`) and how
+a broker is started (`agents.embedded`).
+
+Folder: kafka/ the broker, clickhouse/ the chDB folder, logs/ one file a role, dev.lock held while
+it runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agents import exit_codes
+from agents import topics as topics_
+from agents.embedded.broker import Broker, free_port
+from agents.embedded.errors import EmbeddedError
+from agents.settings import DEFAULT_HOST, StackSettings
+from agents.supervisor import (
+    LOOK_SECONDS,
+    SLOW_START_SECONDS,
+    ChildProcess,
+    Echo,
+    Supervisor,
+    role_argv,
+)
+from schemas.topics import Topics
+
+WORKER_STAGE: Final = 0
+ENGINE_STAGE: Final = 1  # ledger, and sink with page: neither needs the other to end well
+BROKER_STAGE: Final = 2
+# Seconds from the first Ctrl-C until what is left of a stage is killed. All within 10 s; each role
+# can be killed at any point without a loss, so a kill costs a restore and nothing else.
+STOP_DEADLINES: Final = {WORKER_STAGE: 5.0, ENGINE_STAGE: 7.5, BROKER_STAGE: 9.5}
+DEV_STOP_GRACE_SECONDS: Final = 4.0  # running jobs may finish; below the worker stage's deadline
+
+
+class DevError(Exception):
+    """The stack cannot run here. `exit_code` is how the command ends."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class DevPlan:
+    """What was asked for."""
+
+    modules: Sequence[str]
+    data: Path
+    kafka_port: int
+    clickhouse_port: int
+    http_port: int
+    settings: StackSettings
+    concurrency: int | None = None
+    workers: int = 1
+
+    @property
+    def kafka(self) -> str:
+        return f"{DEFAULT_HOST}:{self.kafka_port}"
+
+    @property
+    def clickhouse(self) -> str:
+        return f"http://{DEFAULT_HOST}:{self.clickhouse_port}"
+
+    @property
+    def http(self) -> str:
+        return f"http://{self.settings.http_host}:{self.http_port}"
+
+
+class BrokerProcess:
+    """The broker as the supervisor sees it. Start and stop take seconds, so threads do them."""
+
+    name = "broker"
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._thread: threading.Thread | None = None
+        self._is_ready = False
+        self._has_stopped = False
+        self.error: EmbeddedError | None = None
+
+    def start(self) -> None:
+        self._is_ready = False
+        self.error = None
+        self._thread = threading.Thread(target=self._start, name="broker-start", daemon=True)
+        self._thread.start()
+
+    def _start(self) -> None:
+        try:
+            # What is left of one that died: its process entry and its watcher.
+            self._broker.kill()
+            self._broker.start()
+            self._is_ready = True
+        except EmbeddedError as error:
+            self.error = error
+
+    def go(self) -> None:
+        """It needs nothing."""
+
+    def exit_code(self) -> int | None:
+        if self._has_stopped:
+            return exit_codes.OK
+        if self.error is not None:
+            return exit_codes.FAILED
+        if not self._is_ready:
+            return None
+        return self._broker.exit_code
+
+    def is_ready(self) -> bool:
+        return self._is_ready and self.exit_code() is None
+
+    def terminate(self) -> None:
+        threading.Thread(target=self._stop, name="broker-stop", daemon=True).start()
+
+    def _stop(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        self._broker.stop()
+        self._has_stopped = True
+
+    def kill(self) -> None:
+        self._broker.kill()
+        self._has_stopped = True
+
+
+class DevStack:
+    """One run of `tidemill dev`, from the checks to the last stop. Used by one thread."""
+
+    def __init__(self, plan: DevPlan, say: Callable[[str], None], echo: Echo) -> None:
+        self._plan = plan
+        self._say = say
+        self._echo = echo
+        self._supervisor = Supervisor(say)
+        self._broker = BrokerProcess(Broker(plan.data / "kafka", plan.kafka_port))
+        self._signals = 0
+
+    def run(self, on_ready: Callable[[], None]) -> int:
+        """Run until a signal; the exit code. `on_ready` is called when a request is served."""
+        _refuse_used_ports(self._plan)
+        with _held_folder(self._plan.data), self._signals_counted():
+            try:
+                self._start()
+                self._keep(on_ready)
+            finally:
+                self._supervisor.stop(STOP_DEADLINES, self._is_urgent)
+        return self._supervisor.fatal_exit_code or exit_codes.OK
+
+    def _start(self) -> None:
+        """Everything starts at once; the roles load while the broker does, then are let go."""
+        supervisor = self._supervisor
+        supervisor.add(self._broker, BROKER_STAGE)
+        for name, stage, argv in _roles(self._plan):
+            log_file = self._plan.data / "logs" / f"{name}.log"
+            supervisor.add(ChildProcess(name, argv, log_file, self._echo), stage)
+        while not self._broker.is_ready() and not self._signals:
+            # The first start is not tried again: what is in its way will still be there.
+            if self._broker.error is not None:
+                raise self._broker.error
+            time.sleep(LOOK_SECONDS)
+        if not self._signals:
+            plan = self._plan
+            topics = Topics(plan.settings.topic_prefix)
+            topics_.apply(plan.kafka, topics, plan.settings.partitions)
+            supervisor.open_gate()
+
+    def _keep(self, on_ready: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        is_announced = is_slow_told = False
+        while not self._signals and self._supervisor.fatal_exit_code is None:
+            self._supervisor.look()
+            unready = self._supervisor.unready
+            if not unready and not is_announced:
+                is_announced = True
+                on_ready()
+            if not is_announced and not is_slow_told:
+                is_slow_told = time.monotonic() - begun > SLOW_START_SECONDS
+                if is_slow_told:
+                    self._say(f"still not ready: {', '.join(unready)}; see {self._plan.data}/logs")
+            time.sleep(LOOK_SECONDS)
+
+    def _is_urgent(self) -> bool:
+        return self._signals > 1
+
+    @contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        def count(number: int, _frame: object) -> None:
+            self._signals += 1
+            word = "stopping" if self._signals == 1 else "killing what is left"
+            self._say(f"{signal.Signals(number).name}: {word}")
+
+        before = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _roles(plan: DevPlan) -> Iterator[tuple[str, int, list[str]]]:
+    """Name, stage of the stop, and command line of every role."""
+    settings = plan.settings
+    common = ["--kafka", plan.kafka, "--partitions", str(settings.partitions)]
+    if settings.topic_prefix:
+        common += ["--topic-prefix", settings.topic_prefix]
+    yield "ledger", ENGINE_STAGE, role_argv("ledger", *common, "--instance-id", "dev-ledger-0")
+    yield (
+        "stack", ENGINE_STAGE,
+        role_argv(
+            "stack", *common, "--clickhouse", f"chdb://{(plan.data / 'clickhouse').absolute()}",
+            "--clickhouse-port", str(plan.clickhouse_port), "--http-host", settings.http_host,
+            "--http-port", str(plan.http_port), "--instance-id", "dev-sink-0",
+        ),
+    )
+    if not plan.modules:
+        return
+    tuned = [] if plan.concurrency is None else ["--concurrency", str(plan.concurrency)]
+    for number in range(plan.workers):
+        name = "worker" if plan.workers == 1 else f"worker-{number}"
+        yield (
+            name, WORKER_STAGE,
+            role_argv(
+                "worker", *plan.modules, *common, *tuned, "--worker-id", f"dev-worker-{number}",
+                "--stop-grace-seconds", str(DEV_STOP_GRACE_SECONDS),
+            ),
+        )
+
+
+def choose_ports(plan_ports: dict[str, int]) -> dict[str, int]:
+    """Free ports in place of zeros, all different."""
+    taken = {port for port in plan_ports.values() if port}
+    chosen = {}
+    for name, port in plan_ports.items():
+        while port == 0 or (plan_ports[name] == 0 and port in taken):
+            port = free_port()
+        taken.add(port)
+        chosen[name] = port
+    return chosen
+
+
+def _refuse_used_ports(plan: DevPlan) -> None:
+    wanted = (
+        ("--kafka-port", DEFAULT_HOST, plan.kafka_port),
+        ("--clickhouse-port", DEFAULT_HOST, plan.clickhouse_port),
+        ("--http-port", plan.settings.http_host, plan.http_port),
+    )
+    for option, host, port in wanted:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise DevError(
+                    f"port {port} of {host} cannot be used ({os.strerror(error.errno or 0)}): "
+                    f"choose another with {option}, 0 for any free one, or stop what listens there",
+                    exit_codes.IN_USE,
+                ) from None
+
+
+@contextmanager
+def _held_folder(data: Path) -> Iterator[None]:
+    """One stack a folder. The lock ends with this process, however it ends."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        lock = (data / "dev.lock").open("a")
+    except OSError as error:
+        raise DevError(
+            f"the folder {data} cannot be used ({error.strerror}): choose another with --data",
+            exit_codes.FAILED,
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DevError(
+                f"another `tidemill dev` uses {data}: stop it, or choose another folder with "
+                "--data",
+                exit_codes.IN_USE,
+            ) from None
+        yield

@@ -1,0 +1,36 @@
+"""How processes of ours end: the exit codes of roles and of the command line.
+
+Owns the numbers; docs/REFERENCE.md lists them. Refuses to know who uses which.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+NOT_FOUND: Final = 4
+CHECK_FAILED: Final = 5
+TIMED_OUT: Final = 6
+JOB_NOT_SUCCEEDED: Final = 7
+CONFLICT: Final = 8
+IN_USE: Final = 9
+CONFIG: Final = 78
+INTERRUPTED: Final = 130
+
+MEANINGS: Final = {
+    OK: "Done.",
+    FAILED: "Something failed that has no code of its own; the message says what.",
+    USAGE: "The command line cannot be understood.",
+    UNREACHABLE: "Kafka or ClickHouse does not answer.",
+    NOT_FOUND: "There is no such job.",
+    CHECK_FAILED: "A check of `doctor` failed, or `topics plan` found differences.",
+    TIMED_OUT: "What was waited for did not happen in time.",
+    JOB_NOT_SUCCEEDED: "`enqueue --wait`: the job ended, and not as succeeded.",
+    CONFLICT: "What exists does not fit, such as another number of partitions.",
+    IN_USE: "A port or a data folder is used by another process.",
+    CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
+    INTERRUPTED: "Stopped by Ctrl-C.",
+}

@@ -1,0 +1,381 @@
+"""Processes kept alive: start, readiness, restart with a backoff, an ordered stop.
+
+Owns the children of one supervisor: their start, their lines, when each is ready, what happens
+when one dies, and that none outlives the supervisor. Refuses to know what a role does.
+
+A child is told apart from a stranger's process by `TIDEMILL_SUPERVISED`. It loads its code, then
+waits for a line on stdin before it begins, so that loading costs no time once the broker is there;
+when stdin ends, its supervisor has died and it dies too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from agents import exit_codes
+from agents.logging import READY_EVENT, announce_ready
+
+logger = logging.getLogger("tidemill.supervisor")
+
+BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # quick at first: most deaths are single
+HEALTHY_SECONDS: Final = 30.0  # a child that lived this long starts again at the first backoff
+LOOK_SECONDS: Final = 0.05  # between two looks at the children
+LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one log file; one older file is kept
+SLOW_START_SECONDS: Final = 30.0  # then a line says who is not ready
+KILL_AFTER_SECONDS: Final = 3.0  # past the grace of a role that does not end
+SUPERVISED: Final = "TIDEMILL_SUPERVISED"
+GO: Final = "go\n"
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+
+_NO_LOG: Final = logging.Logger("tidemill.lines.none", logging.CRITICAL + 1)
+
+Echo = Callable[[str, str], None]
+"""Shows a line of a child: name, text without line end."""
+
+
+class Process(Protocol):
+    """What a supervisor keeps alive."""
+
+    name: str
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+
+    def go(self) -> None:
+        """Let it serve: what it needs is there."""
+
+    def exit_code(self) -> int | None:
+        """None while it lives; negative: the signal that ended it."""
+
+    def is_ready(self) -> bool:
+        """Whether it serves."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it now, with its own children."""
+
+
+class ChildProcess:
+    """A role in a process group of its own, its lines going to `echo` and, if given, to a file."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        log_file: Path | None,
+        echo: Echo,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self._argv = list(argv)
+        self._env = {**os.environ, **(env or {}), SUPERVISED: "1", "PYTHONUNBUFFERED": "1"}
+        self._echo = echo
+        self._log = _open_log(name, log_file)
+        self._process: subprocess.Popen[str] | None = None
+        self._is_ready = False
+        self._readers: list[threading.Thread] = []
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before the start."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        self._is_ready = False
+        self._process = subprocess.Popen(
+            self._argv,
+            env=self._env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # The terminal's Ctrl-C is for the supervisor, which stops the roles in order.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._readers = [
+            self._reader(self._process.stdout, self._take_stdout),
+            self._reader(self._process.stderr, self._take_line),
+        ]
+
+    def go(self) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        try:
+            process.stdin.write(GO)
+            process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            # It died meanwhile; the next look finds its exit code.
+            logger.debug("%s was gone before it could begin", self.name)
+
+    def exit_code(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    def is_ready(self) -> bool:
+        return self._is_ready and self.exit_code() is None
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """After its end: take its last lines and let go of the pipes."""
+        # Processes that the child left behind may hold the pipes; they are of its group.
+        self._signal(signal.SIGKILL)
+        for reader in self._readers:
+            reader.join(timeout=1.0)
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                logger.debug("%s closed its stdin first", self.name)
+
+    def _signal(self, number: int) -> None:
+        if self._process is None:
+            return
+        try:
+            # Its group: a worker's process handlers go with it. The group exists while any
+            # member does, and no stranger can get its number before.
+            if number == signal.SIGKILL:
+                os.killpg(self._process.pid, number)
+            elif self._process.poll() is None:
+                os.kill(self._process.pid, number)
+        except ProcessLookupError:
+            logger.debug("%s had ended already", self.name)
+
+    def _reader(self, stream: IO[str], take: Callable[[str], None]) -> threading.Thread:
+        def run() -> None:
+            with stream:
+                for line in stream:
+                    take(line.rstrip("\n"))
+
+        thread = threading.Thread(target=run, name=f"lines-of-{self.name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _take_stdout(self, line: str) -> None:
+        if line.startswith("{") and READY_EVENT in line:
+            try:
+                if json.loads(line).get("event") == READY_EVENT:
+                    self._is_ready = True
+                    return
+            except json.JSONDecodeError:
+                logger.debug("%s wrote a line that only looks like readiness", self.name)
+        self._take_line(line)
+
+    def _take_line(self, line: str) -> None:
+        self._log.info(line)
+        self._echo(self.name, line)
+
+
+def _open_log(name: str, path: Path | None) -> logging.Logger:
+    if path is None:
+        return _NO_LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not registered with the logging module: a logger of this name is nobody else's business.
+    log = logging.Logger(f"tidemill.lines.{name}")
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    return log
+
+
+@dataclass(slots=True)
+class Kept:
+    """A process and what is known of its life."""
+
+    process: Process
+    stage: int
+    started_at: float = 0.0
+    deaths: int = 0
+    restart_at: float | None = None
+    has_been_ready: bool = False
+    is_down: bool = field(default=False)
+
+
+class Supervisor:
+    """Keeps processes alive until it is told to stop. All of its methods run in one thread.
+
+    `stage` orders the stop: the lowest stage ends first.
+    """
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._kept: list[Kept] = []
+        self._say = on_line
+        self._is_open = False
+        self.fatal_exit_code: int | None = None
+
+    def add(self, process: Process, stage: int) -> None:
+        """Keep this process too; it is started at once."""
+        kept = Kept(process, stage)
+        self._kept.append(kept)
+        self._start(kept)
+
+    def open_gate(self) -> None:
+        """What the children need is there: let them begin, and those that start later at once."""
+        self._is_open = True
+        for kept in self._kept:
+            kept.process.go()
+
+    @property
+    def unready(self) -> list[str]:
+        """Names of processes that do not serve yet."""
+        return [kept.process.name for kept in self._kept if not kept.process.is_ready()]
+
+    def look(self) -> None:
+        """Find the dead, start again whose time has come."""
+        now = time.monotonic()
+        for kept in self._kept:
+            if kept.restart_at is not None:
+                if now >= kept.restart_at:
+                    self._start(kept)
+                continue
+            code = kept.process.exit_code()
+            if code is not None:
+                self._bury(kept, code, now)
+            elif kept.process.is_ready():
+                kept.has_been_ready = True
+                if kept.deaths and now - kept.started_at > HEALTHY_SECONDS:
+                    kept.deaths = 0
+
+    def _start(self, kept: Kept) -> None:
+        kept.restart_at = None
+        kept.started_at = time.monotonic()
+        kept.process.start()
+        if self._is_open:
+            kept.process.go()
+
+    def _bury(self, kept: Kept, code: int, now: float) -> None:
+        name = kept.process.name
+        if isinstance(kept.process, ChildProcess):
+            kept.process.close()
+        if code == exit_codes.CONFIG and not kept.has_been_ready:
+            self._say(f"{name} cannot start as it is set up; see its lines above")
+            self.fatal_exit_code = code
+            kept.restart_at = float("inf")
+            return
+        delay = BACKOFF_SECONDS[min(kept.deaths, len(BACKOFF_SECONDS) - 1)]
+        kept.deaths += 1
+        kept.restart_at = now + delay
+        lived = now - kept.started_at
+        self._say(
+            f"{name} ended {describe_exit(code)} after {lived:.1f} s; "
+            f"starting it again in {delay:g} s (death {kept.deaths})"
+        )
+
+    def stop(self, deadlines: Mapping[int, float], is_urgent: Callable[[], bool]) -> None:
+        """End all, stage by stage. `deadlines`: stage -> seconds from now until it is killed.
+
+        `is_urgent` turning true kills what is left at once.
+        """
+        begun = time.monotonic()
+        for stage in sorted({kept.stage for kept in self._kept}):
+            living = [kept for kept in self._kept if kept.stage == stage and _lives(kept)]
+            for kept in living:
+                kept.process.terminate()
+            deadline = begun + deadlines[stage]
+            while any(map(_lives, living)) and time.monotonic() < deadline and not is_urgent():
+                time.sleep(LOOK_SECONDS)
+            for kept in filter(_lives, living):
+                self._say(f"{kept.process.name} did not end in time; killing it")
+                kept.process.kill()
+            for kept in self._kept:
+                if kept.stage == stage:
+                    self._close(kept)
+
+    def _close(self, kept: Kept) -> None:
+        while _lives(kept):
+            time.sleep(LOOK_SECONDS)
+        if isinstance(kept.process, ChildProcess):
+            kept.process.close()
+
+
+def _lives(kept: Kept) -> bool:
+    return kept.restart_at is None and kept.process.exit_code() is None
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words: "by SIGKILL", "with exit code 3"."""
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"by signal {-code}"
+
+
+def role_argv(*words: str) -> list[str]:
+    """The command line of a role in this very installation."""
+    return [sys.executable, "-m", "tidemill", *words]
+
+
+def wait_for_go() -> None:
+    """In a role's process: when supervised, tie it to its supervisor and wait for its word."""
+    if os.environ.pop(SUPERVISED, None) is None:
+        return
+    if sys.stdin.readline() != GO:
+        os._exit(exit_codes.FAILED)
+    threading.Thread(target=_die_with_supervisor, name="supervisor-watch", daemon=True).start()
+
+
+def tie_to_supervisor() -> None:
+    """First thing in a role's process: the kernel shall end it with its supervisor, where it can.
+
+    `wait_for_go` does the same by the end of stdin, on every system, from then on.
+    """
+    if SUPERVISED not in os.environ or not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        logger.debug("prctl: %s", os.strerror(ctypes.get_errno()))
+
+
+def _die_with_supervisor() -> None:
+    while sys.stdin.readline():
+        pass
+    os._exit(exit_codes.FAILED)
+
+
+def keep_instances(
+    commands: Mapping[str, Sequence[str]],
+    grace_seconds: float,
+    say: Callable[[str], None],
+    echo: Echo,
+) -> int:
+    """Keep processes of one kind alive until a signal; readiness is told when all are ready."""
+    supervisor = Supervisor(say)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: signals.append(received))
+    for name, argv in commands.items():
+        supervisor.add(ChildProcess(name, argv, None, echo), 0)
+    supervisor.open_gate()
+    is_announced = False
+    while not signals and supervisor.fatal_exit_code is None:
+        supervisor.look()
+        if not is_announced and not supervisor.unready:
+            is_announced = True
+            announce_ready("worker", instances=len(commands))
+        time.sleep(LOOK_SECONDS)
+    supervisor.stop({0: grace_seconds + KILL_AFTER_SECONDS}, lambda: len(signals) > 1)
+    return supervisor.fatal_exit_code or exit_codes.OK

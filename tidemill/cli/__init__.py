@@ -1,0 +1,27 @@
+"""The command line. `main` is what the script `tidemill` calls.
+
+Owns the commands' names, the way from exceptions to a message and an exit code. Refuses to know
+what the commands do: each imports what it needs when it runs, so that `tidemill --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with a code of `agents.exit_codes`."""
+    from tidemill.shadowing import ShadowedPackage, check_not_shadowed
+
+    try:
+        check_not_shadowed()
+    except ShadowedPackage as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(78)
+    from agents.supervisor import tie_to_supervisor
+
+    tie_to_supervisor()
+    from tidemill.cli.app import run
+
+    sys.exit(run())

@@ -1,0 +1,126 @@
+"""All commands in one tree, and their errors as one line and an exit code.
+
+Owns the tree. Refuses to know what a command does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import typer
+
+from agents import exit_codes
+from tidemill.cli import admin, jobs, roles
+
+app = typer.Typer(
+    name="tidemill",
+    help="Background jobs on an event log: Kafka holds the truth, ClickHouse remembers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Module and name of an exception -> exit code. Named, so that nothing is imported to look at it;
+# subclasses count. The first that fits is taken.
+_EXITS: Final = (
+    ("agents.topics", "PartitionsMismatch", exit_codes.CONFLICT),
+    ("agents.topics", "TopicsError", exit_codes.UNREACHABLE),
+    ("agents.settings", "SettingsError", exit_codes.CONFIG),
+    ("agents.dev", "DevError", None),
+    ("agents.embedded.errors", "PortInUseError", exit_codes.IN_USE),
+    ("agents.embedded.errors", "FolderInUseError", exit_codes.IN_USE),
+    ("agents.embedded.errors", "EmbeddedError", exit_codes.FAILED),
+    ("tidemill.requests", "InvalidRequest", exit_codes.USAGE),
+    ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
+    ("tidemill.sending", "EnqueueFailed", exit_codes.UNREACHABLE),
+    ("tidemill.sql", "SqlError", None),
+    ("tidemill.requests", "ClientError", exit_codes.FAILED),
+    ("tidemill.cli.output", "CliError", None),
+)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from tidemill import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+def _add(module_app: typer.Typer) -> None:
+    app.registered_commands.extend(module_app.registered_commands)
+    app.registered_groups.extend(module_app.registered_groups)
+
+
+_add(roles.app)
+_add(jobs.app)
+_add(admin.app)
+
+
+def run() -> int:
+    """Run the command of `sys.argv`; the exit code."""
+    try:
+        app()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else exit_codes.OK
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, had enough; leave nothing to flush.
+        sys.stdout = None
+        return exit_codes.OK
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return code
+    return exit_codes.OK
+
+
+def exit_code_of(error: Exception) -> int | None:
+    """How the command ends for an error of ours; None for any other."""
+    for module_name, name, code in _EXITS:
+        module = sys.modules.get(module_name)
+        if module is not None and isinstance(error, getattr(module, name)):
+            return code if code is not None else _own_code(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return exit_codes.CONFIG if _is_ours(error.name) else None
+    return None
+
+
+def _own_code(error: Exception) -> int:
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code
+    return exit_codes.FAILED if getattr(error, "is_reachable", False) else exit_codes.UNREACHABLE
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in {"faust", "aiokafka", "fastapi", "uvicorn", "chdb", "jgo"}
+
+
+def load_role(module: str, name: str, extra: str) -> Callable[..., int]:
+    """A role's entry point; says which extra to install when its libraries are missing."""
+    from tidemill.cli.output import CliError
+
+    try:
+        found: Callable[..., int] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"{error}; install this role's libraries with: pip install 'tidemill[{extra}]'",
+            exit_codes.CONFIG,
+        ) from error
+    return found

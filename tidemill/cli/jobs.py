@@ -1,0 +1,279 @@
+"""Commands about jobs: ask for one, look at them, steer them, ask in SQL.
+
+Owns their options and what is shown. Refuses to know SQL (`tidemill.history`) and Kafka
+(`tidemill.client`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import orjson
+import typer
+
+from agents import exit_codes
+from tidemill.cli import options as o
+from tidemill.cli.output import CliError, print_json, print_table
+
+if TYPE_CHECKING:
+    from tidemill.client import CompletedJob, JobHandle
+
+app = typer.Typer()
+jobs_app = typer.Typer(help="Look at jobs and steer them.", no_args_is_help=True)
+
+WAIT_SECONDS: Final = 60.0
+LIST_LIMIT: Final = 50
+LIST_COLUMNS: Final = (
+    "job_id", "user_id", "type", "status", "reason", "error_code", "attempts", "requested_at",
+    "wait_ms", "run_ms",
+)
+STORY_COLUMNS: Final = (
+    "occurred_at", "event", "run", "attempt", "state_after", "reason", "error_code",
+    "error_message", "worker_id", "wait_ms", "run_ms",
+)
+
+User = Annotated[str, typer.Option("--user", help="Whose job.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the job's history.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait.")]
+
+
+@app.command(rich_help_panel="Jobs")
+def enqueue(
+    type_name: Annotated[str, typer.Argument(metavar="TYPE", help="Which handler.")],
+    user: User,
+    payload: Annotated[
+        str | None,
+        typer.Option("--json", metavar="OBJECT", help="Payload: a JSON object; - reads stdin."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and show it.")] = False,
+    timeout: Timeout = WAIT_SECONDS,
+    job_id: Annotated[str | None, typer.Option("--job-id", help="Idempotency key.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue")] = None,
+    priority: Annotated[str | None, typer.Option("--priority", help="high, medium, low.")] = None,
+    run_at: Annotated[str | None, typer.Option("--run-at", help="RFC 3339 instant.")] = None,
+    expires_at: Annotated[
+        str | None, typer.Option("--expires-at", help="RFC 3339 instant.")
+    ] = None,
+    unique_key: Annotated[str | None, typer.Option("--unique-key")] = None,
+    max_attempts: Annotated[int | None, typer.Option("--max-attempts")] = None,
+    timeout_seconds: Annotated[
+        float | None, typer.Option("--timeout-seconds", help="Of one attempt.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="May be repeated.")] = None,
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+) -> None:
+    """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
+    from tidemill.client import Client
+
+    with Client(kafka, topic_prefix=topic_prefix) as client:
+        handle = client.enqueue(
+            type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
+            # Checked like every other field, by the rules of the request.
+            priority=priority,  # type: ignore[arg-type]
+            run_at=_instant(run_at, "--run-at"), expires_at=_instant(expires_at, "--expires-at"),
+            unique_key=unique_key, max_attempts=max_attempts, timeout_seconds=timeout_seconds,
+            source="cli", tags=tag or (),
+        )
+        if not wait:
+            print_json(dataclasses.asdict(handle))
+            return
+        completed = _wait(client, handle, timeout)
+    print_json(completed.model_dump(mode="json"))
+    if completed.status != "succeeded":
+        raise typer.Exit(exit_codes.JOB_NOT_SUCCEEDED)
+
+
+def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
+    completed: CompletedJob = client.wait(handle, timeout)
+    return completed
+
+
+def _payload(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = orjson.loads(sys.stdin.read() if text == "-" else text)
+    except orjson.JSONDecodeError as error:
+        raise CliError(
+            f"--json: {error}; write an object such as '{{\"name\": \"Ada\"}}'", exit_codes.USAGE
+        ) from None
+    if not isinstance(value, dict):
+        raise CliError(
+            f"--json: a payload is a JSON object, not {type(value).__name__}", exit_codes.USAGE
+        )
+    return value
+
+
+def _instant(text: str | None, option: str) -> datetime | None:
+    if text is None:
+        return None
+    from schemas.requests import parse_instant
+
+    try:
+        value = parse_instant(text)
+    except ValueError as error:
+        raise CliError(f"{option}: {error}", exit_codes.USAGE) from None
+    assert isinstance(value, datetime)
+    return value
+
+
+@jobs_app.command("list")
+def list_jobs(
+    status: Annotated[
+        str | None, typer.Option("--status", help="One or several, with commas.")
+    ] = None,
+    type_name: Annotated[str | None, typer.Option("--type")] = None,
+    user: Annotated[str | None, typer.Option("--user")] = None,
+    queue: Annotated[str | None, typer.Option("--queue")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="Requested since: RFC 3339 instant, or 15m, 2h, 7d."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = LIST_LIMIT,
+    clickhouse: o.ClickHouse = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Jobs, the newest request first."""
+    from tidemill.history import list_jobs as query
+
+    rows = query(
+        _clickhouse(clickhouse), statuses=_statuses(status), type_name=type_name, user_id=user,
+        queue=queue, since=_since(since), limit=limit,
+    )
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, LIST_COLUMNS)
+
+
+@jobs_app.command("show")
+def show_job(
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
+    user: Annotated[
+        str | None, typer.Option("--user", help="Whose job; needed when several used the id.")
+    ] = None,
+    clickhouse: o.ClickHouse = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """One job: its latest state and its story, event by event."""
+    from tidemill.history import job_rows, story_rows
+
+    address = _clickhouse(clickhouse)
+    found = job_rows(address, job_id, user)
+    if not found:
+        raise CliError(
+            f"no job {job_id!r}" + (f" of user {user!r}" if user else "") + " in ClickHouse; a "
+            "job that was asked for a moment ago may take seconds to be there",
+            exit_codes.NOT_FOUND,
+        )
+    users = sorted({row["user_id"] for row in found})
+    if len(users) > 1:
+        raise CliError(
+            f"several users have a job {job_id!r}: {', '.join(users[:10])}; choose with --user",
+            exit_codes.CONFLICT,
+        )
+    story = story_rows(address, job_id, users[0])
+    if as_json:
+        print_json({"job": found[0], "events": story})
+        return
+    print_table(
+        [{"field": name, "value": value} for name, value in found[0].items() if value != ""],
+        ("field", "value"),
+    )
+    print_table(story, STORY_COLUMNS, title="\nStory")
+
+
+@jobs_app.command("cancel")
+def cancel_job(
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
+    user: User,
+    reason: Reason = None,
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+) -> None:
+    """Ask to end a waiting job, or a running one to stop."""
+    from tidemill.client import Client
+
+    with Client(kafka, topic_prefix=topic_prefix) as client:
+        receipt = client.cancel(user, job_id, reason=reason, actor="cli")
+        print_json(dataclasses.asdict(receipt))
+
+
+@jobs_app.command("redrive")
+def redrive_job(
+    job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
+    user: User,
+    reason: Reason = None,
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+) -> None:
+    """Ask to run an ended job again, as its next run."""
+    from tidemill.client import Client
+
+    with Client(kafka, topic_prefix=topic_prefix) as client:
+        receipt = client.redrive(user, job_id, reason=reason, actor="cli")
+        print_json(dataclasses.asdict(receipt))
+
+
+@app.command(rich_help_panel="Jobs")
+def sql(
+    query: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT; - reads stdin.")],
+    clickhouse: o.ClickHouse = None,
+    as_json: o.AsJson = False,
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="A format of ClickHouse: CSV, TSV, Parquet, Vertical, …"),
+    ] = None,
+) -> None:
+    """Ask ClickHouse, read-only."""
+    from tidemill.history import read_only_rows
+    from tidemill.sql import query_bytes
+
+    text = sys.stdin.read() if query == "-" else query
+    address = _clickhouse(clickhouse)
+    if output_format is not None:
+        sys.stdout.buffer.write(
+            query_bytes(address, text, fmt=output_format, is_read_only=True)
+        )
+        return
+    columns, rows = read_only_rows(address, text)
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, columns)
+
+
+def _clickhouse(given: str | None) -> str:
+    from agents.settings import CommonSettings, load
+
+    return load(CommonSettings, clickhouse=given).clickhouse
+
+
+def _statuses(text: str | None) -> tuple[str, ...]:
+    from schemas.words import State
+
+    chosen = tuple(word.strip() for word in (text or "").split(",") if word.strip())
+    for word in chosen:
+        if word not in set(State):
+            raise CliError(
+                f"--status: {word!r} is no status; there are {', '.join(State)}", exit_codes.USAGE
+            )
+    return chosen
+
+
+def _since(text: str | None) -> datetime | None:
+    from tidemill.history import since_of
+
+    if text is None:
+        return None
+    try:
+        return since_of(text)
+    except ValueError as error:
+        raise CliError(f"--since: {error}", exit_codes.USAGE) from None
+
+
+app.add_typer(jobs_app, name="jobs", rich_help_panel="Jobs")

@@ -1,0 +1,293 @@
+"""Commands that run something until it is stopped: `dev` and the roles apart.
+
+Owns their options. Refuses to know what a role does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agents import exit_codes
+from tidemill.cli import options as o
+
+if TYPE_CHECKING:
+    from agents.settings import CommonSettings
+
+app = typer.Typer()
+
+
+def _run_role(role: str, settings: CommonSettings, load: Callable[[], Callable[[], int]]) -> None:
+    """Load the code, wait for a supervisor's word where there is one, run, exit."""
+    from agents.logging import configure_logging
+    from agents.supervisor import wait_for_go
+
+    configure_logging(role, settings.log_format, settings.log_level)
+    run = load()
+    wait_for_go()
+    raise typer.Exit(run())
+
+
+def _see_working_folder() -> None:
+    """Handlers' modules are looked for where the command was given, as with `python -m`."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+@app.command(rich_help_panel="Run")
+def dev(
+    modules: o.Modules = [],  # noqa: B006 - Typer reads it and never changes it
+    data: o.Data = None,
+    kafka_port: o.KafkaPort = None,
+    clickhouse_port: o.ClickHousePort = None,
+    http_port: o.HttpPort = None,
+    http_host: o.HttpHost = None,
+    partitions: o.Partitions = None,
+    topic_prefix: o.TopicPrefix = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", help="async handlers at once.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=64, help="Worker processes.")
+    ] = 1,
+) -> None:
+    """Everything on this machine: Kafka, ledger, worker, ClickHouse, page. Ctrl-C stops it."""
+    from agents.dev import DevPlan, DevStack, choose_ports
+    from agents.settings import DEFAULT_KAFKA_PORT, StackSettings, load
+
+    settings = load(
+        StackSettings, data=data, clickhouse_port=clickhouse_port, http_port=http_port,
+        http_host=http_host, partitions=partitions, topic_prefix=topic_prefix,
+    )
+    _see_working_folder()
+    for module in modules:
+        _refuse_missing_module(module)
+    ports = choose_ports(
+        {
+            "kafka": DEFAULT_KAFKA_PORT if kafka_port is None else kafka_port,
+            "clickhouse": settings.clickhouse_port,
+            "http": settings.http_port,
+        }
+    )
+    plan = DevPlan(
+        modules=modules, data=settings.data, kafka_port=ports["kafka"],
+        clickhouse_port=ports["clickhouse"], http_port=ports["http"], settings=settings,
+        concurrency=concurrency, workers=workers,
+    )
+
+    def ready() -> None:
+        print(f"ready kafka={plan.kafka} clickhouse={plan.clickhouse} http={plan.http}", flush=True)
+
+    raise typer.Exit(DevStack(plan, _say, _Lines()).run(ready))
+
+
+def _say(line: str) -> None:
+    _Lines()("tidemill", line)
+
+
+class _Lines:
+    """Lines of the roles on stderr, each behind its role's name."""
+
+    WIDTH = 8  # the longest name of a role
+    COLORS = ("36", "33", "32", "35", "34", "31")
+
+    def __init__(self) -> None:
+        self._has_color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+    def __call__(self, name: str, line: str) -> None:
+        label = f"{name:<{self.WIDTH}} |"
+        if self._has_color:
+            color = self.COLORS[sum(name.encode()) % len(self.COLORS)]
+            label = f"\x1b[{color}m{label}\x1b[0m"
+        sys.stderr.write(f"{label} {line}\n")
+
+
+def _refuse_missing_module(module: str) -> None:
+    from tidemill.cli.output import CliError
+
+    if module.endswith(".py") or os.sep in module:
+        if not Path(module).is_file():
+            raise CliError(f"there is no file {module}; give the path of a .py file or a dotted "
+                           "name", exit_codes.CONFIG)
+        return
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise CliError(f"cannot find module {module}: {error}", exit_codes.CONFIG) from None
+    if spec is None:
+        raise CliError(
+            f"there is no module {module}; give a dotted name that Python finds from "
+            f"{Path.cwd()}, or the path of a .py file", exit_codes.CONFIG,
+        )
+
+
+@app.command(rich_help_panel="Run")
+def ledger(
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+    partitions: o.Partitions = None,
+    instance_id: o.InstanceId = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Decide: from requests, commands and outcomes to events."""
+    from agents.settings import LedgerSettings, load
+
+    settings = load(
+        LedgerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
+        instance_id=instance_id, log_format=log_format, log_level=log_level,
+    )
+    _run_role("ledger", settings, lambda: _bound("agents.ledger.main", "run_ledger", "ledger",
+                                                 settings))
+
+
+def _bound(module: str, name: str, extra: str, *args: Any) -> Callable[[], int]:
+    from tidemill.cli.app import load_role
+
+    run = load_role(module, name, extra)
+    return lambda: run(*args)
+
+
+@app.command(rich_help_panel="Run")
+def worker(
+    modules: o.Modules,
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+    partitions: o.Partitions = None,
+    queues: Annotated[
+        str | None, typer.Option("--queues", metavar="A,B", help="Queues to serve; all: none.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", help="async handlers at once.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="def handlers at once.")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="process=True handlers at once.")
+    ] = None,
+    instances: Annotated[
+        int, typer.Option("--instances", min=1, max=64, help="Processes of this worker.")
+    ] = 1,
+    worker_id: Annotated[
+        str | None, typer.Option("--worker-id", help="Name, the same after a restart.")
+    ] = None,
+    stop_grace_seconds: Annotated[
+        float | None,
+        typer.Option("--stop-grace-seconds", help="How long running jobs may finish on a stop."),
+    ] = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Run handlers."""
+    from agents.settings import WorkerSettings, load
+
+    settings = load(
+        WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
+        queues=queues, concurrency=concurrency, threads=threads, processes=processes,
+        worker_id=worker_id, stop_grace_seconds=stop_grace_seconds, log_format=log_format,
+        log_level=log_level,
+    )
+    _see_working_folder()
+    for module in modules:
+        _refuse_missing_module(module)
+    if instances > 1:
+        raise typer.Exit(_run_instances(instances, settings.worker_id, settings.stop_grace_seconds))
+    _run_role("worker", settings, lambda: _bound("agents.worker.main", "run_worker", "worker",
+                                                 settings, modules))
+
+
+def _run_instances(instances: int, worker_id: str, grace_seconds: float) -> int:
+    """The same command line once per instance, each with a name of its own."""
+    from agents.supervisor import keep_instances, role_argv, wait_for_go
+
+    wait_for_go()
+    words = _without_option(sys.argv[1:], ("--instances", "--worker-id"))
+    commands = {
+        f"worker-{number}": role_argv(*words, "--worker-id", f"{worker_id}-{number}")
+        for number in range(instances)
+    }
+    return keep_instances(commands, grace_seconds, _say, _Lines())
+
+
+def _without_option(words: list[str], names: tuple[str, ...]) -> list[str]:
+    kept = []
+    rest = iter(words)
+    for word in rest:
+        if word in names:
+            next(rest, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept
+
+
+@app.command(rich_help_panel="Run")
+def sink(
+    kafka: o.Kafka = None,
+    clickhouse: o.ClickHouse = None,
+    topic_prefix: o.TopicPrefix = None,
+    partitions: o.Partitions = None,
+    instance_id: o.InstanceId = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Fold events into ClickHouse."""
+    from agents.settings import SinkSettings, load
+
+    settings = load(
+        SinkSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
+        partitions=partitions, instance_id=instance_id, log_format=log_format,
+        log_level=log_level,
+    )
+    _run_role("sink", settings, lambda: _bound("agents.sink.main", "run_sink", "sink", settings))
+
+
+@app.command(rich_help_panel="Run")
+def api(
+    kafka: o.Kafka = None,
+    clickhouse: o.ClickHouse = None,
+    topic_prefix: o.TopicPrefix = None,
+    partitions: o.Partitions = None,
+    http_host: o.HttpHost = None,
+    http_port: o.HttpPort = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Serve the HTTP API and the page."""
+    from agents.settings import ApiSettings, load
+
+    settings = load(
+        ApiSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
+        partitions=partitions, http_host=http_host, http_port=http_port, log_format=log_format,
+        log_level=log_level,
+    )
+    _run_role("api", settings, lambda: _bound("agents.api.main", "run_api", "api", settings))
+
+
+@app.command(hidden=True)
+def stack(
+    kafka: o.Kafka = None,
+    clickhouse: o.ClickHouse = None,
+    topic_prefix: o.TopicPrefix = None,
+    partitions: o.Partitions = None,
+    clickhouse_port: o.ClickHousePort = None,
+    http_host: o.HttpHost = None,
+    http_port: o.HttpPort = None,
+    instance_id: o.InstanceId = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Sink, API, page and ClickHouse port in one process, as `dev` runs them."""
+    from agents.settings import StackSettings, load
+
+    settings = load(
+        StackSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
+        partitions=partitions, clickhouse_port=clickhouse_port, http_host=http_host,
+        http_port=http_port, instance_id=instance_id, log_format=log_format, log_level=log_level,
+    )
+    _run_role("stack", settings, lambda: _bound("agents.sink.main", "run_stack", "dev-stack",
+                                                settings))
