@@ -22,22 +22,53 @@ RETRY_BACKOFF_MS_MAX = 1_000
 LOG_INTERVAL_SECONDS = 10.0
 
 
-class ThrottledLogger(logging.Logger):
-    """What librdkafka logs to: the first line of each kind in an interval passes."""
+# How the Python client writes a line of librdkafka.
+_CLIENT_TEMPLATE = "%s [%s] %s"
+# The loggers of aiokafka that repeat themselves while a broker is away.
+_AIOKAFKA_LOGGERS = (
+    "aiokafka",
+    "aiokafka.conn",
+    "aiokafka.cluster",
+    "aiokafka.consumer.fetcher",
+    "aiokafka.consumer.group_coordinator",
+)
 
-    def __init__(self, client_id: str) -> None:
-        super().__init__(f"tidemill.runtime.kafka.{client_id}")
-        self.parent = logger
+
+class Throttle(logging.Filter):
+    """Lets the first line of each kind in an interval pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._passed_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # librdkafka's lines begin with their kind, as in "FAIL [rdkafka#producer-1] ...".
-        kind = str(record.msg).split(" ", 1)[0] if not record.args else str(record.args)[:16]
+        # aiokafka's kind is the template of the line; librdkafka's is the first argument of one
+        # template for all, as in ("FAIL", "worker-1#producer-1", "connection refused").
+        kind = str(record.msg)
+        if kind == _CLIENT_TEMPLATE and isinstance(record.args, tuple):
+            kind = str(record.args[0])
         now = time.monotonic()
         if now - self._passed_at.get(kind, float("-inf")) < LOG_INTERVAL_SECONDS:
             return False
         self._passed_at[kind] = now
         return True
+
+
+_aiokafka_throttle = Throttle()
+
+
+def throttle_aiokafka() -> None:
+    """Keep an outage from filling the log; calling it again changes nothing."""
+    for name in _AIOKAFKA_LOGGERS:
+        logging.getLogger(name).addFilter(_aiokafka_throttle)
+
+
+def client_logger(client_id: str) -> logging.Logger:
+    """Return the throttled logger that one librdkafka client writes to."""
+    found = logging.getLogger(f"{logger.name}.{client_id}")
+    if not found.filters:
+        found.addFilter(Throttle())
+    return found
 
 
 def client_settings(kafka: str, client_id: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,5 +84,5 @@ def client_settings(kafka: str, client_id: str, settings: Mapping[str, Any]) -> 
         "retry.backoff.max.ms": RETRY_BACKOFF_MS_MAX,
         "allow.auto.create.topics": False,
         "socket.nagle.disable": True,
-        "logger": ThrottledLogger(client_id),
+        "logger": client_logger(client_id),
     } | dict(settings)

@@ -31,9 +31,7 @@ logger = logging.getLogger("tidemill.runtime")
 
 Header: TypeAlias = tuple[str, bytes | None]
 #: topic, partition, key, value (None is a tombstone), headers or None.
-Outgoing: TypeAlias = tuple[
-    str, int, bytes | None, bytes | None, list[Header] | None
-]
+Outgoing: TypeAlias = tuple[str, int, bytes | None, bytes | None, list[Header] | None]
 T = TypeVar("T")
 
 # A longer open transaction is aborted by the broker; till then it holds up all readers.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agents.runtime.app import RoleApp
+from agents.runtime.clients import throttle_aiokafka
 from agents.runtime.failstop import fail_stop
 
 logger = logging.getLogger("tidemill.runtime")
@@ -96,6 +97,7 @@ async def serve(
     limits: WatchdogLimits | None = None,
 ) -> int:
     """Run ``app`` until SIGTERM or SIGINT; return the exit code."""
+    throttle_aiokafka()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
