@@ -50,7 +50,7 @@ LOG_TAIL_LINES = 15
 # Ends the broker when the pipe that only the parent holds is closed. The kernel's parent-death
 # signal exists on Linux only, and fires already when the thread that started the broker ends.
 WATCHER = """
-cat >/dev/null
+while read -r line; do :; done
 kill -TERM "$1" 2>/dev/null
 for second in 1 2 3 4 5 6 7 8 9 10; do
   kill -0 "$1" 2>/dev/null || exit 0
@@ -174,7 +174,7 @@ class Broker:
         (self.data_dir / "broker.json").unlink(missing_ok=True)
         if self._watcher is not None:
             with contextlib.suppress(ProcessLookupError):
-                # The whole group: the shell and its `cat` or `sleep`.
+                # The whole group: the shell and its `sleep`.
                 os.killpg(self._watcher.pid, signal.SIGKILL)
             self._watcher.wait()
             assert self._watcher.stdin is not None
@@ -231,6 +231,8 @@ class Broker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                # It needs `sleep`, wherever the caller's own PATH points.
+                env={"PATH": os.defpath},
                 start_new_session=True,
             )
         record = json.dumps({"pid": self._process.pid, "port": self.port})
