@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Folders of tests that need no broker; each is one tier of `make check`.
 QUICK_TIERS := tests/unit tests/property tests/tidy tests/conformance tests/simulation
 # Real Kafka, the real ClickHouse engine, a real browser.
-REAL_TIERS := tests/integration tests/page
+REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
 CODE := schemas streams agents tidemill systems tests benchmarks
 # What is there of a list of folders: a checkout may lack some of them.
 present = $(wildcard $(1))

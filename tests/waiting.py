@@ -13,7 +13,7 @@ POLL_SECONDS = 0.05
 
 
 def wait_until(predicate: Callable[[], T], timeout: float, message: str | Callable[[], str]) -> T:
-    """The first true value of `predicate`; AssertionError with `message` after `timeout` seconds."""
+    """The first true value of `predicate`; an AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not (value := predicate()):

@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "tidemill": {"schemas", "streams", "agents", "tidemill"},
     "systems": {"tidemill", "systems"},
 }
-# What the core may import besides schemas and the standard library: cron arithmetic, and a JSON codec
-# that is a pure function and that the contracts use already.
+# What the core may import besides schemas and the standard library: cron arithmetic, and a JSON
+# codec that is a pure function and that the contracts use already.
 CORE_LIBRARIES = {"cronsim", "orjson"}
 CONTRACT_LIBRARIES = {"orjson", "pydantic", "pydantic_core", "annotated_types", "yaml"}
 

@@ -1,4 +1,4 @@
-"""House rules that a program can check: hosts and paths that do not belong here, size, leftovers."""
+"""House rules that a program can check: foreign hosts and paths, size, leftovers."""
 
 from __future__ import annotations
 
