@@ -101,10 +101,10 @@ async def drain(function: Any, jobs: int) -> dict[str, Any]:
 
     wall, cpu = time.perf_counter(), time.process_time()
     for record in records:
-        while executor.room("default") < PACK_JOBS_MAX:
+        while executor.room("default") < PACK_JOBS_MAX:  # noqa: ASYNC110
             await asyncio.sleep(0)
         executor.take(record, settle)
-    while settled < len(records):
+    while settled < len(records):  # noqa: ASYNC110
         await asyncio.sleep(0)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     await executor.stop(1.0)

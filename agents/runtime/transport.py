@@ -296,6 +296,8 @@ class ChunkConsumer(FaustConsumer):
         # 1. Hand out nothing more.
         self.stop_flow()
         had_inputs = bool(self._inputs)
+        if had_inputs and self.app.before_revoke is not None:
+            await self.app.before_revoke()
         # 2. Commit what is acked by now; what is acked later comes again.
         try:
             async with asyncio.timeout(REVOKE_COMMIT_SECONDS_MAX):

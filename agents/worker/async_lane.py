@@ -26,7 +26,7 @@ from agents.worker.attempts import Attempt
 from agents.worker.ends import End
 from agents.worker.lanes import Host
 
-TURN_SECONDS: Final = 0.002  # jobs run back to back for this long; then the rest of the loop gets on
+TURN_SECONDS: Final = 0.002  # jobs run back to back for this long; then the loop gets on
 
 logger = logging.getLogger("tidemill.worker")
 

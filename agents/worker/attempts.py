@@ -94,7 +94,7 @@ class Attempt:
         #: Epoch ms; 0 while it waits.
         self.started_ms = 0
         self.is_ended = False
-        # What follows has a meaning only for an attempt that did not end at once: `suspend` sets it.
+        # What follows is for attempts that do not end at once; `suspend` sets the rest.
         self.signal: Signal | None = None
         self.context: Context | None = None
         self.verdict: str | None = None

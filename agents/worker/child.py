@@ -148,7 +148,7 @@ def _die() -> NoReturn:
 
 
 def _die_with_parent() -> None:
-    """On Linux the kernel kills us with the parent even when a C extension holds the interpreter."""
+    """On Linux the kernel ends us with the parent, even when C code holds the interpreter."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -72,7 +72,7 @@ class NonRetryable(Steer):
 class Skip(Steer):
     """There is nothing to do: the job ends as `skipped` with this reason."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: object) -> None:
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError("reason must say why the job is skipped; give a short text")
         super().__init__(reason)

@@ -218,9 +218,12 @@ class Executor:
         verdict = attempt.verdict
         if verdict is not None:
             end = _end_of_verdict(attempt, end)
-        elif attempt.signal is not None and attempt.signal.is_set:
-            if attempt.has_seen_cancel or has_seen_cancel(attempt.context):
-                end = ends.cancelled()
+        elif (
+            attempt.signal is not None
+            and attempt.signal.is_set
+            and (attempt.has_seen_cancel or has_seen_cancel(attempt.context))
+        ):
+            end = ends.cancelled()
         self._finish(attempt, end)
 
     def _finish(self, attempt: Attempt, end: End) -> None:

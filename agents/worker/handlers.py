@@ -31,10 +31,11 @@ from schemas.requests import (
 from schemas.wire import BackoffSpec, Definition, LimitSpec
 
 RunsAs = Literal["async", "thread", "process"]
+ModelType = type[BaseModel]
 
 DEFAULT_QUEUE: Final = "default"
-DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault, few enough to notice a lasting one
-DEFAULT_TIMEOUT_SECONDS: Final = 300.0  # seconds: longer than most calls, shorter than a stuck night
+DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault
+DEFAULT_TIMEOUT_SECONDS: Final = 300.0  # seconds: longer than most calls take
 
 _TYPE: Final = re.compile(TYPE_PATTERN)
 _QUEUE: Final = re.compile(QUEUE_PATTERN)
@@ -60,7 +61,7 @@ class Handler:
     unique_by: Literal["user"] | None
     runs_as: RunsAs
     #: None: the handler takes the payload as a dict.
-    model: type[BaseModel] | None
+    model: ModelType | None
     takes_context: bool
 
     @property

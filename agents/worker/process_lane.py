@@ -27,6 +27,7 @@ from agents.worker.lanes import Host
 TERM_GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL: time for a handler's `finally`
 READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
 RESTART_SECONDS: Final = (0.0, 1.0, 5.0, 30.0)  # waits before a child that never got ready is tried
+SELF_END_SECONDS: Final = 0.2  # a child that closed its socket is ending; its code comes then
 REAP_SECONDS_MAX: Final = 5.0  # after SIGKILL a process is gone within moments
 KILLED_BY_KERNEL: Final = "killed by SIGKILL"
 
@@ -77,7 +78,7 @@ class ChildProcess:
         """Kill what is left, wait for the child, and say how it ended."""
         self._writer.close()
         if self._killer is None:
-            await self._wait(0.2)  # it is ending by itself: learn its own exit code
+            await self._wait(SELF_END_SECONDS)  # it is ending by itself: learn its own exit code
         else:
             self._killer.cancel()
         self.kill()
@@ -89,24 +90,27 @@ class ChildProcess:
         return f"exit code {code}"
 
     async def _wait(self, seconds: float) -> int | None:
-        deadline = time.monotonic() + seconds
-        while (code := self.process.poll()) is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
-        return code
+        try:
+            return await asyncio.to_thread(self.process.wait, seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     @staticmethod
     def _signal(number: int, pid: int, is_group: bool = False) -> None:
         try:
-            os.killpg(pid, number) if is_group else os.kill(pid, number)
+            if is_group:
+                os.killpg(pid, number)
+            else:
+                os.kill(pid, number)
         except (ProcessLookupError, PermissionError):
             # Gone already; macOS says "not permitted" of a group of zombies.
             pass
 
 
-async def start_child(modules: Sequence[str]) -> ChildProcess:
-    """Start a child that loads `modules`; it is not ready yet."""
+def _spawn(modules: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     try:
+        # On the loop's own thread: the child dies with the thread that started it.
         process = subprocess.Popen(
             [sys.executable, "-m", "agents.worker.child", str(theirs.fileno()), *modules],
             pass_fds=[theirs.fileno()],
@@ -117,6 +121,12 @@ async def start_child(modules: Sequence[str]) -> ChildProcess:
         )
     finally:
         theirs.close()
+    return process, ours
+
+
+async def start_child(modules: Sequence[str]) -> ChildProcess:
+    """Start a child that loads `modules`; it is not ready yet."""
+    process, ours = _spawn(modules)
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     return ChildProcess(process, reader, writer)
 
@@ -139,7 +149,7 @@ class ProcessLane:
         self.running: set[Attempt] = set()
         self.stuck = 0
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._is_closed = False
+        self._closing = asyncio.Event()
         self._children: set[ChildProcess] = set()
         self._keepers = [loop.create_task(self._keep()) for _ in range(capacity)]
 
@@ -175,7 +185,7 @@ class ProcessLane:
         self.stuck += 1
 
     async def close(self) -> None:
-        self._is_closed = True
+        self._closing.set()
         for keeper in self._keepers:
             keeper.cancel()
         for child in list(self._children):
@@ -185,7 +195,7 @@ class ProcessLane:
     async def _keep(self) -> None:
         """Keep one slot alive: a child, and another when it has ended."""
         failures = 0
-        while not self._is_closed:
+        while not self._closing.is_set():
             await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
             child = await start_child(self._modules)
             self._children.add(child)
@@ -198,7 +208,7 @@ class ProcessLane:
             finally:
                 child.kill()
                 self._children.discard(child)
-                if self._is_closed:
+                if self._closing.is_set():
                     child.process.wait(REAP_SECONDS_MAX)
 
     async def _await_ready(self, child: ChildProcess) -> bool:
@@ -215,7 +225,7 @@ class ProcessLane:
         return True
 
     async def _serve(self, child: ChildProcess) -> None:
-        while not self._is_closed:
+        while True:
             if not self.waiting:
                 waiter = self._loop.create_future()
                 self._idle.append(waiter)
@@ -238,7 +248,8 @@ class ProcessLane:
         """Wait for work; True when the child died meanwhile (somebody killed it)."""
         listening = self._loop.create_task(child.receive())
         try:
-            await asyncio.wait({listening, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {listening, waiter}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             is_lost = listening.done()
             listening.cancel()

@@ -1,0 +1,128 @@
+"""Ready records in: a Faust agent per queue, bounded by what the slots can take.
+
+Owns which record becomes which pack, when it is acked, and what a rebalance does to it. Refuses to
+know how a job runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+from agents.runtime.app import RoleApp
+from agents.runtime.chunk import Chunk, Record
+from agents.runtime.inputs import InputPolicy
+from agents.worker.attempts import Pack
+from agents.worker.executor import Executor
+from agents.worker.writer import OutcomeWriter
+from schemas.topics import Topics
+
+PACKS_KEPT_MAX: Final = 20_000  # packs remembered; a commit is half a second behind at most
+REVOKE_SECONDS_MAX: Final = 2.0  # a rebalance waits this long for outcomes to be durable
+AVERAGE_WEIGHT: Final = 0.1  # of the newest record in the average of jobs in one
+
+logger = logging.getLogger("tidemill.worker")
+
+Place = tuple[str, int, int, int]
+"""Topic, partition, offset and timestamp: which record, also when a topic was made again."""
+
+
+class Intake:
+    """Turns chunks into packs for the executor.
+
+    A record that comes again (after a rebalance its offset may not be committed yet) is known by
+    its place: its jobs run on, or have run, and only the new delivery is acked.
+    """
+
+    def __init__(self, app: RoleApp, executor: Executor, writer: OutcomeWriter) -> None:
+        self._app = app
+        self._executor = executor
+        self._writer = writer
+        self._packs: dict[Place, Pack] = {}
+        self._jobs_per_record: dict[str, float] = {}
+        self._granted: dict[str, int] = {}
+        #: Records that came again and were not run again.
+        self.repeats_total = 0
+
+    def bind(self, topics: Topics, queues: Sequence[str]) -> None:
+        """Declare the agents; call it before the app starts."""
+        for queue in queues:
+            policy = InputPolicy(
+                credit=partial(self._credit, queue),
+                # Lost ready records are jobs that the ledger dispatches again.
+                is_gap_fatal=False,
+            )
+            topic = self._app.input_topic(topics.ready(queue), policy)
+            self._app.agent(topic, name=f"ready-{queue}")(partial(self._read, queue))
+
+    async def _read(self, queue: str, stream: Any) -> None:
+        chunk: Chunk
+        async for chunk in stream:
+            if chunk.is_stale:
+                continue  # its partition was taken away; the records come again
+            for record in chunk.records:
+                self._take(queue, chunk, record)
+
+    def _take(self, queue: str, chunk: Chunk, record: Record) -> None:
+        place = (chunk.topic, chunk.partition, record.offset, record.timestamp)
+        on_settled = partial(chunk.ack_offset, record.offset)
+        known = self._packs.get(place)
+        if known is not None:
+            self.repeats_total += 1
+            known.rebind(on_settled)
+            return
+        pack = self._executor.take(record.value, on_settled)
+        if pack is None:
+            return
+        average = self._jobs_per_record.get(queue, 1.0)
+        self._jobs_per_record[queue] = average + AVERAGE_WEIGHT * (pack.jobs - average)
+        self._packs[place] = pack
+        if len(self._packs) > PACKS_KEPT_MAX:
+            del self._packs[next(iter(self._packs))]
+
+    # -- how much may come ---------------------------------------------------------------------
+
+    def _credit(self, queue: str, partition: int) -> int:
+        """How many records may come now, all partitions together.
+
+        Each answer is held against the next ones until the loop has seen what came of it.
+        """
+        room = self._executor.room(queue) - self._granted.get(queue, 0)
+        if room <= 0:
+            return 0
+        jobs_per_record = max(1.0, self._jobs_per_record.get(queue, 1.0))
+        records = max(1, int(room / jobs_per_record))
+        if not self._granted:
+            asyncio.get_running_loop().call_soon(self._forget_granted)
+        granted = self._granted.get(queue, 0)
+        self._granted[queue] = granted + int(records * jobs_per_record)
+        return records
+
+    def _forget_granted(self) -> None:
+        # The agents run on the next turn; look again after them.
+        asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        self._granted.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Room was made: let the consumer look again."""
+        if self._app.started:
+            self._app.chunks.wake()
+
+    # -- rebalance -----------------------------------------------------------------------------
+
+    async def before_revoke(self) -> None:
+        """All partitions are about to go: settle what has begun, forget what has not."""
+        untouched = set(self._executor.drop(self._packs.values()))
+        self._packs = {
+            place: pack for place, pack in self._packs.items() if pack not in untouched
+        }
+        try:
+            await asyncio.wait_for(self._writer.drain(), REVOKE_SECONDS_MAX)
+        except TimeoutError:
+            logger.warning("a rebalance came before all outcomes were durable; they are sent on")

@@ -1,0 +1,295 @@
+"""The worker's process: wires intake, executor, writer, beat and control together.
+
+Owns the start, the stop and their order. Refuses to know anything that its parts know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from agents.logging import announce_ready, configure_logging
+from agents.runtime.app import RoleApp, create_app
+from agents.runtime.clients import client_settings
+from agents.runtime.run import new_event_loop, serve
+from agents.settings import WorkerSettings
+from agents.topics import TopicsError, ensure_ready_topics
+from agents.worker.control import ControlReader
+from agents.worker.errors import ModuleLoadError, TidemillError
+from agents.worker.executor import STOP_FORCE_SECONDS, Executor
+from agents.worker.handlers import Handler
+from agents.worker.heartbeat import HeartbeatThread, KafkaBeats, Snapshot
+from agents.worker.intake import Intake
+from agents.worker.kafka_sink import KafkaSink
+from agents.worker.loading import load_modules
+from agents.worker.writer import OutcomeWriter
+from schemas.topics import READY_PARTITIONS, Topics
+from schemas.wire import ControlWord, QueueSlots
+
+GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
+TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
+DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
+LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group
+START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
+PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
+EXIT_RECYCLED: Final = 75  # EX_TEMPFAIL of sysexits.h: start me again, nothing is wrong
+EXIT_USAGE: Final = 64  # EX_USAGE: the modules or queues given cannot be used
+
+logger = logging.getLogger("tidemill.worker")
+
+
+class Worker:
+    """All parts of one worker. Make it on the loop."""
+
+    def __init__(
+        self, settings: WorkerSettings, handlers: Mapping[str, Handler], modules: Sequence[str]
+    ) -> None:
+        self._settings = settings
+        self._handlers = handlers
+        self._topics = Topics(settings.topic_prefix)
+        self._loop = asyncio.get_running_loop()
+        self.queues = queues_of(handlers, settings.queues)
+        self._incarnation = int(time.time() * 1000)
+        self.is_recycling = False
+        self.app = self._new_app()
+        self._sink = KafkaSink(
+            settings.kafka, self._topics.outcomes, f"{settings.worker_id}-outcomes"
+        )
+        self._writer = OutcomeWriter(
+            self._sink,
+            worker_id=settings.worker_id,
+            incarnation=self._incarnation,
+            loop=self._loop,
+        )
+        self._executor = Executor(
+            handlers,
+            self._writer,
+            concurrency=settings.concurrency,
+            threads=settings.threads,
+            processes=settings.processes,
+            modules=modules,
+            on_room=self._on_room,
+        )
+        self._intake = Intake(self.app, self._executor, self._writer)
+        self._intake.bind(self._topics, self.queues)
+        self._beat = HeartbeatThread(
+            KafkaBeats(settings.kafka, self._topics.heartbeats, f"{settings.worker_id}-beat"),
+            worker_id=settings.worker_id,
+            incarnation=self._incarnation,
+            first=self._snapshot(),
+        )
+        self._control = ControlReader(
+            settings.kafka, self._topics.control, f"{settings.worker_id}-control", self._on_word
+        )
+        self._ticker: asyncio.Task[None] | None = None
+
+    def _new_app(self) -> RoleApp:
+        settings = self._settings
+        app = create_app(
+            f"{settings.topic_prefix}{GROUP}",
+            kafka=settings.kafka,
+            partitions=READY_PARTITIONS,
+            # Static membership needs a name that is the same after a restart; a made-up one would
+            # leave its partitions to nobody until the session ends.
+            instance_id=(
+                settings.worker_id if "worker_id" in settings.model_fields_set else None
+            ),
+        )
+        app.before_stop = self._before_stop
+        app.before_revoke = self._before_revoke
+        return app
+
+    def begin(self) -> None:
+        """Start what runs beside the app."""
+        self._beat.start()
+        self._control.start()
+        self._ticker = self._loop.create_task(self._tick())
+
+    async def _tick(self) -> None:
+        is_announced = False
+        while True:
+            self._beat.update(self._snapshot())
+            if not is_announced and self._beat.sent_total and self._is_flowing():
+                is_announced = True
+                announce_ready(
+                    "worker",
+                    worker_id=self._settings.worker_id,
+                    queues=list(self.queues),
+                    types=sorted(self._handlers),
+                )
+                # What was made so far stays: the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
+            if self._executor.should_recycle and not self.is_recycling:
+                self._recycle()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _is_flowing(self) -> bool:
+        return bool(self.app.started) and self.app.is_flowing
+
+    def _recycle(self) -> None:
+        self.is_recycling = True
+        logger.warning(
+            "%d slots are lost to handlers that do not end after their time-out: the worker ends "
+            "and must be started again", self._executor.stuck,
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _snapshot(self) -> Snapshot:
+        owned = self._owned()
+        executor = self._executor
+        return Snapshot(
+            made_at=time.monotonic(),
+            queues={
+                queue: QueueSlots(
+                    slots=executor.slots(queue),
+                    free=executor.free(queue) if owned.get(queue) else 0,
+                    partitions=owned.get(queue, ()),
+                )
+                for queue in self.queues
+            },
+            types=tuple(sorted(self._handlers)),
+            running=executor.running,
+            is_stopping=executor.is_stopping,
+        )
+
+    def _owned(self) -> dict[str, tuple[int, ...]]:
+        """Partitions of the ready topics that records come from now."""
+        if not self._is_flowing():
+            return {}
+        queue_of = {self._topics.ready(queue): queue for queue in self.queues}
+        owned: dict[str, list[int]] = {}
+        for tp in self.app.chunks.assignment():
+            queue = queue_of.get(tp.topic)
+            if queue is not None:
+                owned.setdefault(queue, []).append(tp.partition)
+        return {queue: tuple(sorted(numbers)) for queue, numbers in owned.items()}
+
+    def _on_room(self) -> None:
+        self._intake.wake()
+
+    def _on_word(self, word: ControlWord) -> None:
+        """On the control reader's thread."""
+        self._loop.call_soon_threadsafe(
+            self._executor.cancel, word.user_id, word.job_id, word.run, word.epoch
+        )
+
+    async def _before_revoke(self) -> None:
+        await self._intake.before_revoke()
+
+    async def _before_stop(self) -> None:
+        """Finish or give back. Every outcome is durable, or its record stays uncommitted."""
+        self._executor.is_stopping = True
+        self._beat.update(self._snapshot())
+        # 1. What waits is given back, what runs may finish, what is left is given back.
+        await self._executor.stop(self._settings.stop_grace_seconds)
+        # 2. All of that is durable; the app commits after us what is acked by it.
+        try:
+            await asyncio.wait_for(self._writer.drain(), DRAIN_SECONDS_MAX)
+        except TimeoutError:
+            logger.warning("%d outcomes are not durable; their jobs are rescued",
+                           self._writer.pending)
+
+    async def end(self) -> None:
+        """After the app has left its group: the last beat, and the threads."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await asyncio.to_thread(self._beat.close)
+        self._control.close()
+        await self._sink.close()
+
+
+def queues_of(handlers: Mapping[str, Handler], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The queues of the handlers, less those that were not asked for.
+
+    Raises ModuleLoadError when a wanted queue has no handler.
+    """
+    known = sorted({handler.queue for handler in handlers.values()})
+    if wanted is None:
+        return tuple(known)
+    missing = [queue for queue in wanted if queue not in known]
+    if missing:
+        raise ModuleLoadError(
+            f"no handler of the given modules has queue {missing[0]!r}; their queues are "
+            f"{', '.join(known)}: mend --queues, or name the module that serves it"
+        )
+    return tuple(dict.fromkeys(wanted))
+
+
+def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler]) -> None:
+    """Write what this worker can run to the compacted topic; durable on return."""
+    failures: list[str] = []
+
+    def delivered(error: KafkaError | None, message: object) -> None:
+        if error is not None:
+            failures.append(error.str())
+
+    producer = Producer(
+        client_settings(
+            kafka,
+            "tidemill-definitions",
+            {"enable.idempotence": True, "message.timeout.ms": int(PUBLISH_SECONDS * 1000)},
+        )
+    )
+    for handler in handlers.values():
+        value = handler.definition().model_dump_json().encode()
+        producer.produce(topic, value, handler.type.encode(), on_delivery=delivered)
+    left = producer.flush(PUBLISH_SECONDS)
+    if failures or left:
+        why = failures[0] if failures else "no answer in time"
+        raise TopicsError(
+            f"the definitions could not be written to {topic}: {why}; run `tidemill topics apply`"
+        )
+
+
+def _prepare(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> None:
+    """Topics and definitions, for as long as Kafka needs to come up."""
+    topics = Topics(settings.topic_prefix)
+    queues = queues_of(handlers, settings.queues)
+    while True:
+        try:
+            ensure_ready_topics(settings.kafka, topics, queues)
+            publish_definitions(settings.kafka, topics.definitions, handlers)
+            return
+        except (TopicsError, KafkaException) as error:
+            logger.warning("waiting for Kafka at %s: %s", settings.kafka, error)
+            time.sleep(START_RETRY_SECONDS)
+
+
+async def _run(
+    settings: WorkerSettings, handlers: Mapping[str, Handler], modules: Sequence[str]
+) -> int:
+    worker = Worker(settings, handlers, modules)
+    worker.begin()
+    seconds_max = (
+        settings.stop_grace_seconds + STOP_FORCE_SECONDS + DRAIN_SECONDS_MAX + LEAVE_SECONDS_MAX
+    )
+    code = await serve(worker.app, stop_seconds_max=seconds_max)
+    await worker.end()
+    return EXIT_RECYCLED if worker.is_recycling else code
+
+
+def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
+    """Run a worker until SIGTERM or SIGINT; the exit code.
+
+    `modules` are dotted names or paths of .py files. 0: stopped; 64: the modules or queues cannot
+    be used (the reason is in the log); 70: fail-stop; 75: start me again, slots were lost.
+    """
+    configure_logging("worker", settings.log_format, settings.log_level)
+    try:
+        handlers = {handler.type: handler for handler in load_modules(modules)}
+        queues_of(handlers, settings.queues)
+    except TidemillError as error:
+        logger.error("%s", error)
+        return EXIT_USAGE
+    _prepare(settings, handlers)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_run(settings, handlers, modules))

@@ -1,0 +1,10 @@
+"""The context that a handler may take as its second argument.
+
+Owns the public name. Refuses to hold logic: it is the worker's own class.
+"""
+
+from __future__ import annotations
+
+from agents.worker.context import Context
+
+__all__ = ["Context"]

@@ -1,0 +1,24 @@
+"""What a handler may raise to steer its job, and what Tidemill raises at definition time.
+
+Owns the public names. Refuses to hold logic: these are the worker's own classes.
+"""
+
+from __future__ import annotations
+
+from agents.worker.errors import (
+    JobDefinitionError,
+    ModuleLoadError,
+    NonRetryable,
+    Retry,
+    Skip,
+    TidemillError,
+)
+
+__all__ = [
+    "JobDefinitionError",
+    "ModuleLoadError",
+    "NonRetryable",
+    "Retry",
+    "Skip",
+    "TidemillError",
+]

@@ -1,0 +1,90 @@
+"""`@job`: makes a function the handler of a job type.
+
+Owns the public decorator. Refuses to run anything: it checks the definition and registers it; a
+worker that loads the module runs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+from agents.worker.errors import JobDefinitionError
+from agents.worker.handlers import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_QUEUE,
+    DEFAULT_TIMEOUT_SECONDS,
+    REGISTRY,
+    build_handler,
+)
+from tidemill.policies import Backoff, Duration, RateLimit, seconds_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def job(
+    type: str,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    max_attempts: int = DEFAULT_ATTEMPTS,
+    timeout_seconds: Duration = DEFAULT_TIMEOUT_SECONDS,
+    backoff: Backoff | None = None,
+    limits: Sequence[RateLimit] = (),
+    unique_by: Literal["user"] | None = None,
+    process: bool = False,
+) -> Callable[[F], F]:
+    """Run the function for jobs of this type.
+
+    The function takes a pydantic model or a dict, and a `tidemill.Context` when it wants one.
+    `async def` runs on the worker's loop, `def` in a thread, and `process=True` in a process of its
+    own, which is ended when the time is over. What it returns is the job's result. It stays a plain
+    function that tests can call.
+
+    max_attempts counts the first one. timeout_seconds is for one attempt (a number of seconds, or a
+    text such as "5min"). limits hold per user. unique_by="user": a second live job of the same user
+    and type ends as skipped.
+
+    Raises JobDefinitionError, at import, that names what is wrong and what to write.
+    """
+    if callable(type):
+        raise JobDefinitionError(
+            f"@job needs the job's type: write @job('mail.send') in place of @job, above {type!r}"
+        )
+    outer = sys._getframe(1)
+
+    def register(function: F) -> F:
+        handler = build_handler(
+            type,
+            function,
+            queue=queue,
+            max_attempts=max_attempts,
+            timeout_seconds=seconds_of(timeout_seconds, f"@job({type!r}): timeout_seconds"),
+            backoff=None if backoff is None else _backoff(type, backoff).spec(),
+            limits=[_limit(type, each).spec() for each in limits],
+            unique_by=unique_by,
+            process=process,
+            local_names=outer.f_locals,
+        )
+        REGISTRY.add(handler)
+        return function
+
+    return register
+
+
+def _backoff(type_name: str, given: object) -> Backoff:
+    if not isinstance(given, Backoff):
+        raise JobDefinitionError(
+            f"@job({type_name!r}): backoff={given!r} is no backoff; write "
+            'Backoff.exponential("2s", factor=2, jitter=0.2, cap="5min")'
+        )
+    return given
+
+
+def _limit(type_name: str, given: object) -> RateLimit:
+    if not isinstance(given, RateLimit):
+        raise JobDefinitionError(
+            f"@job({type_name!r}): {given!r} in limits is no limit; write "
+            'RateLimit("1/h", by="user", over="skip")'
+        )
+    return given
