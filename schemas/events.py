@@ -3,7 +3,7 @@
 Owns the public shape of both, and the slotted `Event` that the hot path builds. Refuses to know
 who decides (`streams`) and where the bytes go (`agents`).
 
-`Event.to_wire` and `JobEvent` describe the same record: the first is quick, the second is the
+`EventWriter` and `JobEvent` describe the same record: the first is quick, the second is the
 contract from which the documentation is generated; a test holds them together.
 """
 
@@ -32,11 +32,12 @@ def instant_text(epoch_ms: int) -> str:
 class InstantCache:
     """The text of the last few instants: nearly all events of a group share theirs."""
 
-    __slots__ = ("_texts",)
+    __slots__ = ("_jsons", "_texts")
     _SIZE_MAX: Final = 4096  # entries, then it starts anew
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
+        self._jsons: dict[int, bytes] = {}
 
     def text(self, epoch_ms: int | None) -> str | None:
         """RFC 3339 text of `epoch_ms`; None stays None."""
@@ -47,6 +48,17 @@ class InstantCache:
             if len(self._texts) >= self._SIZE_MAX:
                 self._texts.clear()
             found = self._texts[epoch_ms] = instant_text(epoch_ms)
+        return found
+
+    def json(self, epoch_ms: int | None) -> bytes:
+        """The same as JSON text; None is null."""
+        if epoch_ms is None:
+            return b"null"
+        found = self._jsons.get(epoch_ms)
+        if found is None:
+            if len(self._jsons) >= self._SIZE_MAX:
+                self._jsons.clear()
+            found = self._jsons[epoch_ms] = f'"{instant_text(epoch_ms)}"'.encode()
         return found
 
 
@@ -71,7 +83,7 @@ class Cause(BaseModel):
 
 
 class JobEvent(BaseModel):
-    """One record on `jobs.events`; key = user_id. The contract of `Event.to_wire`."""
+    """One record on `jobs.events`; key = user_id. The contract of `EventWriter`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -138,7 +150,7 @@ class CompletedJob(BaseModel):
 class Event:
     """One transition as the engine makes it: slots, built once, never changed afterwards.
 
-    Times are epoch milliseconds here and become text in `to_wire`.
+    Times are epoch milliseconds here and become text in `EventWriter`.
     """
 
     __slots__ = (
@@ -225,47 +237,89 @@ class Event:
     @property
     def event_id(self) -> str:
         """`user/job/incarnation/sequence`; audit events name the input that they answer."""
-        if self.sequence is not None:
-            tail = str(self.sequence)
-        else:
-            cause = self.cause or ("timer", 0, self.occurred_at)
-            tail = f"{self.kind}:{cause[0]}:{cause[1]}:{cause[2]}"
+        tail = str(self.sequence) if self.sequence is not None else _audit_tail(self)
         return f"{self.user_id}/{self.job_id}/{self.incarnation}/{tail}"
 
-    def to_wire(self, instants: InstantCache) -> bytes:
-        """The record's value. `data` may hold `orjson.Fragment`s of JSON that is kept as bytes."""
-        cause = self.cause
-        text = instants.text
-        return orjson.dumps(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "event_id": self.event_id,
-                "event": self.kind,
-                "job_id": self.job_id,
-                "user_id": self.user_id,
-                "type": self.type,
-                "queue": self.queue,
-                "priority": self.priority,
-                "incarnation": self.incarnation,
-                "run": self.run,
-                "sequence": self.sequence,
-                "attempt": self.attempt,
-                "epoch": self.epoch,
-                "occurred_at": text(self.occurred_at),
-                "state_before": self.state_before,
-                "state_after": self.state_after,
-                "reason": self.reason,
-                "error": self.error,
-                "worker_id": self.worker_id,
-                "due_at": text(self.due_at),
-                "wait_ms": self.wait_ms,
-                "run_ms": self.run_ms,
-                "cause": None
-                if cause is None
-                else {"topic": cause[0], "partition": cause[1], "offset": cause[2]},
-                "data": self.data,
-            }
+
+_NULL: Final = b"null"
+_KIND_JSON: Final = {kind: f'"{kind}"'.encode() for kind in EventKind}
+_STATE_JSON: Final[dict[State | None, bytes]] = {
+    None: _NULL, **{state: f'"{state}"'.encode() for state in State}
+}
+_EVENT_FORMAT: Final = (
+    b'{"schema_version":%d,"event_id":"%b/%b","event":%b,%b,"run":%d,"sequence":%b,"attempt":%d,'
+    b'"epoch":%d,"occurred_at":%b,"state_before":%b,"state_after":%b,"reason":%b,"error":%b,'
+    b'"worker_id":%b,"due_at":%b,"wait_ms":%b,"run_ms":%b,"cause":%b,"data":%b}'
+)
+
+
+def _json(value: object) -> bytes:
+    return _NULL if value is None else orjson.dumps(value)
+
+
+class EventWriter:
+    """Events as the bytes of `JobEvent`, quickly: most of what the ledger writes is events.
+
+    What events share is written once: the head of a job's events, a cause, an instant. `data` may
+    hold `orjson.Fragment`s of JSON that is kept as bytes.
+    """
+
+    __slots__ = ("_cause", "_cause_json", "_head", "_head_of", "_id_head", "_instants")
+
+    def __init__(self, instants: InstantCache) -> None:
+        self._instants = instants
+        self._head_of: tuple[str, str, str] = ("", "", "")
+        self._head = self._id_head = b""
+        self._cause: tuple[str, int, int] | None = None
+        self._cause_json = _NULL
+
+    def write(self, event: Event) -> bytes:
+        """The record's value."""
+        user_id, job_id, queue = self._head_of
+        if event.job_id is not job_id or event.user_id is not user_id or event.queue is not queue:
+            self._begin_job(event)
+        cause = event.cause
+        if cause is None:
+            cause_json = _NULL
+        elif cause is self._cause:
+            cause_json = self._cause_json
+        else:
+            cause_json = self._write_cause(cause)
+        sequence = event.sequence
+        tail = b"%d" % sequence if sequence is not None else _audit_tail(event).encode()
+        instant = self._instants.json
+        wait_ms, run_ms = event.wait_ms, event.run_ms
+        return _EVENT_FORMAT % (
+            SCHEMA_VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, event.run,
+            _NULL if sequence is None else tail, event.attempt, event.epoch,
+            instant(event.occurred_at), _STATE_JSON[event.state_before],
+            _STATE_JSON[event.state_after], _json(event.reason), _json(event.error),
+            _json(event.worker_id), instant(event.due_at),
+            _NULL if wait_ms is None else b"%d" % wait_ms,
+            _NULL if run_ms is None else b"%d" % run_ms, cause_json, _json(event.data),
         )
+
+    def _begin_job(self, event: Event) -> None:
+        self._head_of = (event.user_id, event.job_id, event.queue)
+        head = {
+            "job_id": event.job_id, "user_id": event.user_id, "type": event.type,
+            "queue": event.queue, "priority": event.priority, "incarnation": event.incarnation,
+        }
+        self._head = orjson.dumps(head)[1:-1]
+        name = f"{event.user_id}/{event.job_id}/{event.incarnation}"
+        self._id_head = orjson.dumps(name)[1:-1]
+
+    def _write_cause(self, cause: tuple[str, int, int]) -> bytes:
+        self._cause = cause
+        self._cause_json = b'{"topic":%b,"partition":%d,"offset":%d}' % (
+            orjson.dumps(cause[0]), cause[1], cause[2]
+        )
+        return self._cause_json
+
+
+def _audit_tail(event: Event) -> str:
+    cause = event.cause or ("timer", 0, event.occurred_at)
+    return f"{event.kind}:{cause[0]}:{cause[1]}:{cause[2]}"
 
 
 def completed_headers(

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
 REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
 RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
 INSTANT_MIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
-INSTANT_MAX: Final = datetime(9999, 1, 1, tzinfo=UTC)  # any offset of it still has four digits
+INSTANT_MAX: Final = datetime(2299, 12, 31, tzinfo=UTC)  # where ClickHouse's DateTime64(3) ends
 
 ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]+$"  # no control characters
 TYPE_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$"
@@ -72,7 +72,7 @@ def parse_instant(value: object) -> object:
 
 def _in_range(instant: datetime) -> datetime:
     if not INSTANT_MIN <= instant <= INSTANT_MAX:
-        raise ValueError("write an instant between the years 1970 and 9999")
+        raise ValueError("write an instant between the years 1970 and 2299")
     return instant
 
 

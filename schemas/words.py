@@ -13,6 +13,9 @@ from typing import Final
 class State(StrEnum):
     """Where a job is. The last five are terminal."""
 
+    # Enum's own hash is Python code and each transition is looked up by it.
+    __hash__ = str.__hash__
+
     SCHEDULED = "scheduled"  # waits for an instant: `run_at`, a limit, a definition
     PENDING = "pending"  # may be dispatched as soon as a slot is free
     DISPATCHED = "dispatched"  # written to `jobs.ready.<queue>`
@@ -34,6 +37,8 @@ IN_FLIGHT_STATES: Final = frozenset({State.DISPATCHED, State.RUNNING})
 
 class EventKind(StrEnum):
     """What happened to a job, past tense. All but the audit kinds carry a `sequence`."""
+
+    __hash__ = str.__hash__
 
     REQUESTED = "requested"
     SCHEDULED = "scheduled"

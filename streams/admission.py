@@ -16,6 +16,9 @@ from streams import limits
 from streams.commands import Submit
 from streams.job import JobKey, Spec
 
+OPTIONAL_FACTS: Final = (
+    "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
+)
 UNIQUE_BY_USER_PREFIX: Final = "\x1ftype:"  # cannot collide: ids hold no control characters
 
 
@@ -90,9 +93,7 @@ def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     }
     if holds_limit:
         data["holds_limit"] = True
-    for name in (
-        "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
-    ):
+    for name in OPTIONAL_FACTS:
         value = getattr(spec, name)
         if value is not None:
             data[name] = value

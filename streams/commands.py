@@ -1,7 +1,8 @@
 """What may be asked of the core, one class a question, imperative.
 
 Owns the arguments of `lifecycle.decide`. Refuses to know where a command came from: a record, a
-timer and a silent worker all end up here.
+timer and a silent worker all end up here. Nobody changes a command; they are not frozen only
+because making a frozen one costs four times as much, and there are three of them a job.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Cause = tuple[str, int, int]
 """(topic, partition, offset) of the input that led here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submit:
     """Accept a request. `job_id` is the request's own or the one derived from its origin."""
 
@@ -26,7 +27,7 @@ class Submit:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refuse:
     """End a job whose request cannot be taken, so that its owner learns why."""
 
@@ -36,38 +37,38 @@ class Refuse:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolve:
     """The handler of a deferred job became known (`definition`), or did not in time (None)."""
 
     definition: Definition | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dispatch:
     """A slot is free for this job."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Defer:
     """A limit does not let the job start before `due_at` (epoch ms)."""
 
     due_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expire:
     """The job's `expires_at` has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rescue:
     """The attempt's worker is gone, or its dispatch never reached one."""
 
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """A worker says what became of an attempt: the dict of a `schemas.wire.Outcome`."""
 
@@ -76,7 +77,7 @@ class Report:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cancel:
     """Somebody wants the job to end."""
 
@@ -85,7 +86,7 @@ class Cancel:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Redrive:
     """Somebody wants a failed job to run again."""
 

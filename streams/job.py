@@ -30,6 +30,7 @@ class Spec:
         "priority",
         "queue",
         "requested_at",
+        "row_key",
         "run_at",
         "source",
         "tags",
@@ -62,6 +63,7 @@ class Spec:
         batch_id: str | None = None,
         parent_job_id: str | None = None,
         traceparent: str | None = None,
+        row_key: bytes | None = None,
     ) -> None:
         self.user_id = user_id
         self.job_id = job_id
@@ -82,6 +84,7 @@ class Spec:
         self.batch_id = batch_id
         self.parent_job_id = parent_job_id
         self.traceparent = traceparent
+        self.row_key = row_key  # of its state row: made once, written several times
 
     @property
     def key(self) -> JobKey:
@@ -98,7 +101,7 @@ class Spec:
             unique_key=unique_key, run_at=self.run_at, expires_at=self.expires_at,
             source=self.source, tags=self.tags,
             batch_id=self.batch_id, parent_job_id=self.parent_job_id,
-            traceparent=self.traceparent,
+            traceparent=self.traceparent, row_key=self.row_key,
         )
 
 

@@ -14,7 +14,7 @@ import orjson
 from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
-from schemas.events import Event, InstantCache, completed_headers
+from schemas.events import Event, EventWriter, InstantCache, completed_headers
 from schemas.topics import Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
 from streams.job import Job
@@ -37,6 +37,7 @@ class Outbox:
         self._completed_topic = topics.completed
         self._partition = partition
         self._instants = InstantCache()
+        self._events = EventWriter(self._instants)
         self.records: list[OutRecord] = []
         self._ready: dict[str, list[Job]] = {}
         self._next_ready_partition = 0
@@ -48,12 +49,8 @@ class Outbox:
 
     def event(self, event: Event) -> None:
         """One record on jobs.events."""
-        self.records.append(
-            (
-                self._events_topic, self._partition, event.user_id.encode(),
-                event.to_wire(self._instants), None,
-            )
-        )
+        key, value = event.user_id.encode(), self._events.write(event)
+        self.records.append((self._events_topic, self._partition, key, value, None))
 
     def completed(self, job: Job, event: Event) -> None:
         """The terminal record on jobs.completed."""

@@ -32,6 +32,13 @@ def job_key(key: JobKey) -> bytes:
     return b"j" + digest_of(key)
 
 
+def key_of(spec: Spec) -> bytes:
+    """The key of a job's row; the digest is made once per job."""
+    if spec.row_key is None:
+        spec.row_key = b"j" + digest_of(spec.key)
+    return spec.row_key
+
+
 def limit_key(user_id: str, type: str) -> bytes:
     return b"l" + orjson.dumps((user_id, type))
 
@@ -84,6 +91,7 @@ def read_job(value: bytes) -> Job | Ended:
     ) = row[17:]
     spec.tags = tuple(tags) if tags else ()
     spec.payload = payload
+    spec.row_key = None
     job = Job.__new__(Job)
     job.spec = spec
     (

@@ -67,9 +67,11 @@ class PartitionState:
 
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
-        if not len(self.finished):
-            return None
-        return self.finished.get(digest_of(key))
+        return self.finished.get(digest_of(key)) if len(self.finished) else None
+
+    def ended_with(self, row_key: bytes) -> Ended | None:
+        """The same by the key of its row."""
+        return self.finished.get(row_key[1:])
 
     # --- what a decision changes ---
 
@@ -164,7 +166,7 @@ class PartitionState:
             job = self.jobs[key]
             is_over = job.state in TERMINAL_STATES and not job.is_dead_letter
             value = rows.ended_value(job) if is_over else rows.live_value(job)
-            changed.append((rows.job_key(key), value))
+            changed.append((rows.key_of(job.spec), value))
         for name in self._old_limits:
             used = self._limits[name]
             changed.append((rows.limit_key(*name), rows.limit_value(used)))
@@ -172,7 +174,7 @@ class PartitionState:
             definition = self.definitions[type_name]
             changed.append((rows.definition_key(type_name), rows.definition_value(definition)))
         changed += [(b"j" + digest, None) for digest in self._forgotten]
-        changed += [(rows.job_key(key), None) for key in self._buried]
+        changed += [(rows.key_of(self.jobs[key].spec), None) for key in self._buried]
         position = rows.position_value(self.applied, self.clock_ms, self.accepted)
         changed.append((rows.POSITION_KEY, position))
         return changed
@@ -187,7 +189,7 @@ class PartitionState:
             self._dead_letters.pop(key, None)
             if job.state in TERMINAL_STATES:
                 ended = Ended(job.finished_at or self.clock_ms, job.spec.fingerprint, job.state)
-                self.finished.add(digest_of(key), ended)
+                self.finished.add(rows.key_of(job.spec)[1:], ended)
                 del self.jobs[key]
         for key in self._buried:
             self._dead_letters.pop(key, None)

@@ -25,7 +25,7 @@ SHRINK_FACTOR: Final = 0.6
 class Window:
     """The window of one queue in one partition. Volatile: a restore starts it anew."""
 
-    __slots__ = ("_changed_at", "_is_blocked", "_was_full", "_waited_ms", "size", "slots")
+    __slots__ = ("_changed_at", "_is_blocked", "_waited_ms", "_was_full", "size", "slots")
 
     def __init__(self) -> None:
         self.slots = 0

@@ -7,7 +7,10 @@ topics, agents or states a role has. Creating an app needs no broker.
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import faust
@@ -185,6 +188,6 @@ def create_app(
         "web_tables_enabled": False,
         "web_router_enabled": False,
     }
-    if data_dir is not None:
-        defaults["datadir"] = data_dir
+    # Faust makes this folder at its start, by default in the current one; nothing is kept in it.
+    defaults["datadir"] = data_dir or str(Path(tempfile.gettempdir()) / f"tidemill-{os.getuid()}")
     return RoleApp(name, **(defaults | settings))
