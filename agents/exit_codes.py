@@ -17,6 +17,8 @@ TIMED_OUT: Final = 6
 JOB_NOT_SUCCEEDED: Final = 7
 CONFLICT: Final = 8
 IN_USE: Final = 9
+MODULES: Final = 64
+RECYCLED: Final = 75
 CONFIG: Final = 78
 INTERRUPTED: Final = 130
 
@@ -31,6 +33,11 @@ MEANINGS: Final = {
     JOB_NOT_SUCCEEDED: "`enqueue --wait`: the job ended, and not as succeeded.",
     CONFLICT: "What exists does not fit, such as another number of partitions.",
     IN_USE: "A port or a data folder is used by another process.",
+    MODULES: "A worker's modules or queues cannot be used. A supervisor does not try again.",
+    RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
     INTERRUPTED: "Stopped by Ctrl-C.",
 }
+
+HOPELESS: Final = frozenset({MODULES, CONFIG})
+"""Codes after which starting again would end the same way."""

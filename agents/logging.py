@@ -21,11 +21,13 @@ READY_EVENT: Final = "role_ready"
 # Libraries that tell at INFO what only their authors want to know.
 _QUIET: Final = {
     "aiokafka": "WARNING",
-    "faust": "WARNING",
-    "mode": "WARNING",
     "asyncio": "WARNING",
-    "uvicorn.access": "WARNING",
+    "faust": "WARNING",
     "httpx": "WARNING",
+    "mode": "WARNING",
+    "uvicorn.access": "WARNING",
+    # Faust names the starts and stops of services after the modules of their classes.
+    "agents.runtime": "WARNING",
 }
 
 

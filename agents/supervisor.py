@@ -269,10 +269,14 @@ class Supervisor:
         name = kept.process.name
         if isinstance(kept.process, ChildProcess):
             kept.process.close()
-        if code == exit_codes.CONFIG and not kept.has_been_ready:
+        if code in exit_codes.HOPELESS and not kept.has_been_ready:
             self._say(f"{name} cannot start as it is set up; see its lines above")
             self.fatal_exit_code = code
             kept.restart_at = float("inf")
+            return
+        if code == exit_codes.RECYCLED:
+            self._say(f"{name} asks for a fresh start; starting it again")
+            kept.restart_at = now
             return
         delay = BACKOFF_SECONDS[min(kept.deaths, len(BACKOFF_SECONDS) - 1)]
         kept.deaths += 1

@@ -6,12 +6,15 @@ what the commands do: each imports what it needs when it runs, so that `tidemill
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Run the command line and exit with a code of `agents.exit_codes`."""
+    # Kafka's client is native code: a crash there shall say where.
+    faulthandler.enable()
     from tidemill.shadowing import ShadowedPackage, check_not_shadowed
 
     try:
