@@ -521,9 +521,9 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
     if not job.is_dead_letter:
         return Rejected(Reason.NOT_ENDED, _E.COMMAND_REFUSED)
     spec = job.spec
-    if spec.unique_key is not None:
-        if situation.unique_holder(spec.user_id, spec.unique_key) is not None:
-            return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)
+    key = spec.unique_key
+    if key is not None and situation.unique_holder(spec.user_id, key) is not None:
+        return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)
     data = {"actor": command.actor, "reason": command.reason}
     story = Story(job, now, command.cause)
     story.tell(_E.REDRIVEN, data=data, reason=Reason.OPERATOR)

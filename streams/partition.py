@@ -335,19 +335,19 @@ class Partition:
             body.setdefault("user_id", spec.user_id)
             body.setdefault("job_id", f"{spec.job_id}.{parent.run}.{index}"[-256:])
             decoded = check_request(body, spec.traceparent)
-            if isinstance(decoded, Refusal):
-                if decoded.user_id is not None and decoded.job_id is not None:
-                    if self._homes.of(decoded.user_id) == self.number:
-                        self._refuse(decoded, decoded.user_id, decoded.job_id, origin)
-                continue
-            home = self._homes.of(decoded.request.user_id)
-            if home == self.number:
-                self._submit(decoded, body["job_id"], origin)
-            else:
+            user_id = (
+                decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
+            )
+            home = self.number if user_id is None else self._homes.of(user_id)
+            if user_id is not None and home != self.number:
                 self._outbox.forward(
-                    partition=home, user_id=decoded.request.user_id, value=orjson.dumps(body),
-                    headers=[], kind="request", origin=_origin_text(origin),
+                    partition=home, user_id=user_id, value=orjson.dumps(body), headers=[],
+                    kind="request", origin=_origin_text(origin),
                 )
+            elif not isinstance(decoded, Refusal):
+                self._submit(decoded, body["job_id"], origin)
+            elif user_id is not None and decoded.job_id is not None:
+                self._refuse(decoded, user_id, decoded.job_id, origin)
 
     def _bury(
         self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal

@@ -54,7 +54,7 @@ class RoleApp(faust.App):
         self._partition_table: PartitionTable | None = None
         #: Awaited at a graceful stop while records still flow, for a role that hands work back.
         self.before_stop: Callable[[], Awaitable[None]] | None = None
-        #: Awaited when a rebalance begins, before what is acked is committed and the rest goes stale.
+        #: Awaited when a rebalance begins: before acked offsets are committed, the rest goes stale.
         self.before_revoke: Callable[[], Awaitable[None]] | None = None
 
     # -- what a role declares ------------------------------------------------------------------
