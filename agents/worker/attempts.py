@@ -77,6 +77,7 @@ class Attempt:
         "job",
         "pack",
         "progress",
+        "progress_told",
         "progressed_at",
         "runner",
         "signal",
@@ -101,7 +102,9 @@ class Attempt:
         self.has_told_start = False
         #: Only from a child process; here the context knows.
         self.has_seen_cancel = False
+        #: The latest that the handler told and that was not published yet.
         self.progress: dict[str, Any] | None = None
+        self.progress_told: dict[str, Any] | None = None
         self.runner: Any = None
 
     def suspend(self, runner: Any, now: float) -> None:

@@ -295,8 +295,11 @@ class Executor:
         self._writer.add(attempt.pack.ledger_partition, outcome, attempt.pack)
 
     def _tell_progress(self, attempt: Attempt, now: float) -> None:
-        self._tell_start(attempt)
         told, attempt.progress = attempt.progress, None
+        if told == attempt.progress_told:
+            return  # the same again is no news
+        self._tell_start(attempt)
+        attempt.progress_told = told
         attempt.progressed_at = now
         end: End = {"kind": "progressed", "progress": told}
         outcome = ends.encode(attempt.job, end, attempt.started_ms, 0)

@@ -1,0 +1,118 @@
+"""Handlers for the worker's integration tests: every kind, every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from tidemill import Backoff, Context, NonRetryable, RateLimit, Retry, Skip, job
+
+OUTSIDE_SECONDS = 600.0  # longer than any test
+
+
+class Greeting(BaseModel):
+    name: str
+
+
+class Note(BaseModel):
+    """Where a handler writes down that it ran."""
+
+    folder: str
+    seconds: float = 0.0
+
+
+def note(folder: str, what: str) -> None:
+    with Path(folder, what).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+@job("greet", limits=[RateLimit("10/min", over="delay")], backoff=Backoff.fixed("1s"))
+async def greet(payload: Greeting, ctx: Context) -> dict[str, str]:
+    return {"hello": payload.name, "key": ctx.idempotency_key}
+
+
+@job("greet.thread")
+def greet_in_thread(payload: Greeting) -> dict[str, str]:
+    return {"hello": payload.name}
+
+
+@job("greet.process", queue="heavy", process=True)
+def greet_in_process(payload: Greeting, ctx: Context) -> dict[str, object]:
+    print("handlers may print")
+    ctx.enqueue("greet", {"name": "child"})
+    return {"hello": payload.name, "pid": os.getpid()}
+
+
+@job("raw")
+async def raw(payload: dict[str, object]) -> object:
+    return payload
+
+
+@job("steer")
+async def steer(payload: dict[str, str]) -> object:
+    match payload["how"]:
+        case "retry":
+            raise Retry("not yet", after_seconds=7)
+        case "give_up":
+            raise NonRetryable("no such card", code="CARD_UNKNOWN")
+        case "skip":
+            raise Skip("nothing new")
+        case "exit":
+            sys.exit(3)
+        case "large":
+            return "x" * 1_000_000
+        case "odd":
+            return {1, 2}
+        case _:
+            raise RuntimeError("a fault of the handler")
+
+
+@job("sleep")
+async def sleep(payload: Note) -> str:
+    note(payload.folder, "began")
+    await asyncio.sleep(payload.seconds)
+    note(payload.folder, "ended")
+    return "slept"
+
+
+@job("sleep.thread")
+def sleep_in_thread(payload: Note, ctx: Context) -> str:
+    deadline = time.monotonic() + payload.seconds
+    while time.monotonic() < deadline and not ctx.cancelled:
+        ctx.progress(50, stage="sleeping")
+        time.sleep(0.01)
+    return "slept"
+
+
+@job("sleep.process", queue="heavy", process=True)
+def sleep_in_process(payload: Note) -> str:
+    grandchild = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({OUTSIDE_SECONDS})"])
+    Path(payload.folder, "pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    try:
+        time.sleep(payload.seconds)
+    finally:
+        note(payload.folder, "unwound")
+    return "slept"
+
+
+@job("stubborn.process", queue="heavy", process=True)
+def stubborn_in_process(payload: Note) -> str:
+    Path(payload.folder, "pids").write_text(f"{os.getpid()}")
+    deadline = time.monotonic() + payload.seconds
+    while time.monotonic() < deadline:
+        try:
+            time.sleep(payload.seconds)
+        except BaseException:
+            note(payload.folder, "refused")
+    return "slept"
+
+
+@job("die.process", queue="heavy", process=True)
+def die_in_process(payload: dict[str, object]) -> None:
+    os._exit(9)
