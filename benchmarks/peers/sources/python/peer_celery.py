@@ -12,7 +12,7 @@ app.conf.update(
     task_ignore_result=True,  # No result backend: the least work per job that Celery can do.
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,
-    worker_prefetch_multiplier=int(os.environ.get("PEER_PREFETCH", "64")),
+    worker_prefetch_multiplier=64,
     worker_hijack_root_logger=False,
 )
 
