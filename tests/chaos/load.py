@@ -1,0 +1,199 @@
+"""Asks for jobs the way strangers do, and keeps what Kafka acknowledged.
+
+Owns the mix of requests, repeats and poison, three kinds of producer and the receipts. Everything
+is drawn from a seed. Refuses to know what the engine does with it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final, Literal
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from tests.chaos.receipts import Receipt
+
+USERS: Final = 400
+MIX: Final = (
+    ("chaos.noop", 62.0), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
+    ("chaos.delay", 4.0), ("chaos.once", 2.5), ("chaos.parent", 2.0), ("chaos.refuses", 2.0),
+    ("chaos.slow", 1.5), ("chaos.process", 0.5), ("chaos.late", 0.05),
+)
+"""Type -> share of the requests, in percent."""
+LIMITED_USERS: Final = 40  # users of limited types: few, so that limits bite
+REPEATED: Final = 0.03  # share of requests that are sent twice
+CONFLICTING: Final = 0.005  # share that is sent again with another body
+POISONED: Final = 0.01  # share of records that are no request at all
+NAMELESS: Final = 0.05  # share without a job_id
+RUN_AT: Final = 0.03  # share with an instant
+DELIVERY_SECONDS: Final = 300.0  # a broker that is away for a minute loses no acknowledgement
+LINGER_MS: Final = 20
+POLL_EVERY: Final = 50  # records between two polls
+
+Kind = Literal["job", "poison", "either"]
+
+
+@dataclass(slots=True)
+class Sent:
+    """One record to send and what it is."""
+
+    value: bytes | None
+    user_id: str | None
+    job_id: str | None
+    kind: Kind
+    unique_key: str | None = None
+    run_at_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been acknowledged so far. Filled by the producers' callbacks."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def requests(count: int, seed: int) -> Iterator[Sent]:
+    """`count` records: requests in all shapes, repeats and poison among them."""
+    random = Random(seed)
+    types = [name for name, _ in MIX]
+    weights = [share for _, share in MIX]
+    recent: list[dict[str, Any]] = []
+    for number in range(count):
+        chance = random.random()
+        if chance < POISONED:
+            yield Sent(_poison(random), None, None, "poison")
+        elif recent and chance < POISONED + CONFLICTING:
+            body = dict(random.choice(recent))
+            body["payload"] = {"n": -1}
+            yield _sent(body)
+        elif recent and chance < POISONED + CONFLICTING + REPEATED:
+            yield _sent(random.choice(recent))
+        else:
+            body = _request(random, random.choices(types, weights)[0], number)
+            if "job_id" in body:
+                recent.append(body)
+                del recent[:-200]
+            yield _sent(body)
+
+
+def _request(random: Random, type_name: str, number: int) -> dict[str, Any]:
+    is_limited = type_name in ("chaos.skip", "chaos.delay", "chaos.once")
+    user = random.randrange(LIMITED_USERS if is_limited else USERS)
+    body: dict[str, Any] = {
+        "type": type_name, "user_id": f"user-{user}", "payload": {"n": number},
+        "job_id": f"job-{number}",
+    }
+    if type_name == "chaos.once":
+        body["unique_key"] = f"key-{random.randrange(3)}"
+    elif type_name == "chaos.noop":
+        if random.random() < NAMELESS:
+            del body["job_id"]
+        elif random.random() < RUN_AT:
+            body["run_at"] = int(time.time() * 1000) + random.randrange(10_000)
+        if random.random() < 0.1:
+            body["priority"] = random.choice(("high", "low"))
+    return body
+
+
+def _sent(body: dict[str, Any]) -> Sent:
+    return Sent(
+        json.dumps(body).encode(), body["user_id"], body.get("job_id"), "job",
+        body.get("unique_key"), body.get("run_at"),
+    )
+
+
+def _poison(random: Random) -> bytes | None:
+    return random.choice(
+        (None, b"", b"\xff\xfe\x00", b"[1,2,3]", b'{"type":"chaos.noop"', b"{}", b"null",
+         b'{"type":"chaos.noop"}', b'{"user_id":"","type":"chaos.noop"}', b"[" * 10_000)
+    )
+
+
+class Loader(threading.Thread):
+    """Sends `count` records over about `seconds`; `join` it, then read `tally`.
+
+    Three producers take turns: Java's partitioner, librdkafka's default, and no key at all.
+    """
+
+    def __init__(
+        self, kafka: str, topic: str, *, count: int, seconds: float, seed: int
+    ) -> None:
+        super().__init__(name="loader")
+        self.tally = Tally()
+        self.sent: list[Sent] = []
+        self.error: BaseException | None = None
+        self._topic = topic
+        self._count, self._seconds, self._seed = count, seconds, seed
+        self._producers = [
+            _producer(kafka, "murmur2_random"), _producer(kafka, "consistent_random"),
+            _producer(kafka, "consistent_random"),
+        ]
+
+    def run(self) -> None:
+        """Send, then wait until each record is acknowledged."""
+        try:
+            self._send()
+            for producer in self._producers:
+                if left := producer.flush(DELIVERY_SECONDS):
+                    self.tally.failures.append(f"{left} records were never acknowledged")
+        except (KafkaException, BufferError) as error:
+            self.error = error
+
+    def _send(self) -> None:
+        begun = time.monotonic()
+        for number, sent in enumerate(requests(self._count, self._seed)):
+            self.sent.append(sent)
+            lane = number % len(self._producers)
+            key = None if lane == 2 or sent.user_id is None else sent.user_id.encode()
+            self._produce(self._producers[lane], sent, key)
+            if number % POLL_EVERY == 0:
+                for producer in self._producers:
+                    producer.poll(0)
+                ahead = begun + self._seconds * number / self._count - time.monotonic()
+                if ahead > 0:
+                    time.sleep(ahead)
+
+    def _produce(self, producer: Producer, sent: Sent, key: bytes | None) -> None:
+        tally = self.tally
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            partition, offset = message.partition(), message.offset()
+            if error is not None or partition is None or offset is None:
+                tally.failures.append(f"{sent.job_id}: {error}")
+                return
+            tally.receipts.append(
+                Receipt(
+                    partition, offset, sent.kind, sent.user_id, sent.job_id, sent.unique_key,
+                    sent.run_at_ms,
+                )
+            )
+
+        while True:
+            try:
+                producer.produce(self._topic, sent.value, key, on_delivery=delivered)
+                return
+            except BufferError:
+                # The broker is away and the queue is full: wait for room, as producers do.
+                producer.poll(0.5)
+
+
+def _producer(kafka: str, partitioner: str) -> Producer:
+    return Producer(
+        {
+            "bootstrap.servers": kafka,
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": LINGER_MS,
+            "partitioner": partitioner,
+            "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000),
+            "queue.buffering.max.messages": 200_000,
+            "reconnect.backoff.max.ms": 1_000,
+            "log_level": 0,
+        }
+    )

@@ -1,0 +1,167 @@
+"""One chaos run: engine, load, faults, quiet, proof.
+
+Owns the order and the waiting. Refuses to know the rules (the checker) and the engine's inside.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import orjson
+from confluent_kafka import Consumer, TopicPartition
+
+from tests.chaos.checker import Expectations, check_installation
+from tests.chaos.engine import Death, Engine, EngineFailed
+from tests.chaos.faults import Fault, FaultRunner, schedule
+from tests.chaos.history import HistoryUnreadable, ask
+from tests.chaos.load import Loader, Sent
+from tests.chaos.rawlog import read_topic, reader
+from tests.chaos.receipts import write_receipts
+from tests.chaos.report import Report
+
+QUIET_SECONDS_MAX: Final = 120.0  # without one more ended job: what is left will never end
+HISTORY_SECONDS_MAX: Final = 90.0  # ClickHouse has caught up by then
+POLL_SECONDS: Final = 0.2
+SEED: Final = 20_261_122
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, how much, how rough."""
+
+    jobs: int = 20_000
+    seconds: float = 90.0  # over which requests and faults are spread
+    kills: int = 6
+    seed: int = SEED
+    outage_seconds: float = 0.0  # ClickHouse away
+    with_history: bool = True
+    faults: Sequence[Fault] | None = None  # in place of a drawn schedule
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run ended with."""
+
+    report: Report
+    deaths: list[Death] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    ended_seconds: float = 0.0  # from the last request to the end of the last job
+    stop_codes: dict[str, int | None] = field(default_factory=dict)
+
+
+class Follower(threading.Thread):
+    """Reads `jobs.completed` while it grows, to know when all have ended."""
+
+    def __init__(self, kafka: str, topic: str, partitions: int) -> None:
+        super().__init__(name="follower", daemon=True)
+        self.ended: set[tuple[str, str]] = set()
+        self.last_change = time.monotonic()
+        self._stop_asked = threading.Event()
+        self._consumer: Consumer = reader(kafka)
+        self._consumer.assign([TopicPartition(topic, n, 0) for n in range(partitions)])
+
+    def run(self) -> None:
+        """Until `close`."""
+        while not self._stop_asked.is_set():
+            for message in self._consumer.consume(2_000, timeout=0.2):
+                # The broker is away at times; librdkafka goes on by itself.
+                if message.error() is None:
+                    body = orjson.loads(message.value() or b"{}")
+                    self.ended.add((body["user_id"], body["job_id"]))
+                    self.last_change = time.monotonic()
+        self._consumer.close()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stop_asked.set()
+        self.join()
+
+
+def run(engine: Engine, plan: Plan, say: Callable[[str], None] = print) -> Outcome:
+    """The whole run against a started engine; the report tells what was violated."""
+    handlers = _expectations(engine.source)
+    follower = Follower(engine.kafka, "jobs.completed", 4)
+    follower.start()
+    loader = Loader(
+        engine.kafka, "jobs.requested", count=plan.jobs, seconds=plan.seconds, seed=plan.seed
+    )
+    faults = FaultRunner(
+        engine,
+        list(plan.faults) if plan.faults is not None else schedule(
+            kills=plan.kills, seconds=plan.seconds, seed=plan.seed,
+            with_history=plan.with_history, outage_seconds=plan.outage_seconds,
+        ),
+        say,
+    )
+    loader.start()
+    faults.start()
+    loader.join()
+    faults.join()
+    for error in (loader.error, faults.error):
+        if error is not None:
+            raise error
+    if loader.tally.failures:
+        raise EngineFailed(f"requests were not acknowledged: {loader.tally.failures[:3]}")
+    begun = time.monotonic()
+    late = wait_quiet(engine, follower, loader.sent)
+    say(f"all sent and acknowledged: {len(loader.tally.receipts):,}; still waiting: {late}")
+    outcome = Outcome(Report(), engine.deaths, faults.done, time.monotonic() - begun)
+    follower.close()
+    write_receipts(engine.folder / "receipts.jsonl", loader.tally.receipts)
+    (engine.folder / "expect.json").write_text(handlers)
+    if engine.clickhouse is not None and plan.with_history:
+        wait_history(engine)
+    outcome.report = check_installation(
+        engine.kafka,
+        receipts=loader.tally.receipts,
+        expectations=Expectations.from_json(handlers),
+        clickhouse=engine.clickhouse if plan.with_history else None,
+    )
+    return outcome
+
+
+def _expectations(source: Path) -> str:
+    from tests.chaos.handlers import EXPECT
+
+    return json.dumps(EXPECT)
+
+
+def wait_quiet(engine: Engine, follower: Follower, sent: list[Sent]) -> int:
+    """Until each requested job has ended; gives how many have not when nothing moves any more."""
+    wanted = {
+        (item.user_id, item.job_id)
+        for item in sent
+        if item.kind == "job" and item.job_id is not None and item.user_id is not None
+    }
+    nameless = sum(item.kind == "job" and item.job_id is None for item in sent)
+    while True:
+        engine.check_health()
+        ended = set(follower.ended)
+        missing = len(wanted - ended)
+        others = sum(not job.startswith("child-of-") for _, job in ended - wanted)
+        if missing == 0 and others >= nameless:
+            return 0
+        if time.monotonic() - follower.last_change > QUIET_SECONDS_MAX:
+            return missing + max(0, nameless - others)
+        time.sleep(POLL_SECONDS)
+
+
+def wait_history(engine: Engine) -> None:
+    """Until ClickHouse has the log's last events; gives up quietly, the checker then tells."""
+    assert engine.clickhouse is not None
+    wanted = sum(1 for _ in read_topic(engine.kafka, "jobs.events"))
+    deadline = time.monotonic() + HISTORY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            if int(ask(engine.clickhouse, "SELECT count() FROM job_events")[0][0]) >= wanted:
+                return
+        except HistoryUnreadable:
+            # The process that serves ClickHouse is being started again.
+            engine.check_health()
+        time.sleep(POLL_SECONDS)
