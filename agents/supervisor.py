@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -210,7 +210,7 @@ class Kept:
     deaths: int = 0
     restart_at: float | None = None
     has_been_ready: bool = False
-    is_down: bool = field(default=False)
+    is_told: bool = False
 
 
 class Supervisor:
@@ -254,11 +254,18 @@ class Supervisor:
             if code is not None:
                 self._bury(kept, code, now)
             elif kept.process.is_ready():
-                kept.has_been_ready = True
+                self._note_ready(kept, now)
                 if kept.deaths and now - kept.started_at > HEALTHY_SECONDS:
                     kept.deaths = 0
 
+    def _note_ready(self, kept: Kept, now: float) -> None:
+        kept.has_been_ready = True
+        if not kept.is_told:
+            kept.is_told = True
+            self._say(f"{kept.process.name} is ready ({now - kept.started_at:.1f} s)")
+
     def _start(self, kept: Kept) -> None:
+        kept.is_told = False
         kept.restart_at = None
         kept.started_at = time.monotonic()
         kept.process.start()
