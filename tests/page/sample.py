@@ -7,15 +7,19 @@ that was counted apart from them.
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from agents.clickhouse.engine import Engine
-from schemas.rows import JOB_EVENTS, JOBS
+from agents.clickhouse.engine import Engine, open_engine
+from agents.clickhouse.migrate import migrate
+from schemas.rows import JOB_EVENTS
 
 TYPES: Final = (
     # type, queue, usual run in ms, share of attempts that fail, code, message
@@ -114,9 +118,10 @@ def live_through(life: Life, rng: random.Random, until: datetime, kind: Any) -> 
     while True:
         life.tell("dispatched", "dispatched", delay_ms)
         run_ms = int(rng.lognormvariate(0, 0.5) * usual_ms)
-        times: dict[str, Any] = {"wait_ms": life.waited_ms + 6, "run_ms": run_ms, "worker_id": worker}
+        wait_ms = life.waited_ms + 6
+        times: dict[str, Any] = {"wait_ms": wait_ms, "run_ms": run_ms, "worker_id": worker}
         if run_ms > 500:
-            started: dict[str, Any] = {"wait_ms": times["wait_ms"], "worker_id": worker}
+            started: dict[str, Any] = {"wait_ms": wait_ms, "worker_id": worker}
             life.tell("attempt_started", "running", 6, **started)
         if life.at + timedelta(milliseconds=run_ms + 20) > until:
             return
@@ -179,36 +184,17 @@ def insert(engine: Engine, sample: Sample) -> None:
 
 def create_tables(engine: Engine) -> None:
     """The product's own tables."""
-    columns = ", ".join(f"{name} {kind}" for name, (kind, _) in JOB_EVENTS.items())
-    engine.command(
-        f"CREATE TABLE job_events ({columns}) ENGINE = MergeTree ORDER BY (occurred_at, job_id)"
-    )
-    latest = {
-        "status": "state_after", "attempts": "attempt", "updated_at": "occurred_at",
-        "requested_at": None, "finished_at": None, "wait_ms": None, "run_ms": None,
-    }
-    parts = []
-    for name in JOBS:
-        if name in ("user_id", "job_id"):
-            parts.append(name)
-        elif name == "requested_at":
-            parts.append("min(e.occurred_at) AS requested_at")
-        elif name == "finished_at":
-            ends = "argMax(e.event, e.sequence) IN ('succeeded','failed','skipped','cancelled','expired')"
-            parts.append(f"if({ends}, toNullable(max(e.occurred_at)), NULL) AS finished_at")
-        elif name in ("wait_ms", "run_ms"):
-            parts.append(f"anyLast(e.{name}) AS {name}")
-        elif name == "due_at":
-            parts.append("tupleElement(argMax(tuple(e.due_at), e.sequence), 1) AS due_at")
-        else:
-            parts.append(f"argMax(e.{latest.get(name) or name}, e.sequence) AS {name}")
-    engine.command(
-        f"CREATE VIEW jobs AS SELECT {', '.join(parts)} FROM job_events AS e WHERE e.sequence > 0 "
-        "GROUP BY user_id, job_id"
-    )
-    engine.command(
-        "CREATE VIEW job_minutes AS SELECT toStartOfMinute(occurred_at) AS minute, queue, type, "
-        "event, reason, error_code, count() AS events, sum(coalesce(e.wait_ms, 0)) AS wait_ms_sum, "
-        "sum(coalesce(e.run_ms, 0)) AS run_ms_sum FROM job_events AS e GROUP BY minute, queue, type, "
-        "event, reason, error_code"
-    )
+    migrate(engine)
+
+
+@contextlib.contextmanager
+def engine_with(folder: Path, sample: Sample | None) -> Iterator[Engine]:
+    """ClickHouse's engine in `folder`, with the tables and, unless None, the sample's rows."""
+    engine = open_engine(f"chdb://{folder}")
+    try:
+        create_tables(engine)
+        if sample is not None:
+            insert(engine, sample)
+        yield engine
+    finally:
+        engine.close()

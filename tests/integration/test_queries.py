@@ -1,0 +1,199 @@
+"""Every panel's SQL against ClickHouse's engine, compared with counts made in plain Python."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from statistics import quantiles
+from typing import Any
+
+import pytest
+
+from agents import queries
+from agents.clickhouse.engine import Engine
+from agents.queries.grafana import expand, to_grafana
+from tests.page.sample import Sample, engine_with, make_sample
+
+NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
+WINDOW = queries.Window.last(15, NOW)
+TERMINAL = ("succeeded", "failed", "skipped", "cancelled", "expired")
+NO_FILTER: dict[str, Any] = {"status": "", "type": "", "queue": "", "user_id": "", "job_id": ""}
+NO_CURSOR: dict[str, Any] = {
+    "before_at": "2299-01-01 00:00:00.000", "before_user_id": "", "before_job_id": "",
+}
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return make_sample(NOW, jobs=1_500)
+
+
+@pytest.fixture(scope="module")
+def engine(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with engine_with(tmp_path_factory.mktemp("clickhouse"), sample) as opened:
+        yield opened
+
+
+def some_job(sample: Sample) -> dict[str, Any]:
+    """A job with a long story."""
+    return max(sample.rows, key=lambda row: (row["sequence"], row["job_id"]))
+
+
+def params_of(name: str, sample: Sample) -> dict[str, Any]:
+    job = {"job_id": some_job(sample)["job_id"], "user_id": ""}
+    return {
+        "job": job,
+        "job_story": job | {"offset": 0},
+        "jobs_list": NO_FILTER | NO_CURSOR,
+    }.get(name, {})
+
+
+@pytest.mark.parametrize("name", queries.names())
+def test_every_panel_runs_and_finds_something(engine: Engine, sample: Sample, name: str) -> None:
+    assert queries.run(engine, name, WINDOW, **params_of(name, sample))
+
+
+@pytest.mark.parametrize("name", queries.names())
+def test_grafana_gets_the_same_rows(engine: Engine, sample: Sample, name: str) -> None:
+    if params_of(name, sample):
+        with pytest.raises(ValueError, match="Grafana has no macro"):
+            to_grafana(queries.load(name))
+        return
+    sql = expand(to_grafana(queries.load(name)), WINDOW)
+    assert "$__" not in sql
+    assert engine.query(sql, settings=queries.SETTINGS) == queries.run(engine, name, WINDOW)
+
+
+def test_totals_are_what_was_written(engine: Engine, sample: Sample) -> None:
+    counts = Counter(row["event"] for row in sample.rows)
+    totals = queries.run(engine, "totals", WINDOW)[0]
+    assert {status: totals[status] for status in TERMINAL} == {s: counts[s] for s in TERMINAL}
+    assert totals["requested"] == counts["requested"] == 1_500
+    assert totals["attempts_failed"] == counts["attempt_failed"]
+    assert totals["ended_per_second"] == pytest.approx(totals["ended"] / 900)
+
+
+def test_throughput_sums_to_what_ended(engine: Engine, sample: Sample) -> None:
+    rows = queries.run(engine, "throughput", WINDOW)
+    counts = Counter(row["event"] for row in sample.rows)
+    for status in TERMINAL:
+        total = sum(row[status] for row in rows) * WINDOW.step_seconds
+        assert total == pytest.approx(counts[status])
+    times = [datetime.fromisoformat(row["at"]) for row in rows]
+    steps = {later - earlier for earlier, later in pairwise(times)}
+    assert steps == {timedelta(seconds=WINDOW.step_seconds)}, "no gap and no double point"
+
+
+def test_states_now_are_the_last_states(engine: Engine, sample: Sample) -> None:
+    expected = Counter(sample.last_states().values())
+    rows = queries.run(engine, "states_now")
+    assert {row["status"]: row["jobs"] for row in rows} == expected
+    live = queries.run(engine, "live_now")[0]
+    assert live["waiting"] == sum(expected[s] for s in ("scheduled", "pending", "retrying"))
+    assert live["in_flight"] == expected["dispatched"] + expected["running"]
+    assert live["jobs"] == 1_500
+
+
+def test_error_rates_by_type(engine: Engine, sample: Sample) -> None:
+    ended = Counter(
+        r["type"] for r in sample.rows if r["event"] in ("attempt_failed", "attempt_succeeded")
+    )
+    failed = Counter(r["type"] for r in sample.rows if r["event"] == "attempt_failed")
+    rows = queries.run(engine, "error_rate_by_type", WINDOW)
+    assert {row["type"]: row["attempts"] for row in rows} == ended
+    for row in rows:
+        assert row["error_percent"] == pytest.approx(100 * failed[row["type"]] / ended[row["type"]])
+
+
+def test_percentiles_are_near_the_exact_ones(engine: Engine, sample: Sample) -> None:
+    ran = sample.ended("succeeded") + sample.ended("failed")
+    row = queries.run(engine, "latency", WINDOW)[0]
+    assert row["jobs"] == len(ran)
+    for measure in ("wait", "run"):
+        cuts = quantiles([job[f"{measure}_ms"] for job in ran], n=100, method="inclusive")
+        for percent in (50, 95, 99):
+            exact = cuts[percent - 1]
+            assert row[f"{measure}_p{percent}_ms"] == pytest.approx(exact, rel=0.15, abs=5)
+
+
+def test_an_empty_window_has_no_percentiles(engine: Engine) -> None:
+    window = queries.Window.last(15, NOW - timedelta(days=400))
+    row = queries.run(engine, "latency", window)[0]
+    assert row["jobs"] == 0
+    assert row["wait_p99_ms"] is None
+    assert queries.run(engine, "totals", window)[0]["error_percent"] is None
+
+
+def test_last_failures_are_the_newest(engine: Engine, sample: Sample) -> None:
+    expected = sorted((row["occurred_at"] for row in sample.ended("failed")), reverse=True)[:5]
+    rows = queries.run(engine, "last_failures", WINDOW, limit=5)
+    assert [row["at"].replace("T", " ").rstrip("Z") for row in rows] == expected
+    assert all(row["reason"] and row["error_code"] for row in rows)
+
+
+def test_dead_letters_and_their_causes(engine: Engine, sample: Sample) -> None:
+    dead = {key for key, state in sample.last_states().items() if state == "failed"}
+    rows = queries.run(engine, "dead_letters", limit=1_000)
+    assert {(row["user_id"], row["job_id"]) for row in rows} == dead
+    groups = queries.run(engine, "dead_letter_groups", limit=1_000)
+    assert sum(row["dead_jobs"] for row in groups) == len(dead)
+
+
+def test_queues_add_up(engine: Engine, sample: Sample) -> None:
+    rows = queries.run(engine, "queues", WINDOW)
+    live = queries.run(engine, "live_now")[0]
+    assert sum(row["waiting"] for row in rows) == live["waiting"]
+    assert sum(row["in_flight"] for row in rows) == live["in_flight"]
+    ended = Counter(row["queue"] for row in sample.rows if row["event"] in TERMINAL)
+    assert {row["queue"]: row["ended"] for row in rows} == ended
+
+
+def test_a_story_is_complete_and_in_order(engine: Engine, sample: Sample) -> None:
+    job = some_job(sample)
+    rows = queries.run(
+        engine, "job_story", job_id=job["job_id"], user_id=job["user_id"], offset=0
+    )
+    expected = [row for row in sample.rows if row["job_id"] == job["job_id"]]
+    assert [row["event"] for row in rows] == [row["event"] for row in expected]
+    assert [row["sequence"] for row in rows] == list(range(1, len(expected) + 1))
+    other = queries.run(engine, "job_story", job_id=job["job_id"], user_id="nobody", offset=0)
+    assert other == []
+
+
+def test_the_list_pages_over_every_job_once(engine: Engine, sample: Sample) -> None:
+    seen: list[tuple[str, str]] = []
+    cursor: dict[str, Any] = dict(NO_CURSOR)
+    while rows := queries.run(engine, "jobs_list", **NO_FILTER, **cursor, limit=400):
+        seen += [(row["user_id"], row["job_id"]) for row in rows]
+        last = rows[-1]
+        cursor = {
+            "before_at": datetime.fromisoformat(last["requested_at"]),
+            "before_user_id": last["user_id"],
+            "before_job_id": last["job_id"],
+        }
+    assert len(seen) == len(set(seen))
+    assert set(seen) == set(sample.last_states())
+
+
+def test_the_list_filters(engine: Engine, sample: Sample) -> None:
+    states = sample.last_states()
+    params: dict[str, Any] = NO_FILTER | {"status": "failed,skipped"} | NO_CURSOR
+    rows = queries.run(engine, "jobs_list", **params, limit=1_000)
+    assert len(rows) == sum(state in ("failed", "skipped") for state in states.values())
+    user = some_job(sample)["user_id"]
+    params = NO_FILTER | {"user_id": user} | NO_CURSOR
+    rows = queries.run(engine, "jobs_list", **params, limit=1_000)
+    assert {row["job_id"] for row in rows} == {job for owner, job in states if owner == user}
+
+
+def test_wrong_parameters_are_named(engine: Engine) -> None:
+    with pytest.raises(queries.UnknownQuery, match="throughput"):
+        queries.load("nonsense")
+    with pytest.raises(ValueError, match="takes job_id, user_id, limit"):
+        queries.run(engine, "job", job_id="x")
+    with pytest.raises(ValueError, match="minutes: 0"):
+        queries.Window.last(0, NOW)
+    with pytest.raises(ValueError, match="the header names"):
+        queries.parse("x", "-- title: T\n-- meaning: M\n-- unit:\n-- params: a\nSELECT {b:UInt8}")

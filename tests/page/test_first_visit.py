@@ -1,0 +1,28 @@
+"""The page before the first job: a module of its own, since a process opens one chDB folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from agents.api.pages import FIRST_JOB
+from agents.clickhouse.engine import Engine
+from tests.page.conftest import Open
+from tests.page.sample import engine_with
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with engine_with(tmp_path_factory.mktemp("clickhouse"), None) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs"])
+def test_an_empty_page_tells_how_to_make_the_first_job(open_page: Open, path: str) -> None:
+    watched = open_page()
+    page = watched.go(path)
+    expect(page.locator(".welcome")).to_contain_text(FIRST_JOB)
+    assert page.locator("[data-copy]").first.get_attribute("data-copy") == FIRST_JOB
+    watched.check()
