@@ -138,6 +138,11 @@ class Ledger:
     def of(self, job_id: str) -> list[dict[str, Any]]:
         return [outcome for outcome in self.outcomes if outcome["job_id"] == job_id]
 
+    def read_of(self, job_id: str) -> list[dict[str, Any]]:
+        """What is said of a job by now."""
+        self.read()
+        return self.of(job_id)
+
     def last(self, job_id: str, message: Callable[[], str]) -> dict[str, Any]:
         """The outcome that ended the attempt."""
 
@@ -307,7 +312,7 @@ def test_a_killed_worker_leaves_its_records_to_the_next(
     # One slot: the first job says that it started, so its record is settled; what waits behind it
     # in the next record is not, and must come again.
     [long] = ledger.dispatch(("sleep", payload))
-    wait_until(lambda: (ledger.read(), ledger.of(long))[1], SECONDS, first.told)
+    wait_until(lambda: ledger.read_of(long), SECONDS, first.told)
     wait_until(lambda: committed(kafka, topics, "default", 0) == 1, SECONDS, first.told)
     quick = ledger.dispatch(("greet", {"name": "a"}), ("greet", {"name": "b"}))
     first.stop(signal.SIGKILL)

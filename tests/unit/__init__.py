@@ -1,0 +1,1 @@
+"""Tests of single parts: no network, no broker."""

@@ -1,0 +1,164 @@
+"""Ends and their encoding: every outcome fits the contract, whatever a handler did."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from agents.worker import ends
+from agents.worker.errors import NonRetryable, Retry, Skip
+from agents.worker.handlers import build_handler
+from schemas.requests import RESULT_BYTES_MAX
+from schemas.wire import Outcome
+from schemas.words import Reason
+
+JOB = {"user_id": "u", "job_id": "null", "run": 1, "attempt": 2, "epoch": 3, "type": "t"}
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Point(BaseModel):
+    x: int
+    at: datetime.date | None = None
+
+
+@dataclass
+class Pair:
+    left: int
+
+
+def encoded(end: ends.End) -> dict[str, Any]:
+    value = ends.encode(JOB, end, 10, 20)
+    Outcome.model_validate_json(value)
+    outcome: dict[str, Any] = orjson.loads(value)
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"a": [1, "x", None, True, 1.5]}, {"a": [1, "x", None, True, 1.5]}), ("text", "text"),
+        (0, 0), (False, False), ([], []), ((1, 2), [1, 2]), (2**64 - 1, 2**64 - 1),
+        (Point(x=1), {"x": 1, "at": None}),
+        ([Point(x=1, at=datetime.date(2026, 1, 2))], [{"x": 1, "at": "2026-01-02"}]),
+        (Pair(3), {"left": 3}), (Colour.RED, "red"), (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+        ({1: "one", 2: "two"}, {"1": "one", "2": "two"}), ({"n": None}, {"n": None}),
+    ],
+    ids=repr,
+)
+def test_results_that_are_json(result: Any, expected: Any) -> None:
+    outcome = encoded(ends.result(result, None))
+    assert outcome["kind"] == "succeeded"
+    assert outcome["result"] == expected
+    assert (outcome["started_at"], outcome["finished_at"]) == (10, 20)
+
+
+def test_no_result_is_left_out() -> None:
+    assert "result" not in encoded(ends.result(None, None))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{1, 2}, object(), b"bytes", decimal.Decimal("1.5"), 2**64, "\ud800", {"f": len},
+     float("nan"), [float("inf")], {"deep": {"x": [float("nan")]}}, {(1, 2): 3}],
+    ids=repr,
+)
+def test_results_that_are_not_json_fail_for_good(result: Any) -> None:
+    outcome = encoded(ends.result(result, None))
+    assert outcome["kind"] == "failed"
+    assert outcome["error"]["code"] == "RESULT_NOT_JSON"
+    assert not outcome["error"]["retryable"]
+    assert "result" not in outcome
+
+
+def test_a_result_that_holds_itself_fails_for_good() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    assert encoded(ends.result(loop, None))["error"]["code"] == "RESULT_NOT_JSON"
+
+
+def test_the_largest_result_passes_and_one_byte_more_does_not() -> None:
+    fits = "x" * (RESULT_BYTES_MAX - 2)
+    assert encoded(ends.result(fits, None))["result"] == fits
+    outcome = encoded(ends.result(fits + "x", None))
+    assert outcome["error"]["code"] == "RESULT_TOO_LARGE"
+    assert str(RESULT_BYTES_MAX) in outcome["error"]["message"]
+
+
+def test_what_a_handler_raises() -> None:
+    retry = encoded(ends.error(Retry("later", after_seconds=1.5, code="BUSY"), JOB))
+    assert retry["error"] == {"code": "BUSY", "message": "later", "retryable": True}
+    assert retry["retry_after_ms"] == 1_500
+    assert "retry_after_ms" not in encoded(ends.error(Retry(), JOB))
+    gone = encoded(ends.error(NonRetryable(code="GONE"), JOB))
+    assert gone["error"] == {
+        "code": "GONE", "message": "the handler gave up with GONE", "retryable": False
+    }
+    skip = encoded(ends.error(Skip(reason="stale"), JOB))
+    assert (skip["kind"], skip["reason"]) == ("skipped", "stale")
+
+
+def test_any_other_exception_is_a_failed_attempt_without_a_trace(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    try:
+        raise ValueError("bad \ud800 text" + "x" * 1_000)
+    except ValueError as error:
+        outcome = encoded(ends.error(error, JOB))
+    assert outcome["error"]["code"] == "HANDLER_ERROR"
+    assert outcome["error"]["message"].startswith("ValueError: bad ? text")
+    assert len(outcome["error"]["message"]) == ends.MESSAGE_LENGTH_MAX
+    assert "Traceback" in caplog.text
+    assert encoded(ends.error(Odd(), JOB))["error"]["message"] == "Odd"
+    assert encoded(ends.error(KeyError(), JOB))["error"]["message"] == "KeyError"
+
+
+def test_an_invalid_payload_names_the_field_and_the_model() -> None:
+    async def handle(payload: Point) -> None: ...
+
+    handler = build_handler("draw", handle, local_names={"Point": Point})
+    with pytest.raises(ValidationError) as caught:
+        handler.read_payload({"x": "one", "at": 5.5})
+    error = encoded(ends.invalid_payload(handler, caught.value))["error"]
+    assert (error["code"], error["retryable"]) == ("INVALID_PAYLOAD", False)
+    assert "'payload.x'" in error["message"]
+    assert "1 more" in error["message"]
+    assert "Point" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Retry(after_seconds=-1), "after_seconds"),
+        (lambda: Retry(after_seconds=float("nan")), "after_seconds"),
+        (lambda: Skip(""), "reason"), (lambda: Skip(5), "reason"),
+        (lambda: NonRetryable(code=""), "code"),
+    ],
+)
+def test_steering_words_check_what_they_are_given(make: Any, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
+
+
+def test_other_ends_fit_the_contract() -> None:
+    for end in (
+        ends.timed_out(1_500), ends.cancelled(), ends.died("exit code 9"),
+        ends.returned(Reason.NO_FREE_SLOT), {"kind": "started"},
+        {"kind": "progressed", "progress": {"percent": 1.0}},
+    ):
+        assert encoded(end)["kind"] == end["kind"]
+    assert "1.5 s" in ends.timed_out(1_500)["error"]["message"]

@@ -1,0 +1,364 @@
+"""Attempts on the loop and in threads: ends, time-outs, cancels, hand-backs, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Any
+
+import pytest
+
+from agents.worker import executor as executor_module
+from agents.worker.context import Context
+from schemas.wire import OutcomePack
+from tests.unit.worker_harness import bench_of, pack_of, until
+
+word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="clean")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short periods, so that the tier stays short; their proportions are kept."""
+    for name, seconds in {
+        "SWEEP_SECONDS": 0.01, "LATE_START_SECONDS": 0.05, "PROGRESS_SECONDS": 0.05,
+        "CANCEL_GRACE_SECONDS": 0.2, "GIVE_UP_SECONDS": 0.1, "TERM_GRACE_SECONDS": 0.1,
+        "HANDBACK_SECONDS": 0.15, "STOP_FORCE_SECONDS": 0.1,
+    }.items():
+        monkeypatch.setattr(executor_module, name, seconds)
+
+
+async def test_a_job_that_never_waits_ends_in_the_same_turn() -> None:
+    async def echo(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+        return {**payload, "attempt": ctx.attempt}
+
+    async with bench_of(echo) as bench:
+        bench.take(pack_of(("echo", {"n": 1}), ("echo", {"n": 2})))
+        assert (await bench.last("j0"))["result"] == {"n": 1, "attempt": 1}
+        assert (await bench.last("j1"))["result"] == {"n": 2, "attempt": 1}
+        await bench.writer.drain()
+        assert bench.settled == ["pack"]
+        assert bench.executor.running == 0
+        # Both travelled in one record, to the partition that the pack named, in the fixed shape.
+        [(partition, value)] = bench.sink.records
+        assert partition == 3
+        pack = OutcomePack.model_validate_json(value)
+        assert (pack.worker_id, pack.incarnation) == ("w", 7)
+        assert pack.outcomes[0].epoch == 5
+
+
+async def test_jobs_that_wait_run_side_by_side_within_the_slots() -> None:
+    gate = asyncio.Event()
+    running: list[int] = []
+
+    async def wait(payload: dict[str, int]) -> None:
+        running.append(payload["n"])
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=3) as bench:
+        bench.take(pack_of(*(("wait", {"n": n}) for n in range(5))))
+        await until(lambda: len(running) == 3)
+        assert bench.executor.free("default") == 0
+        gate.set()
+        await until(lambda: len(bench.outcomes) == 5)
+        assert running == [0, 1, 2, 3, 4]
+        assert bench.executor.free("default") == 3
+
+
+async def test_context_variables_do_not_leak_between_jobs() -> None:
+    async def leak(payload: dict[str, Any]) -> str:
+        before = word.get()
+        word.set("dirty")
+        if payload:
+            await asyncio.sleep(0)
+            assert word.get() == "dirty"
+        return before
+
+    async with bench_of(leak, concurrency=1) as bench:
+        bench.take(pack_of(("leak", {}), ("leak", {"wait": 1}), ("leak", {"wait": 1})))
+        for job_id in ("j0", "j1", "j2"):
+            assert (await bench.last(job_id))["result"] == "clean"
+
+
+async def test_asyncio_timeout_and_task_group_work_in_a_handler() -> None:
+    async def inner(payload: dict[str, Any]) -> str:
+        async def add(found: list[int], number: int) -> None:
+            found.append(number)
+
+        found: list[int] = []
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(add(found, number))
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return f"{found} timed out"
+        return "never"
+
+    async with bench_of(inner, concurrency=1) as bench:
+        bench.take(pack_of(("inner", {}), ("inner", {})))
+        for job_id in ("j0", "j1"):
+            assert (await bench.last(job_id))["result"] == "[0, 1, 2] timed out"
+
+
+async def test_a_cancel_that_a_handler_leaves_behind_hurts_no_other_job() -> None:
+    async def odd(payload: dict[str, Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if payload:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    async def plain(payload: dict[str, Any]) -> str:
+        return "fine"
+
+    async with bench_of(odd, plain, concurrency=1) as bench:
+        bench.take(pack_of(("odd", {"wait": 1}), ("plain", {}), ("odd", {})))
+        await until(lambda: len(bench.outcomes) == 3)
+        bench.take(pack_of(("plain", {})), "second")
+        await until(lambda: bench.settled == ["pack", "second"])
+        assert (await bench.last("j1"))["result"] == "fine"
+
+
+async def test_time_out_on_the_loop_cancels_and_frees_the_slot() -> None:
+    cleaned: list[str] = []
+
+    async def hang(payload: dict[str, Any]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append("yes")
+
+    async with bench_of(hang, concurrency=1) as bench:
+        bench.take(pack_of(("hang", {}), timeout_ms=80))
+        end = await bench.last()
+        assert (end["error"]["code"], end["error"]["retryable"]) == ("TIMEOUT", True)
+        assert cleaned == ["yes"]
+        assert bench.kinds() == ["started", "failed"]
+        assert bench.executor.free("default") == 1
+
+
+async def test_a_swallowed_cancel_is_given_up_on_and_its_slot_counted() -> None:
+    gate = asyncio.Event()
+
+    async def stubborn(payload: dict[str, Any]) -> None:
+        while not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with bench_of(stubborn, concurrency=2) as bench:
+        bench.take(pack_of(("stubborn", {}), timeout_ms=20))
+        end = await bench.last()
+        assert end["error"]["code"] == "TIMEOUT"
+        assert "still holds its slot" in end["error"]["message"]
+        assert bench.executor.stuck == 1
+        assert bench.executor.slots("default") == 1
+        assert bench.executor.should_recycle
+        gate.set()
+        await until(lambda: bench.executor.stuck == 0)
+        assert bench.kinds() == ["started", "failed"]
+
+
+async def test_a_thread_that_hangs_fails_at_once_and_keeps_its_slot() -> None:
+    gate = threading.Event()
+
+    def hang(payload: dict[str, Any]) -> None:
+        gate.wait(30)
+
+    def quick_one(payload: dict[str, Any]) -> str:
+        return threading.current_thread().name
+
+    async with bench_of(hang, quick_one, threads=2) as bench:
+        bench.take(pack_of(("hang", {}), ("quick_one", {}), timeout_ms=60))
+        assert (await bench.last("j0"))["error"]["code"] == "TIMEOUT"
+        assert "tidemill-job" in (await bench.last("j1"))["result"]
+        assert (bench.executor.stuck, bench.executor.slots("default")) == (1, 1)
+        gate.set()
+        await until(lambda: bench.executor.stuck == 0)
+
+
+async def test_started_is_told_once_and_settles_the_record_early() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any], ctx: Context) -> None:
+        for percent in (10, 20, 20):
+            ctx.progress(percent, stage="work")
+        await gate.wait()
+
+    async with bench_of(wait) as bench:
+        bench.take(pack_of(("wait", {})))
+        await until(lambda: bench.kinds() == ["started", "progressed"])
+        # The job still runs, and its record may be committed already.
+        await until(lambda: bench.settled == ["pack"])
+        assert bench.outcomes[1]["progress"] == {"percent": 20.0, "stage": "work"}
+        gate.set()
+        await bench.last()
+        await bench.writer.drain()
+        assert bench.settled == ["pack"]
+        assert bench.kinds() == ["started", "progressed", "succeeded"]
+
+
+async def test_nothing_is_settled_before_it_is_durable() -> None:
+    async def noop(payload: dict[str, Any]) -> None:
+        pass
+
+    async with bench_of(noop, is_held=True) as bench:
+        bench.take(pack_of(("noop", {})))
+        await until(lambda: bench.sink.records)
+        assert bench.settled == []
+        bench.sink.release()
+        assert bench.settled == ["pack"]
+
+
+async def test_what_cannot_start_within_a_second_is_given_back() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=1) as bench:
+        bench.take(pack_of(("wait", {}), ("wait", {}), ("unknown", {})))
+        for job_id in ("j1", "j2"):
+            end = await bench.last(job_id)
+            assert (end["kind"], end["reason"]) == ("returned", "no_free_slot")
+            assert "started_at" not in end
+        assert bench.executor.room("default") == 64
+        gate.set()
+        assert (await bench.last("j0"))["kind"] == "succeeded"
+
+
+async def test_cancel_of_a_waiting_an_early_and_a_running_job() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async def look(payload: dict[str, Any], ctx: Context) -> str:
+        while not ctx.cancelled:  # noqa: ASYNC110  # what a polling handler does
+            await asyncio.sleep(0.01)
+        return "stopped early"
+
+    async def finish(payload: dict[str, Any], ctx: Context) -> str:
+        await gate.wait()
+        return "kept"
+
+    async with bench_of(wait, look, finish, concurrency=3) as bench:
+        bench.executor.cancel("u", "j4", 1, 5)
+        bench.take(
+            pack_of(("wait", {}), ("look", {}), ("finish", {}), ("wait", {}), ("wait", {}))
+        )
+        await until(lambda: bench.executor.running == 3)
+        for number in range(4):
+            bench.executor.cancel("u", f"j{number}", 1, 5)
+        gate.set()
+        for job_id in ("j0", "j1", "j3", "j4"):
+            end = await bench.last(job_id)
+            assert (end["error"]["code"], end["error"]["retryable"]) == ("CANCELLED", False)
+        # It never looked and was done within the grace: its work is not thrown away.
+        assert (await bench.last("j2"))["result"] == "kept"
+
+
+async def test_cancel_of_another_epoch_changes_nothing() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait) as bench:
+        bench.take(pack_of(("wait", {})))
+        await until(lambda: bench.executor.running == 1)
+        bench.executor.cancel("u", "j0", 1, 4)
+        gate.set()
+        assert (await bench.last())["kind"] == "succeeded"
+
+
+async def test_stop_finishes_what_it_can_and_gives_back_the_rest() -> None:
+    gate = asyncio.Event()
+    in_thread = threading.Event()
+
+    async def short(payload: dict[str, Any]) -> str:
+        await gate.wait()
+        return "done"
+
+    async def long(payload: dict[str, Any]) -> None:
+        await asyncio.Event().wait()
+
+    def blocking(payload: dict[str, Any]) -> None:
+        in_thread.wait(30)
+
+    async with bench_of(short, long, blocking, concurrency=2) as bench:
+        bench.take(pack_of(("short", {}), ("long", {}), ("blocking", {}), ("long", {})))
+        await until(lambda: bench.executor.running == 3)
+        stopping = asyncio.create_task(bench.executor.stop(0.3))
+        await until(lambda: bench.executor.is_stopping)
+        bench.take(pack_of(("short", {})), "too late")
+        gate.set()
+        await stopping
+        await bench.writer.drain()
+        in_thread.set()
+        assert sorted(bench.settled) == ["pack", "too late"]
+        by_id = {(o["job_id"], o["kind"]): o for o in bench.outcomes}
+        assert by_id["j0", "succeeded"]["result"] == "done"
+        for job_id in ("j1", "j2", "j3"):
+            assert by_id[job_id, "returned"]["reason"] == "worker_stopping"
+        assert bench.executor.room("default") == 0
+
+
+async def test_a_rebalance_drops_the_untouched_and_settles_the_rest() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=1) as bench:
+        touched = bench.take(pack_of(("wait", {}), ("wait", {})), "touched")
+        untouched = bench.take(pack_of(("wait", {}), ("wait", {})), "untouched")
+        await until(lambda: bench.executor.running == 1)
+        assert touched is not None
+        assert untouched is not None
+        assert bench.executor.drop([touched, untouched]) == [untouched]
+        await bench.writer.drain()
+        # The one that ran said so, the one behind it was given back: the record can be committed.
+        assert bench.settled == ["touched"]
+        assert sorted(outcome["kind"] for outcome in bench.outcomes) == ["returned", "started"]
+        # The record comes again: nothing runs twice, the new delivery is acked at once.
+        touched.rebind(lambda: bench.settled.append("touched again"))
+        assert bench.settled == ["touched", "touched again"]
+        gate.set()
+        await until(lambda: "succeeded" in bench.kinds())
+        assert len(bench.outcomes) == 3
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"{", b"[]", b"{}", b'{"schema_version": 99}'], ids=repr
+)
+async def test_a_record_that_is_no_pack_is_left_out_and_settled(value: bytes | None) -> None:
+    async def noop(payload: dict[str, Any]) -> None:
+        pass
+
+    async with bench_of(noop) as bench:
+        assert bench.take(value) is None
+        assert bench.settled == ["pack"]
+
+
+async def test_room_is_free_slots_and_one_pack() -> None:
+    gate = asyncio.Event()
+    asked: list[int] = []
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=4) as bench:
+        bench.executor._on_room = lambda: asked.append(bench.executor.room("default"))
+        assert bench.executor.room("default") == 68
+        bench.take(pack_of(*[("wait", {})] * 68))
+        await until(lambda: bench.executor.running == 4)
+        assert bench.executor.room("default") == 0
+        assert bench.executor.free("default") == 0
+        gate.set()
+        await until(lambda: bench.executor.ended_total == 68)
+        # Asked for more when half a pack was left, and again when nothing was; three ran then.
+        assert asked == [33, 65]
