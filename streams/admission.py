@@ -32,33 +32,44 @@ class Situation(Protocol):
     def limit_state(self, user_id: str, type: str) -> limits.LimitState: ...
 
 
-def spec_of(command: Submit, now: int, number: int) -> Spec:
-    """The request as the ledger keeps it, before the handler's policy is filled in."""
-    request = command.decoded.request
+def spec_of(command: Submit, now: int, number: int, definition: Definition | None) -> Spec:
+    """The request as the ledger keeps it, with the handler's policy where that is known."""
+    decoded = command.decoded
+    request = decoded.request
+    queue, max_attempts = request.queue or "", request.max_attempts or 0
+    timeout_ms = int(request.timeout_seconds * 1000) if request.timeout_seconds else 0
+    unique_key = request.unique_key
+    if definition is not None:
+        queue = queue or definition.queue
+        max_attempts = max_attempts or definition.max_attempts
+        timeout_ms = timeout_ms or definition.timeout_ms
+        unique_key = unique_key_of(unique_key, definition)
     run_at, expires_at = request.run_at, request.expires_at
     return Spec(
-        request.user_id, command.job_id, request.type, request.queue or "",
-        request.priority.value, command.decoded.payload_json, now, command.decoded.fingerprint,
-        number=number,
-        max_attempts=request.max_attempts or 0,
-        timeout_ms=int((request.timeout_seconds or 0) * 1000),
-        unique_key=request.unique_key,
-        run_at=None if run_at is None else int(run_at.timestamp() * 1000),
-        expires_at=None if expires_at is None else int(expires_at.timestamp() * 1000),
-        source=request.source, tags=request.tags, batch_id=request.batch_id,
-        parent_job_id=request.parent_job_id, traceparent=command.decoded.traceparent,
+        request.user_id, command.job_id, request.type, queue, request.priority.value,
+        decoded.payload_json, now, decoded.fingerprint, number, max_attempts, timeout_ms,
+        unique_key,
+        None if run_at is None else int(run_at.timestamp() * 1000),
+        None if expires_at is None else int(expires_at.timestamp() * 1000),
+        request.source, request.tags, request.batch_id, request.parent_job_id,
+        decoded.traceparent,
     )
 
 
+def unique_key_of(asked: str | None, definition: Definition) -> str | None:
+    """The request's own key, or the one that `unique_by` gives."""
+    if asked is None and definition.unique_by == "user":
+        return UNIQUE_BY_USER_PREFIX + definition.type
+    return asked
+
+
 def resolved(spec: Spec, definition: Definition) -> Spec:
-    unique_key = spec.unique_key
-    if unique_key is None and definition.unique_by == "user":
-        unique_key = UNIQUE_BY_USER_PREFIX + spec.type
+    """A deferred job's spec, now that its type is known."""
     return spec.resolved(
-        queue=spec.queue or definition.queue,
-        max_attempts=spec.max_attempts or definition.max_attempts,
-        timeout_ms=spec.timeout_ms or definition.timeout_ms,
-        unique_key=unique_key,
+        spec.queue or definition.queue,
+        spec.max_attempts or definition.max_attempts,
+        spec.timeout_ms or definition.timeout_ms,
+        unique_key_of(spec.unique_key, definition),
     )
 
 

@@ -51,7 +51,6 @@ class Spec:
         payload: bytes,
         requested_at: int,
         fingerprint: int,
-        *,
         number: int = 0,
         max_attempts: int = 0,
         timeout_ms: int = 0,
@@ -91,17 +90,14 @@ class Spec:
         return (self.user_id, self.job_id)
 
     def resolved(
-        self, *, queue: str, max_attempts: int, timeout_ms: int, unique_key: str | None
+        self, queue: str, max_attempts: int, timeout_ms: int, unique_key: str | None
     ) -> Spec:
         """The same request with the policy of its handler, once that is known."""
         return Spec(
             self.user_id, self.job_id, self.type, queue, self.priority, self.payload,
-            self.requested_at, self.fingerprint,
-            number=self.number, max_attempts=max_attempts, timeout_ms=timeout_ms,
-            unique_key=unique_key, run_at=self.run_at, expires_at=self.expires_at,
-            source=self.source, tags=self.tags,
-            batch_id=self.batch_id, parent_job_id=self.parent_job_id,
-            traceparent=self.traceparent, row_key=self.row_key,
+            self.requested_at, self.fingerprint, self.number, max_attempts, timeout_ms,
+            unique_key, self.run_at, self.expires_at, self.source, self.tags, self.batch_id,
+            self.parent_job_id, self.traceparent, self.row_key,
         )
 
 
@@ -128,46 +124,60 @@ class Job:
         "worker",
     )
 
-    def __init__(self, spec: Spec, state: State) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        state: State,
+        sequence: int,
+        run: int,
+        attempt: int,
+        epoch: int,
+        rescues: int,
+        queued_at: int,
+        due_at: int | None,
+        reason: str | None,
+        dispatched_at: int | None,
+        started_at: int | None,
+        finished_at: int | None,
+        worker: tuple[str, int] | None,
+        is_cancel_requested: bool,
+        holds_limit: bool,
+        error: dict[str, Any] | None,
+    ) -> None:
         self.spec = spec
         self.state = state
-        self.sequence = 1
-        self.run = 1
-        self.attempt = 0  # attempts begun in this run
-        self.epoch = 0  # dispatches in all runs
-        self.rescues = 0  # in this run
-        self.queued_at = spec.requested_at  # of this run
-        self.due_at: int | None = None  # when a waiting job goes on
-        self.reason: str | None = None  # why it waits, or why it ended
-        self.dispatched_at: int | None = None
-        self.started_at: int | None = None  # of the last attempt
-        self.finished_at: int | None = None
-        self.worker: tuple[str, int] | None = None  # (worker_id, incarnation) while it runs
-        self.is_cancel_requested = False
-        self.holds_limit = False  # accepted under a `skip` limit and not dispatched yet
-        self.error: dict[str, Any] | None = None  # of the last failed attempt
+        self.sequence = sequence
+        self.run = run
+        self.attempt = attempt  # attempts begun in this run
+        self.epoch = epoch  # dispatches in all runs
+        self.rescues = rescues  # in this run
+        self.queued_at = queued_at  # of this run
+        self.due_at = due_at  # when a waiting job goes on
+        self.reason = reason  # why it waits, or why it ended
+        self.dispatched_at = dispatched_at
+        self.started_at = started_at  # of the last attempt
+        self.finished_at = finished_at
+        self.worker = worker  # (worker_id, incarnation) while it runs
+        self.is_cancel_requested = is_cancel_requested
+        self.holds_limit = holds_limit  # accepted under a `skip` limit and not dispatched yet
+        self.error = error  # of the last failed attempt
 
-    def copy(self) -> Job:
-        """A new object with the same content: `evolve` changes the copy."""
-        new = Job.__new__(Job)
-        new.spec = self.spec
-        new.state = self.state
-        new.sequence = self.sequence
-        new.run = self.run
-        new.attempt = self.attempt
-        new.epoch = self.epoch
-        new.rescues = self.rescues
-        new.queued_at = self.queued_at
-        new.due_at = self.due_at
-        new.reason = self.reason
-        new.dispatched_at = self.dispatched_at
-        new.started_at = self.started_at
-        new.finished_at = self.finished_at
-        new.worker = self.worker
-        new.is_cancel_requested = self.is_cancel_requested
-        new.holds_limit = self.holds_limit
-        new.error = self.error
-        return new
+    @staticmethod
+    def first(spec: Spec, state: State, *, holds_limit: bool) -> Job:
+        """The job after its first event."""
+        return Job(
+            spec, state, 1, 1, 0, 0, 0, spec.requested_at, None, None, None, None, None, None,
+            False, holds_limit, None,
+        )
+
+    def moved_to(self, state: State) -> Job:
+        """A new object in `state`, one event later: `evolve` changes the rest of it."""
+        return Job(
+            self.spec, state, self.sequence + 1, self.run, self.attempt, self.epoch,
+            self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
+            self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
+            self.holds_limit, self.error,
+        )
 
     @property
     def key(self) -> JobKey:

@@ -148,12 +148,9 @@ def evolve(job: Job | None, event: Event) -> Job:
     if state is None or state is not event.state_after:
         raise InvalidTransition(job, kind)
     if job is None:
-        new = Job(event.spec, state)
-        new.holds_limit = bool(event.data and event.data.get("holds_limit"))
-        return new
-    new = job.copy()
-    new.state = state
-    new.sequence = job.sequence + 1
+        holds_limit = bool(event.data and event.data.get("holds_limit"))
+        return Job.first(event.spec, state, holds_limit=holds_limit)
+    new = job.moved_to(state)
     if kind is _E.DISPATCHED:
         _fold_dispatched(new, event)
     elif kind in TERMINAL_KINDS:
@@ -322,8 +319,8 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
 def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
     if job is not None:  # duplicates first: a repeat must not touch a limit
         return _repeat(job.spec.fingerprint, command.decoded.fingerprint)
-    spec = admission.spec_of(command, now, situation.accepted)
-    definition = situation.definition(spec.type)
+    definition = situation.definition(command.decoded.request.type)
+    spec = admission.spec_of(command, now, situation.accepted, definition)
     story = Story(None, now, command.cause)
     if definition is None:
         story.begin(spec, admission.requested_data(spec, holds_limit=False))
@@ -331,7 +328,6 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
             return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
         story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
         return story.done()
-    spec = admission.resolved(spec, definition)
     skip = admission.reason_to_skip(spec, definition, now, situation)
     holds_limit = skip is None and admission.has_skip_limit(definition)
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))

@@ -40,7 +40,7 @@ class Outbox:
         self._events = EventWriter(self._instants)
         self.records: list[OutRecord] = []
         self._ready: dict[str, list[Job]] = {}
-        self._next_ready_partition = 0
+        self._first_lane = partition
 
     def clear(self) -> None:
         """Forgets the group, committed or not."""
@@ -184,32 +184,42 @@ class Outbox:
             ready = self._ready[job.spec.queue] = []
         ready.append(job)
 
-    def pack_ready(self, queue: str, partitions: Sequence[int], jobs_a_pack: int) -> None:
-        """Writes the dispatched jobs of a queue as packs, over its ready partitions in turn."""
+    def pack_ready(
+        self, queue: str, partitions: Sequence[int], *, workers: int, jobs_a_pack: int
+    ) -> None:
+        """Writes the dispatched jobs of a queue as packs.
+
+        One group uses one ready partition a worker, not all of them: each partition in a
+        transaction costs the broker two appends, and the next group uses the next ones.
+        """
         jobs = self._ready.pop(queue, None)
         if not jobs:
             return
-        limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack))
-        pack: list[dict[str, Any]] = []
+        lanes = max(1, min(workers, len(partitions)))
+        self._first_lane += 1
+        stride = len(partitions) // lanes
+        chosen = [
+            partitions[(self._first_lane + lane * stride) % len(partitions)]
+            for lane in range(lanes)
+        ]
+        limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack, -(-len(jobs) // lanes)))
+        packs: list[list[Job]] = [[]]
         size = 0
         for job in jobs:
             length = len(job.spec.payload)
-            if pack and (len(pack) >= limit or size + length > PACK_BYTES_MAX):
-                self._write_pack(queue, partitions, pack)
-                pack, size = [], 0
-            pack.append(_ready_job(job))
+            if packs[-1] and (len(packs[-1]) >= limit or size + length > PACK_BYTES_MAX):
+                packs.append([])
+                size = 0
+            packs[-1].append(job)
             size += length
-        self._write_pack(queue, partitions, pack)
+        for number, pack in enumerate(packs):
+            self._write_pack(queue, chosen[number % lanes], pack)
 
-    def _write_pack(
-        self, queue: str, partitions: Sequence[int], pack: list[dict[str, Any]]
-    ) -> None:
-        self._next_ready_partition += 1
-        partition = partitions[self._next_ready_partition % len(partitions)]
+    def _write_pack(self, queue: str, partition: int, pack: list[Job]) -> None:
         value = orjson.dumps(
             {
                 "schema_version": SCHEMA_VERSION, "ledger_partition": self._partition,
-                "queue": queue, "jobs": pack,
+                "queue": queue, "jobs": [_ready_job(job) for job in pack],
             }
         )
         self.records.append((self._topics.ready(queue), partition, None, value, None))

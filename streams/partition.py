@@ -50,6 +50,7 @@ DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while w
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 DISPATCH_AT_ONCE_MAX: Final = 2_000  # jobs of one queue in one group: keeps groups short
+_DISPATCH: Final = Dispatch()
 OUTCOME_KINDS: Final = frozenset(
     {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
 )
@@ -180,7 +181,9 @@ class Partition:
             return []
         for queue, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))
-            self._outbox.pack_ready(queue, room.partitions, jobs_a_pack)
+            self._outbox.pack_ready(
+                queue, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
+            )
         records = self._outbox.records
         state_topic = self._topics.state
         for key, value in self.state.changed_rows():
@@ -512,7 +515,7 @@ class Partition:
                 continue
             if self._is_held_back(key, job, now_ms):
                 continue
-            self._decide(key, job, Dispatch())
+            self._decide(key, job, _DISPATCH)
             room -= 1
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:

@@ -82,26 +82,19 @@ def read_job(value: bytes) -> Job | Ended:
         return Ended(row[2], row[3], _STATE_OF[row[1]])
     if row[0] != LIVE:
         raise ValueError(f"job row of version {row[0]}; this ledger reads version {LIVE}")
-    spec = Spec.__new__(Spec)
-    (
-        spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority, spec.requested_at,
-        spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms, spec.unique_key,
-        spec.run_at, spec.expires_at, spec.source, tags, spec.batch_id, spec.parent_job_id,
-        spec.traceparent,
-    ) = row[17:]
-    spec.tags = tuple(tags) if tags else ()
-    spec.payload = payload
-    spec.row_key = None
-    job = Job.__new__(Job)
-    job.spec = spec
-    (
-        _, state, job.sequence, job.run, job.attempt, job.epoch, job.rescues, job.queued_at,
-        job.due_at, job.reason, job.dispatched_at, job.started_at, job.finished_at, worker,
-        job.is_cancel_requested, job.holds_limit, job.error,
-    ) = row[:17]
-    job.state = _STATE_OF[state]
-    job.worker = None if worker is None else (worker[0], worker[1])
-    return job
+    spec = row[17:]
+    worker = row[13]
+    # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between
+    asked = Spec(
+        spec[0], spec[1], spec[2], spec[3], spec[4], payload, spec[5], spec[6], spec[7], spec[8],
+        spec[9], spec[10], spec[11], spec[12], spec[13], tuple(spec[14]), spec[15], spec[16],
+        spec[17],
+    )
+    return Job(
+        asked, _STATE_OF[row[1]], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+        row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
+        row[15], row[16],
+    )
 
 
 def limit_value(state: LimitState) -> bytes:

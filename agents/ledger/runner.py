@@ -30,6 +30,10 @@ logger = logging.getLogger("tidemill.ledger")
 GROUP_RECORDS_MAX: Final = 1_000  # input records in one group: some 50 ms of deciding
 GROUP_BYTES_MAX: Final = 262_144  # bytes of input in one group, unless it is a single chunk
 IDLE_TICK_SECONDS_MAX: Final = 0.5  # seconds between two looks at the clock and the workers
+# A group that wrote this many records is one of many: waiting a little makes the next one larger,
+# and a transaction costs the broker the same whatever is in it. Quiet partitions never wait.
+BUSY_RECORDS_MIN: Final = 500
+BUSY_LINGER_SECONDS: Final = 0.015
 ABORT_PAUSE_SECONDS: Final = 0.2  # seconds before an aborted group is tried again
 
 
@@ -49,6 +53,7 @@ class PartitionRunner:
         self._inbox: dict[str, deque[Chunk]] = {topic: deque() for topic in input_topics}
         self._work = asyncio.Event()
         self._may_commit = asyncio.Event()
+        self._is_busy = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.create_task(self._run())
@@ -101,6 +106,8 @@ class PartitionRunner:
                     await self._work.wait()
             except TimeoutError:
                 pass  # a timer is due
+        if self._is_busy:
+            await asyncio.sleep(BUSY_LINGER_SECONDS)
         # The time in which the last transaction settles is well spent collecting.
         await self.producer.settled()
 
@@ -110,6 +117,7 @@ class PartitionRunner:
         chunks = self._collect()
         # 2. Decide. State changes here; step 5 or an undo says for good.
         records = self._decide(chunks)
+        self._is_busy = len(records) >= BUSY_RECORDS_MIN
         if not records:
             self.partition.settle()
             for chunk in chunks:
