@@ -69,7 +69,7 @@ class Refusal:
     ) -> None:
         self.code = code
         self.message = message[:MESSAGE_LENGTH_MAX]
-        self.field = field
+        self.field = None if field is None else field[:MESSAGE_LENGTH_MAX]
         self.user_id = user_id
         self.job_id = job_id
         self.type = type
@@ -367,11 +367,35 @@ def decode_request(value: bytes | None, headers: Headers) -> Decoded | Refusal:
     return check_request(body, traceparent)
 
 
+def _unusable_payload(problem: str, body: dict[str, Any]) -> Refusal:
+    user_id, job_id, type_name = owner_of(body)
+    return Refusal(
+        ErrorCode.INVALID_FIELD, f"field 'payload': {problem}",
+        field="payload", user_id=user_id, job_id=job_id, type=type_name,
+    )
+
+
+def _grown_payload(length: int, body: dict[str, Any]) -> Refusal:
+    """JSON may grow when it is written again: 1e15 becomes 1000000000000000.0."""
+    user_id, job_id, type_name = owner_of(body)
+    return Refusal(
+        ErrorCode.REQUEST_TOO_LARGE,
+        f"the payload has {length} bytes with its numbers written out, at most "
+        f"{REQUEST_BYTES_MAX} are taken; store the data elsewhere and send a reference",
+        field="payload", user_id=user_id, job_id=job_id, type=type_name,
+    )
+
+
 def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decoded | Refusal:
     """A parsed body -> the checked request, or why it is refused."""
     plain = _plain_request(body)
     if plain is not None:
-        text = orjson.dumps(plain.payload)
+        try:
+            text = orjson.dumps(plain.payload)
+        except TypeError as error:
+            return _unusable_payload(str(error), body)
+        if len(text) > REQUEST_BYTES_MAX:
+            return _grown_payload(len(text), body)
         return Decoded(plain, text, zlib.crc32(text, zlib.crc32(plain.type.encode())), traceparent)
     try:
         request = JobRequest.model_validate(body)
@@ -381,11 +405,9 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
         payload_json = orjson.dumps(request.payload)
     except (TypeError, ValueError) as error:
-        user_id, job_id, type_name = owner_of(body)
-        return Refusal(
-            ErrorCode.INVALID_FIELD, f"field 'payload': {error}",
-            field="payload", user_id=user_id, job_id=job_id, type=type_name,
-        )
+        return _unusable_payload(str(error), body)
+    if len(payload_json) > REQUEST_BYTES_MAX:
+        return _grown_payload(len(payload_json), body)
     return Decoded(request, payload_json, zlib.crc32(canonical), traceparent)
 
 

@@ -236,9 +236,12 @@ class Event:
 
     @property
     def event_id(self) -> str:
-        """`user/job/incarnation/sequence`; audit events name the input that they answer."""
+        """`user/job/incarnation/sequence`; audit events name the input that they answer.
+
+        A slash within the user's id is written as %2F, and % as %25: other ids, other event ids.
+        """
         tail = str(self.sequence) if self.sequence is not None else _audit_tail(self)
-        return f"{self.user_id}/{self.job_id}/{self.incarnation}/{tail}"
+        return f"{_name_of(self)}/{tail}"
 
 
 _NULL: Final = b"null"
@@ -306,8 +309,7 @@ class EventWriter:
             "queue": event.queue, "priority": event.priority, "incarnation": event.incarnation,
         }
         self._head = orjson.dumps(head)[1:-1]
-        name = f"{event.user_id}/{event.job_id}/{event.incarnation}"
-        self._id_head = orjson.dumps(name)[1:-1]
+        self._id_head = orjson.dumps(_name_of(event))[1:-1]
 
     def _write_cause(self, cause: tuple[str, int, int]) -> bytes:
         self._cause = cause
@@ -315,6 +317,14 @@ class EventWriter:
             orjson.dumps(cause[0]), cause[1], cause[2]
         )
         return self._cause_json
+
+
+def _name_of(event: Event) -> str:
+    """The first three parts of an event's id. A slash in the first would make them ambiguous."""
+    user_id = event.user_id
+    if "/" in user_id or "%" in user_id:
+        user_id = user_id.replace("%", "%25").replace("/", "%2F")
+    return f"{user_id}/{event.job_id}/{event.incarnation}"
 
 
 def _audit_tail(event: Event) -> str:

@@ -13,12 +13,15 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.requests import QueueName, TypeName
+from schemas.requests import ATTEMPTS_MAX, TIMEOUT_SECONDS_MAX, QueueName, TypeName
 
 PACK_JOBS_MAX: Final = 64  # jobs in one ready record
 PACK_BYTES_MAX: Final = 262_144  # bytes of payloads in one ready record, unless it is a single job
 OUTCOMES_PER_RECORD_MAX: Final = 256
 OUTCOME_PACK_BYTES_MAX: Final = 524_288  # bytes; a single large result may pass it
+DELAY_MS_MAX: Final = 30 * 86_400_000  # ms before a retry, 30 days
+BACKOFF_FACTOR_MAX: Final = 1_000.0
+LIMIT_WINDOW_MS_MAX: Final = 366 * 86_400_000  # ms of a limit's window, a year
 HEARTBEAT_SECONDS: Final = 2.0  # seconds between two beats of a worker
 HEARTBEAT_MISSING_SECONDS: Final = 10.0  # seconds of silence after which its attempts are rescued
 LATE_START_SECONDS: Final = 0.5  # a job that runs longer than this gets a `started` of its own
@@ -143,10 +146,10 @@ class BackoffSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_ms: int = Field(default=2_000, ge=0)
-    factor: float = Field(default=2.0, ge=1.0)
+    base_ms: int = Field(default=2_000, ge=0, le=DELAY_MS_MAX)
+    factor: float = Field(default=2.0, ge=1.0, le=BACKOFF_FACTOR_MAX)
     jitter: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the delay, +/-.")
-    cap_ms: int = Field(default=300_000, ge=0)
+    cap_ms: int = Field(default=300_000, ge=0, le=DELAY_MS_MAX)
 
 
 class LimitSpec(BaseModel):
@@ -155,7 +158,7 @@ class LimitSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: int = Field(ge=1, le=1_000)
-    window_ms: int = Field(ge=1)
+    window_ms: int = Field(ge=1, le=LIMIT_WINDOW_MS_MAX)
     over: Literal["skip", "delay"]
     by: Literal["user"] = "user"
 
@@ -168,8 +171,8 @@ class Definition(BaseModel):
     schema_version: int
     type: TypeName
     queue: QueueName = "default"
-    max_attempts: int = Field(default=3, ge=1)
-    timeout_ms: int = Field(default=300_000, ge=1)
+    max_attempts: int = Field(default=3, ge=1, le=ATTEMPTS_MAX)
+    timeout_ms: int = Field(default=300_000, ge=1, le=int(TIMEOUT_SECONDS_MAX * 1000))
     backoff: BackoffSpec = BackoffSpec()
     limits: tuple[LimitSpec, ...] = ()
     unique_by: Literal["user"] | None = None

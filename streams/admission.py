@@ -6,6 +6,7 @@ Owns the reading of a request into a `Spec` and the checks at the door. Refuses 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Protocol
 
 import orjson
@@ -37,7 +38,7 @@ def spec_of(command: Submit, now: int, number: int, definition: Definition | Non
     decoded = command.decoded
     request = decoded.request
     queue, max_attempts = request.queue or "", request.max_attempts or 0
-    timeout_ms = int(request.timeout_seconds * 1000) if request.timeout_seconds else 0
+    timeout_ms = math.ceil(request.timeout_seconds * 1000) if request.timeout_seconds else 0
     unique_key = request.unique_key
     if definition is not None:
         queue = queue or definition.queue
@@ -81,13 +82,19 @@ def has_skip_limit(definition: Definition) -> bool:
     return any(limit.over == "skip" for limit in definition.limits)
 
 
+def is_duplicate(spec: Spec, situation: Situation) -> bool:
+    """Whether another live job of the user has the same unique key."""
+    if spec.unique_key is None:
+        return False
+    holder = situation.unique_holder(spec.user_id, spec.unique_key)
+    return holder is not None and holder != spec.key
+
+
 def reason_to_skip(
     spec: Spec, definition: Definition, now: int, situation: Situation
 ) -> Reason | None:
-    if spec.unique_key is not None:
-        holder = situation.unique_holder(spec.user_id, spec.unique_key)
-        if holder is not None and holder != spec.key:
-            return Reason.DUPLICATE
+    if is_duplicate(spec, situation):
+        return Reason.DUPLICATE
     if definition.limits:
         used = situation.limit_state(spec.user_id, spec.type)
         if limits.is_over_skip(definition.limits, used, now):

@@ -16,13 +16,14 @@ from streams.job import Job
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
+REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
 RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
 def _instant(value: object, now: int) -> int | None:
     """The worker's instant when it is believable, else None."""
-    if isinstance(value, int) and 0 < value <= now + CLOCK_SKEW_MS_MAX:
+    if type(value) is int and 0 < value <= now + CLOCK_SKEW_MS_MAX:
         return value
     return None
 
@@ -34,12 +35,35 @@ def times(job: Job, outcome: dict[str, Any], now: int) -> tuple[int, int, int]:
     return started_at, max(0, started_at - job.queued_at), max(0, finished_at - started_at)
 
 
+def _text(value: object, length_max: int) -> str | None:
+    """The text, cut; None for anything else, which may be nested too deep to write."""
+    return value[:length_max] if isinstance(value, str) else None
+
+
+def reason_of(outcome: dict[str, Any]) -> str | None:
+    """Why an attempt was skipped or given back, in the worker's words."""
+    return _text(outcome.get("reason"), REASON_LENGTH_MAX)
+
+
+def progress_of(outcome: dict[str, Any]) -> dict[str, Any]:
+    """How far an attempt is: percent, stage, message."""
+    given = outcome.get("progress")
+    if not isinstance(given, dict):
+        given = {}
+    percent = given.get("percent")
+    return {
+        "percent": percent if type(percent) in (int, float) else None,
+        "stage": _text(given.get("stage"), REASON_LENGTH_MAX),
+        "message": _text(given.get("message"), ERROR_MESSAGE_LENGTH_MAX),
+    }
+
+
 def error_of(outcome: dict[str, Any]) -> dict[str, Any]:
     """The error of a failed attempt: code, message, retryable."""
     given = outcome.get("error") or {}
     return {
-        "code": str(given.get("code") or ErrorCode.HANDLER_ERROR.value)[:ERROR_CODE_LENGTH_MAX],
-        "message": str(given.get("message") or "")[:ERROR_MESSAGE_LENGTH_MAX],
+        "code": _text(given.get("code"), ERROR_CODE_LENGTH_MAX) or ErrorCode.HANDLER_ERROR.value,
+        "message": _text(given.get("message"), ERROR_MESSAGE_LENGTH_MAX) or "",
         "retryable": bool(given.get("retryable", True)),
     }
 

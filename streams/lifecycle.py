@@ -324,6 +324,8 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
     story = Story(None, now, command.cause)
     if definition is None:
         story.begin(spec, admission.requested_data(spec, holds_limit=False))
+        if admission.is_duplicate(spec, situation):
+            return story.end(_E.SKIPPED, Reason.DUPLICATE)
         if admission.is_expired(spec, now):
             return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
         story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
@@ -420,12 +422,12 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
     if kind == "progressed":
         if job.state is not _S.RUNNING:
             return Rejected(Reason.STALE_EPOCH, None)
-        story.tell(_E.PROGRESSED, worker_id=command.worker[0], data=outcome.get("progress"))
+        story.tell(_E.PROGRESSED, worker_id=command.worker[0], data=attempts.progress_of(outcome))
         return story.done()
     if kind == "returned":
-        reason = outcome.get("reason") or Reason.NO_FREE_SLOT
+        reason = attempts.reason_of(outcome) or Reason.NO_FREE_SLOT
         return _give_back(job, _E.RETURNED, reason, now, command.cause)
-    reason = outcome.get("reason") or "skipped by its handler"
+    reason = attempts.reason_of(outcome) or "skipped by its handler"
     return story.end(_E.SKIPPED, reason, worker_id=command.worker[0])
 
 
@@ -473,7 +475,8 @@ def _attempt_failed(
         definition = situation.definition(job.spec.type)
         policy = NO_BACKOFF_KNOWN if definition is None else definition.backoff
         seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
-        delay_ms = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
+        asked_ms = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
+        delay_ms = min(asked_ms, attempts.RETRY_AFTER_MS_MAX)
     story.tell(_E.RETRY_SCHEDULED, due_at=now + delay_ms, error=error)
     return story.done()
 
@@ -515,7 +518,9 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
     if job is None:
         return Rejected(Reason.UNKNOWN_JOB, _E.COMMAND_REFUSED)
     if not job.is_dead_letter:
-        return Rejected(Reason.NOT_ENDED, _E.COMMAND_REFUSED)
+        is_over = job.state in TERMINAL_STATES
+        reason = Reason.ALREADY_ENDED if is_over else Reason.NOT_ENDED
+        return Rejected(reason, _E.COMMAND_REFUSED)
     spec = job.spec
     key = spec.unique_key
     if key is not None and situation.unique_holder(spec.user_id, key) is not None:
@@ -523,6 +528,6 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
     data = {"actor": command.actor, "reason": command.reason}
     story = Story(job, now, command.cause)
     story.tell(_E.REDRIVEN, data=data, reason=Reason.OPERATOR)
-    if not spec.queue:  # it failed because nobody knew its type
+    if job.epoch == 0:  # it failed because nobody knew its type
         story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
     return story.done()

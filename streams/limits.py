@@ -22,6 +22,8 @@ class LimitState(NamedTuple):
     started: tuple[int, ...]  # epoch ms of first dispatches, as many as the largest limit
 
 
+ESTIMATE_MS_MAX: Final = 10 * 365 * 86_400_000  # ms; a later estimate says no more than "not soon"
+
 NOTHING_USED: Final = LimitState(0, ())
 
 
@@ -62,7 +64,7 @@ def estimated_due(
         if limit.over == "delay":
             rounds = ahead // limit.limit
             due = max(due, delayed_until((limit,), state, now_ms) + rounds * limit.window_ms)
-    return due
+    return min(due, now_ms + ESTIMATE_MS_MAX)
 
 
 def free_starts(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> int:
@@ -91,9 +93,9 @@ def start(
     limits: Sequence[LimitSpec], state: LimitState, now_ms: int, *, is_held: bool
 ) -> LimitState:
     """A job's first dispatch at `now_ms`; forgets what no limit looks at any more."""
-    kept = max(limit.limit for limit in limits)
+    kept = max((limit.limit for limit in limits), default=0)
     held = max(0, state.held - 1) if is_held else state.held
-    return LimitState(held, (*state.started, now_ms)[-kept:])
+    return LimitState(held, (*state.started, now_ms)[-kept:] if kept else ())
 
 
 def is_idle(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> bool:

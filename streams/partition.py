@@ -7,6 +7,7 @@ the caller says whether their transaction was committed (`settle`) or not (`undo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -16,13 +17,13 @@ from schemas.codec import (
     Decoded,
     Headers,
     Refusal,
-    check_request,
     decode_command,
     decode_request,
 )
 from schemas.events import Event
+from schemas.requests import ID_LENGTH_MAX
 from schemas.topics import Topics
-from schemas.wire import Definition
+from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
 from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, ErrorCode, EventKind, Reason, State
 from streams import limits
 from streams.commands import (
@@ -46,6 +47,9 @@ from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER, Outbox, OutRecord
 from streams.schedule import Schedule, TimerKind
 from streams.state import PartitionState
 
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
+LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
@@ -69,6 +73,16 @@ class InRecord(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
     @property
     def timestamp(self) -> int: ...
+
+
+class _Born(NamedTuple):
+    """The request of a handler, as if it had come as a record."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    timestamp: int
 
 
 class QueueCapacity(NamedTuple):
@@ -299,7 +313,17 @@ class Partition:
             self._bury(record, headers, origin, "command", refusal)
             return
         made = Cancel if command.command == "cancel" else Redrive
-        self._decide(key, job, made(command.actor, command.reason, origin))
+        if self._decide(key, job, made(command.actor, command.reason, origin)):
+            self._resolve_known(key)
+
+    def _resolve_known(self, key: JobKey) -> None:
+        """A redriven job may have waited in vain for a type that is known by now."""
+        job = self.state.jobs.get(key)
+        if job is not None and _waits_for_type(job):
+            definition = self.state.definition(job.spec.type)
+            if definition is not None:
+                self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
+                self._decide(key, job, Resolve(definition))
 
     def _take_outcomes(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)
@@ -309,9 +333,20 @@ class Partition:
             return
         worker = (pack["worker_id"], pack["incarnation"])
         for outcome in pack["outcomes"]:
-            self._outcome(outcome, worker, origin)
+            if _is_outcome(outcome):
+                self._outcome(outcome, worker, record, origin)
+        if not all(map(_is_outcome, pack["outcomes"])):
+            refusal = Refusal(
+                ErrorCode.INVALID_FIELD,
+                "an outcome lacks kind, user_id, job_id or epoch, or has one of another type; the "
+                "others of its record were taken",
+                field="outcomes",
+            )
+            self._bury(record, record.headers, origin, "outcome", refusal)
 
-    def _outcome(self, outcome: dict[str, Any], worker: tuple[str, int], origin: Cause) -> None:
+    def _outcome(
+        self, outcome: dict[str, Any], worker: tuple[str, int], record: InRecord, origin: Cause
+    ) -> None:
         key = (outcome["user_id"], outcome["job_id"])
         job = self.state.jobs.get(key)
         if not self._decide(key, job, Report(outcome, worker, origin)) or job is None:
@@ -326,31 +361,32 @@ class Partition:
             window.note_outcome(started_at - (job.dispatched_at or 0), self.state.clock_ms)
         children = outcome.get("children")
         if children:
-            self._bear(children, job, origin)
+            self._bear(children, job, record, origin)
 
-    def _bear(self, children: list[Any], parent: Job, origin: Cause) -> None:
+    def _bear(
+        self, children: list[Any], parent: Job, record: InRecord, origin: Cause
+    ) -> None:
         """The requests of a handler are born in the transaction that ends its attempt."""
-        for index, body in enumerate(children):
-            if not isinstance(body, dict):
+        spec = parent.spec
+        headers: list[tuple[str, bytes | None]] = []
+        if spec.traceparent is not None:
+            headers.append(("traceparent", spec.traceparent.encode()))
+        for index, child in enumerate(children):
+            if isinstance(child, dict):
+                for name, value in (
+                    ("parent_job_id", spec.job_id), ("user_id", spec.user_id),
+                    ("job_id", f"{spec.job_id}.{parent.run}.{index}"[-ID_LENGTH_MAX:]),
+                ):
+                    if child.get(name) is None:
+                        child[name] = value
+            try:
+                text = orjson.dumps(child)
+            except TypeError as error:
+                refusal = Refusal(ErrorCode.TOO_DEEP, f"child {index}: {error}; flatten it")
+                self._bury(record, record.headers, origin, "outcome", refusal)
                 continue
-            spec = parent.spec
-            body.setdefault("parent_job_id", spec.job_id)
-            body.setdefault("user_id", spec.user_id)
-            body.setdefault("job_id", f"{spec.job_id}.{parent.run}.{index}"[-256:])
-            decoded = check_request(body, spec.traceparent)
-            user_id = (
-                decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
-            )
-            home = self.number if user_id is None else self._homes.of(user_id)
-            if user_id is not None and home != self.number:
-                self._outbox.forward(
-                    partition=home, user_id=user_id, value=orjson.dumps(body), headers=[],
-                    kind="request", origin=_origin_text(origin),
-                )
-            elif not isinstance(decoded, Refusal):
-                self._submit(decoded, body["job_id"], origin)
-            elif user_id is not None and decoded.job_id is not None:
-                self._refuse(decoded, user_id, decoded.job_id, origin)
+            born = _Born(origin[2], spec.user_id.encode(), text, headers, record.timestamp)
+            self._request(born, headers, origin, may_forward=True)
 
     def _bury(
         self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal
@@ -407,6 +443,7 @@ class Partition:
             if ended is None:
                 return  # nobody knows the job: there is no story to add to
             state = ended.state
+            rejected = Rejected(Reason.ALREADY_ENDED, rejected.audit)
         self._audit(key, type_name, state, rejected, origin, job)
 
     def _audit(
@@ -472,7 +509,7 @@ class Partition:
             self.schedule.make_ready(job, is_first=True)
         if gate:
             again_at = limits.delayed_until(definition.limits, used, now_ms)
-            shortest = min(limit.window_ms for limit in definition.limits)
+            shortest = min((limit.window_ms for limit in definition.limits), default=0)
             self.schedule.set_timer(
                 max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)), TimerKind.GATE, name
             )
@@ -491,20 +528,21 @@ class Partition:
                         self._decide(key, job, Rescue(reason))
 
     def _reason_to_rescue(self, job: Job, now_ms: int, *, has_workers: bool) -> Reason | None:
+        since = max(job.dispatched_at or 0, self._leases_run_from)
         if job.state is State.RUNNING and job.worker is not None:
             worker_id, incarnation = job.worker
             alive = self._workers.get(worker_id)
             if alive is None:
-                return Reason.WORKER_LOST
+                # A worker that nobody has heard yet is not lost yet.
+                return Reason.WORKER_LOST if now_ms - since >= LEASE_MS else None
             return Reason.WORKER_RESTARTED if alive > incarnation else None
-        since = max(job.dispatched_at or 0, self._leases_run_from)
         is_lost = has_workers and now_ms - since > DISPATCH_LOST_MS
         return Reason.DISPATCH_LOST if is_lost else None
 
     def _dispatch(self, queue: str, now_ms: int) -> None:
         """Takes waiting jobs in their order while the window has room."""
         line = self.schedule.waiting.get(queue)
-        if line is None or not len(line):
+        if line is None or not len(line) or not self._capacity[queue].partitions:
             return
         in_flight = len(self.schedule.in_flight.get(queue, ()))
         room = self.schedule.window(queue).allowance(in_flight)
@@ -546,7 +584,9 @@ def _parse_origin(value: bytes | None) -> Cause | None:
     if value is None:
         return None
     parts = value.decode("utf-8", "replace").rsplit("/", 2)
-    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() for part in parts[1:]):
+    if len(parts) != 3 or _TOPIC.fullmatch(parts[0]) is None:
+        return None
+    if not all(_NUMBER.fullmatch(part) for part in parts[1:]):
         return None
     return parts[0], int(parts[1]), int(parts[2])
 
@@ -585,22 +625,22 @@ def _read_pack(value: bytes | None) -> dict[str, Any] | Refusal:
             "upgrade the ledger before its workers",
             field="schema_version",
         )
-    if not isinstance(pack.get("worker_id"), str) or not isinstance(pack.get("incarnation"), int):
+    worker_id = pack.get("worker_id")
+    has_worker = isinstance(worker_id, str) and len(worker_id) <= ID_LENGTH_MAX
+    if not has_worker or type(pack.get("incarnation")) is not int:
         return Refusal(
-            ErrorCode.MISSING_FIELD, "an outcome pack needs worker_id and incarnation",
+            ErrorCode.MISSING_FIELD,
+            f"an outcome pack needs worker_id, at most {ID_LENGTH_MAX} characters, and incarnation",
             field="worker_id",
         )
-    for outcome in pack["outcomes"]:
-        if not _is_outcome(outcome):
-            return Refusal(
-                ErrorCode.INVALID_FIELD, "an outcome lacks kind, user_id, job_id or epoch",
-                field="outcomes",
-            )
     return pack
 
 
 def _is_outcome(outcome: object) -> bool:
-    if not isinstance(outcome, dict) or outcome.get("kind") not in OUTCOME_KINDS:
+    if not isinstance(outcome, dict):
+        return False
+    kind = outcome.get("kind")
+    if type(kind) is not str or kind not in OUTCOME_KINDS:
         return False
     if type(outcome.get("user_id")) is not str or type(outcome.get("job_id")) is not str:
         return False

@@ -21,7 +21,10 @@ def backoff_ms(policy: BackoffSpec, *, attempt: int, seed: str) -> int:
     min(cap, base * factor**(attempt - 1)), moved by up to +/- jitter, never above the cap.
     """
     exponent = min(attempt - 1, _EXPONENT_MAX)
-    plain = min(float(policy.cap_ms), policy.base_ms * policy.factor**exponent)
+    try:
+        plain = min(float(policy.cap_ms), policy.base_ms * policy.factor**exponent)
+    except OverflowError:  # beyond what a float holds, and so beyond every cap
+        plain = float(policy.cap_ms)
     fraction = zlib.crc32(f"{seed}:{attempt}".encode()) / _HASH_SPACE  # 0 <= fraction < 1
     moved = plain * (1 + policy.jitter * (2 * fraction - 1))
     return int(min(float(policy.cap_ms), moved))

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
 
-from schemas.words import IN_FLIGHT_STATES, Reason, State
+from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State
 from streams.job import Job, JobKey
 from streams.waiting import WaitingQueue
 from streams.window import Window
@@ -92,7 +92,8 @@ class Schedule:
             self._watch_expiry(before, job)
 
     def _watch_expiry(self, before: Job | None, job: Job) -> None:
-        if before is None and job.spec.expires_at is not None:
+        is_new = before is None or before.state in TERMINAL_STATES
+        if is_new and job.spec.expires_at is not None:
             self.set_timer(job.spec.expires_at, TimerKind.EXPIRES, job.key)
 
     def _place_timed(self, job: Job) -> None:

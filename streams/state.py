@@ -92,7 +92,9 @@ class PartitionState:
             self.accepted += 1
         self._move_unique(before, after, key)
         definition = self.definitions.get(after.spec.type)
-        if definition is not None and definition.limits:
+        is_held = after.holds_limit or (before is not None and before.holds_limit)
+        # A held job is released even when its type has lost its limits since.
+        if definition is not None and (definition.limits or is_held):
             self._move_limit(before, after, definition)
 
     def _move_unique(self, before: Job | None, after: Job, key: JobKey) -> None:
