@@ -18,8 +18,9 @@ from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
+from agents.embedded.broker import Broker
 from agents.topics import apply
 from schemas.topics import READY_PARTITIONS, Topics
 from tests.waiting import wait_until
@@ -28,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(__file__).with_name("worker_jobs.py")
 PARTITIONS = 4
 SECONDS = 40.0
+# What a reader is told while a broker is away.
+AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)  # type: ignore[attr-defined]
 RUN = (
     "import sys; from agents.settings import WorkerSettings, load; "
     "from agents.worker.main import run_worker; import json; "
@@ -129,7 +132,9 @@ class Ledger:
     def read(self) -> None:
         """Take what there is."""
         while (record := self._consumer.poll(0.05)) is not None:
-            assert record.error() is None, record.error()
+            if (problem := record.error()) is not None:
+                assert problem.retriable() or problem.code() in AWAY, problem
+                return
             assert record.partition() == 2
             assert record.key() is None
             pack = orjson.loads(record.value() or b"")
@@ -409,9 +414,51 @@ def test_a_rebalance_runs_nothing_twice(
     assert first.stop() == 0
 
 
-def test_beats_and_definitions(
-    kafka: str, topics: Topics, start: Start
+def test_workers_of_different_queues_share_one_group(ledger: Ledger, start: Start) -> None:
+    light, heavy = start(queues="default"), start(queues="heavy", worker_id="w-1")
+    light.wait_ready()
+    heavy.wait_ready()
+    ids = [
+        ledger.dispatch((type_name, {"name": "x"}), queue=queue, partition=number)[0]
+        for number in range(READY_PARTITIONS)
+        for type_name, queue in (("greet", "default"), ("greet", "heavy"))
+    ]
+    for job_id in ids:
+        end = ledger.last(job_id, lambda: light.told() + heavy.told())
+        assert end["kind"] == "succeeded"
+        assert len(ledger.of(job_id)) == 1
+    assert light.stop() == 0
+    assert heavy.stop() == 0
+
+
+def test_outcomes_outlive_a_broker_that_is_killed(
+    own_broker: Broker, topic_prefix: str, tmp_path: Path
 ) -> None:
+    own_broker.start()
+    kafka, topics = own_broker.bootstrap, Topics(topic_prefix)
+    apply(kafka, topics, PARTITIONS, ["default", "heavy"])
+    ledger = Ledger(kafka, topics)
+    worker = WorkerProcess(kafka, topic_prefix, tmp_path / "worker.log")
+    try:
+        worker.wait_ready()
+        payload = {"folder": str(tmp_path), "seconds": 2}
+        [job_id] = ledger.dispatch(("sleep", payload))
+        wait_until(lambda: (tmp_path / "began").exists(), SECONDS, worker.told)
+        own_broker.kill()
+        # It ends while there is no broker; its outcome waits.
+        wait_until(lambda: (tmp_path / "ended").exists(), SECONDS, worker.told)
+        own_broker.start()
+        assert ledger.last(job_id, worker.told)["result"] == "slept"
+        [later] = ledger.dispatch(("greet", {"name": "after"}))
+        assert ledger.last(later, worker.told)["kind"] == "succeeded"
+        assert (tmp_path / "began").read_text().count("\n") == 1
+        assert worker.stop() == 0
+    finally:
+        worker.stop(signal.SIGKILL)
+        ledger.close()
+
+
+def test_beats_and_definitions(kafka: str, topics: Topics, start: Start) -> None:
     worker = start(queues="heavy").wait_ready()
     beats: list[dict[str, Any]] = []
     consumer = Consumer(
