@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import faust
 import faust.streams
 import faust.transport.conductor
-from faust.types import AgentT
+from faust.types import TP, AgentT
 from yarl import URL
 
 from agents.runtime.failstop import fail_stop
@@ -56,6 +56,9 @@ class RoleApp(faust.App):
         self.before_stop: Callable[[], Awaitable[None]] | None = None
         #: Awaited when a rebalance begins: before acked offsets are committed, the rest goes stale.
         self.before_revoke: Callable[[], Awaitable[None]] | None = None
+        #: Commits offsets in place of the consumer, for a role that writes notes beside them. True
+        #: when they are committed; False when their records will come again.
+        self.commit_offsets: Callable[[Mapping[TP, int]], Awaitable[bool]] | None = None
 
     # -- what a role declares ------------------------------------------------------------------
 

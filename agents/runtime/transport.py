@@ -394,6 +394,8 @@ class ChunkConsumer(FaustConsumer):
         return True
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        if self.app.commit_offsets is not None:
+            return bool(await self.app.commit_offsets(offsets))
         request = {
             TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, "")
             for tp, offset in offsets.items()

@@ -1,0 +1,213 @@
+"""Which records of one partition make the next insert.
+
+Owns the chunks that wait, and the rules by which a batch is cut. Refuses to know Kafka, ClickHouse
+and the clock: `now` is an argument.
+
+A batch is a run of records with none left out between its first and its last. Where it ends is free
+the first time; a batch that was begun before, by whoever, ends where its borders say.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agents.runtime.batches import RECORD_OVERHEAD_BYTES
+from agents.runtime.chunk import Chunk, Record
+
+# Bytes of the values of one batch: some 30,000 events of the usual size.
+BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is cut: at whichever comes first."""
+
+    rows_max: int
+    seconds_max: float
+    bytes_max: int = BATCH_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive records of one partition, and the chunks that hold them."""
+
+    topic: str
+    partition: int
+    records: Sequence[Record]
+    chunks: Sequence[Chunk]
+
+    @property
+    def first(self) -> int:
+        """Offset of its first record."""
+        return self.records[0].offset
+
+    @property
+    def last(self) -> int:
+        """Offset of its last record."""
+        return self.records[-1].offset
+
+    @property
+    def token(self) -> str:
+        """The same for the same records, however often they are inserted.
+
+        The first record's timestamp tells a topic that was made again from the one before it.
+        """
+        first = self.records[0]
+        return f"{self.topic}:{self.partition}:{first.offset}-{self.last}@{first.timestamp}"
+
+    @property
+    def is_stale(self) -> bool:
+        """True once its partition was revoked: it comes again."""
+        return any(chunk.is_stale for chunk in self.chunks)
+
+    def ack(self) -> None:
+        """Let its offsets be committed."""
+        for chunk in self.chunks:
+            if self.first <= chunk.first_offset and chunk.last_offset <= self.last:
+                chunk.ack()
+                continue
+            for record in chunk.records:
+                if self.first <= record.offset <= self.last:
+                    chunk.ack_offset(record.offset)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A chunk, and from where on its records are in no batch yet."""
+
+    chunk: Chunk
+    start: int
+    size_bytes: int
+    arrived_at: float
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.chunk.records[self.start :] if self.start else self.chunk.records
+
+
+class PartitionInbox:
+    """The chunks of one partition that are in no batch yet, in order."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._waiting: deque[_Waiting] = deque()
+        self.rows = 0
+        self.size_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def first_offset(self) -> int:
+        """Of what waits; there must be something."""
+        waiting = self._waiting[0]
+        return waiting.chunk.records[waiting.start].offset
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest chunk arrived; there must be one."""
+        return self._waiting[0].arrived_at
+
+    def add(self, chunk: Chunk, now: float) -> None:
+        """Put `chunk` behind the others."""
+        size = size_of(chunk.records)
+        self._waiting.append(_Waiting(chunk, 0, size, now))
+        self.rows += len(chunk)
+        self.size_bytes += size
+
+    def clear(self) -> None:
+        """Forget what waits: the partition was revoked, and it comes again."""
+        self._waiting.clear()
+        self.rows = self.size_bytes = 0
+
+    def drop_stale(self) -> None:
+        """Forget what waits when it was revoked."""
+        if self._waiting and self._waiting[0].chunk.is_stale:
+            kept = [waiting for waiting in self._waiting if not waiting.chunk.is_stale]
+            self._waiting = deque(kept)
+            self.rows = sum(len(waiting.records) for waiting in kept)
+            self.size_bytes = sum(waiting.size_bytes for waiting in kept)
+
+    def is_due(self, limits: BatchLimits, now: float) -> bool:
+        """Whether a batch without borders should be cut now."""
+        return bool(self._waiting) and (
+            self.rows >= limits.rows_max
+            or self.size_bytes >= limits.bytes_max
+            or now - self.waits_since >= limits.seconds_max
+        )
+
+    def holds(self, last: int) -> bool:
+        """Whether the record at offset `last` has arrived, or one behind it."""
+        return bool(self._waiting) and self._waiting[-1].chunk.last_offset >= last
+
+    def cut(self, limits: BatchLimits) -> Batch:
+        """A new batch: whole chunks as far as the limits allow, at least one record."""
+        room, bytes_left = limits.rows_max, limits.bytes_max
+        records: list[Record] = []
+        chunks: list[Chunk] = []
+        while self._waiting and room > 0 and bytes_left > 0:
+            waiting = self._waiting[0]
+            found = waiting.records
+            if len(found) > room or waiting.size_bytes > bytes_left:
+                if not records:
+                    self._take(waiting, _within(found, room, bytes_left), records, chunks)
+                break
+            self._take(waiting, found, records, chunks)
+            room -= len(found)
+            bytes_left -= waiting.size_bytes
+        return Batch(self.topic, self.partition, records, chunks)
+
+    def cut_at(self, last: int) -> Batch:
+        """The batch that ends with the record at `last`, as it was cut before."""
+        records: list[Record] = []
+        chunks: list[Chunk] = []
+        while self._waiting:
+            waiting = self._waiting[0]
+            found = waiting.records
+            if found[0].offset > last:
+                break
+            if found[-1].offset > last:
+                found = [record for record in found if record.offset <= last]
+            self._take(waiting, found, records, chunks)
+        return Batch(self.topic, self.partition, records, chunks)
+
+    def _take(
+        self,
+        waiting: _Waiting,
+        found: Sequence[Record],
+        records: list[Record],
+        chunks: list[Chunk],
+    ) -> None:
+        records.extend(found)
+        chunks.append(waiting.chunk)
+        self.rows -= len(found)
+        waiting.start += len(found)
+        if waiting.start == len(waiting.chunk.records):
+            self.size_bytes -= waiting.size_bytes
+            self._waiting.popleft()
+            return
+        taken = size_of(found)
+        waiting.size_bytes -= taken
+        self.size_bytes -= taken
+
+
+def size_of(records: Sequence[Record]) -> int:
+    """Bytes that `records` hold, roughly."""
+    values = (record.value for record in records)
+    return len(records) * RECORD_OVERHEAD_BYTES + sum(
+        len(value) for value in values if value is not None
+    )
+
+
+def _within(records: Sequence[Record], rows_max: int, bytes_max: int) -> Sequence[Record]:
+    """The first records that fit, at least one."""
+    size = 0
+    for index, record in enumerate(records[:rows_max]):
+        size += RECORD_OVERHEAD_BYTES + len(record.value or b"")
+        if size > bytes_max:
+            return records[: max(index, 1)]
+    return records[:rows_max]

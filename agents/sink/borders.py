@@ -1,0 +1,95 @@
+"""Where a batch begins and ends, written down before it is inserted.
+
+Owns the note beside the group's committed offset: the offset is where the batch begins, the note
+says where it ends. Refuses to know what is in a batch.
+
+Kafka keeps both with the commit of an offset and refuses them from a member that has lost the
+partition, so a process that was stopped for a while and then goes on cannot write borders over
+those of its successor. All commits of the sink go through `Borders`, one at a time: one that
+overtook another could take the note away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.types import TP
+
+from agents.runtime.app import RoleApp
+
+logger = logging.getLogger("tidemill.sink")
+
+_NOTE: Final = re.compile(r"^tidemill-sink/1 last=([0-9]{1,20})$")
+
+
+def note_of(last: int) -> str:
+    """The note of a batch that ends with the record at `last`."""
+    return f"tidemill-sink/1 last={last}"
+
+
+def last_of(note: str | None) -> int | None:
+    """The end of the batch that a note tells of; None when it tells of none."""
+    found = _NOTE.match(note or "")
+    return int(found[1]) if found else None
+
+
+class Borders:
+    """The committed offsets of the partitions that this process owns, and their notes."""
+
+    def __init__(self, app: RoleApp) -> None:
+        self._app = app
+        self._lock = asyncio.Lock()
+        # Partition -> (offset, note) as last committed here; cleared at a rebalance.
+        self._written: dict[TP, tuple[int, str]] = {}
+
+    def forget(self) -> None:
+        """A rebalance: what others commit from now on is not known here."""
+        self._written.clear()
+
+    async def read(self, tp: TP) -> int | None:
+        """The end of the batch that was begun at the committed offset; None when none was."""
+        async with self._lock:
+            wanted = TopicPartition(tp.topic, tp.partition)
+            coordinator = self._app.chunks.kafka._coordinator
+            found = (await coordinator.fetch_committed_offsets([wanted])).get(wanted)
+            if found is None:
+                return None
+            self._written[tp] = (found.offset, found.metadata)
+            return last_of(found.metadata)
+
+    async def write(self, tp: TP, *, first: int, last: int) -> bool:
+        """Write down a batch; False when the partition is another's now, or soon will be."""
+        async with self._lock:
+            return await self._commit({tp: (first, note_of(last))})
+
+    async def commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit what is acked, without touching the note of a batch that was begun behind it."""
+        async with self._lock:
+            wanted = {
+                tp: (offset, "")
+                for tp, offset in offsets.items()
+                if offset > self._written.get(tp, (-1, ""))[0]
+            }
+            return not wanted or await self._commit(wanted)
+
+    async def _commit(self, wanted: Mapping[TP, tuple[int, str]]) -> bool:
+        request: dict[Any, Any] = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, note)
+            for tp, (offset, note) in wanted.items()
+        }
+        try:
+            await self._app.chunks.kafka.commit(request)
+        except (CommitFailedError, IllegalStateError) as error:
+            logger.warning("offsets not committed, their records will come again: %s", error)
+            return False
+        except KafkaError as error:
+            logger.warning("commit failed and will be tried again: %r", error)
+            return False
+        self._written.update(wanted)
+        return True

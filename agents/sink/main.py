@@ -1,0 +1,211 @@
+"""The sink's processes: the sink alone, or with page, API and ClickHouse port around one folder.
+
+Owns the wiring, the wait for ClickHouse at the start, and the order of start and stop. Refuses to
+know how rows get in (`writer`), what the page shows (`agents.api`) and what a reader may ask
+(`agents.clickhouse`).
+
+The sink yields to everything else (`NICENESS`): on a small machine the ledger, the workers and the
+broker get the processor first, and the rows catch up when there is time. No job waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any, Final
+
+from agents import exit_codes
+from agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError, open_engine
+from agents.clickhouse.migrate import migrate
+from agents.clickhouse.port import ClickHousePort
+from agents.logging import announce_ready, configure_logging
+from agents.runtime.app import RoleApp, create_app
+from agents.runtime.chunk import Chunk
+from agents.runtime.inputs import InputPolicy
+from agents.runtime.producer import OutboxProducer
+from agents.runtime.run import run_app
+from agents.settings import SinkSettings, StackSettings
+from agents.sink.batches import BatchLimits
+from agents.sink.writer import SinkWriter
+from schemas.topics import Topics
+
+logger = logging.getLogger("tidemill.sink")
+
+# Of 20: enough to come last on a busy machine, and never starved.
+NICENESS: Final = 10
+# Records of a chunk: they are only handed on, so large chunks cost the loop little.
+CHUNK_RECORDS_MAX: Final = 5_000
+# Bytes of one partition that wait or are on their way: twice the largest batch, so that the next
+# one gathers while one is inserted, and so that a batch that was begun always fits.
+PARTITION_BYTES_MAX: Final = 32 * 1024 * 1024
+# How often a ClickHouse that is away at the start is tried.
+OPEN_RETRY_SECONDS: Final = 2.0
+# How often it is looked whether records flow yet.
+FLOW_POLL_SECONDS: Final = 0.05
+# A folder that another process holds: long enough for one that is just ending.
+FOLDER_WAIT_SECONDS: Final = 10.0
+# The port's thread must serve by then.
+PORT_START_SECONDS: Final = 15.0
+# All roles of `tidemill dev` share 10 s for their stop.
+STOP_SECONDS_MAX: Final = 6.0
+
+
+def open_migrated(dsn: str, *, give_up_seconds: float | None) -> Engine:
+    """The engine with every migration applied; waits while it is away.
+
+    `give_up_seconds` None waits for ever: jobs do not need ClickHouse, and neither does the log.
+    """
+    begun = time.monotonic()
+    while True:
+        try:
+            engine = open_engine(dsn)
+            applied = migrate(engine)
+        except EngineError as error:
+            waited = time.monotonic() - begun
+            if not error.is_retryable or (give_up_seconds is not None and waited > give_up_seconds):
+                raise
+            logger.warning("ClickHouse is not there yet, trying again: %s", error)
+            time.sleep(OPEN_RETRY_SECONDS)
+        else:
+            if applied:
+                logger.info("migrations applied: %s", ", ".join(applied))
+            return engine
+
+
+def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
+    """The Faust app of the sink, over an engine that is migrated. Needs a running event loop."""
+    topics = Topics(settings.topic_prefix)
+    app = create_app(
+        f"{settings.topic_prefix}tidemill-sink",
+        kafka=settings.kafka,
+        partitions=settings.partitions,
+        instance_id=settings.instance_id or f"{socket.gethostname()}-{os.getpid()}",
+    )
+    writer = SinkWriter(
+        app,
+        engine,
+        OutboxProducer(settings.kafka, "tidemill-sink"),
+        dead_topic=topics.dead,
+        partitions=settings.partitions,
+        limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
+    )
+    policy = InputPolicy(
+        chunk_records_max=CHUNK_RECORDS_MAX,
+        unacked_records_max=2 * max(settings.batch_rows, CHUNK_RECORDS_MAX),
+        unacked_bytes_max=PARTITION_BYTES_MAX,
+        credit=writer.credit,
+        is_gap_fatal=False,
+    )
+
+    async def take(stream: Any) -> None:
+        chunk: Chunk
+        async for chunk in stream:
+            writer.add(chunk)
+
+    app.agent(app.input_topic(topics.events, policy), name="take-events")(take)
+    return app
+
+
+class PortThread:
+    """The ClickHouse port in an event loop of its own, so that no insert makes a reader wait."""
+
+    def __init__(self, engine: Engine, host: str, port: int) -> None:
+        self._port = ClickHousePort(engine, host=host, port=port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="tidemill-clickhouse", daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        return self._port.url
+
+    def start(self) -> None:
+        """Return once it serves; raises EngineError when the address is taken."""
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._port.start(), self._loop).result(PORT_START_SECONDS)
+
+    def stop(self) -> None:
+        """Finish what is in flight, then end the thread."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._port.stop(), self._loop).result(
+                STOP_SECONDS_MAX
+            )
+        except TimeoutError:
+            logger.warning("queries still ran when the ClickHouse port was stopped")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1.0)
+
+
+def _announcing(app: RoleApp, **fields: Any) -> asyncio.Task[None]:
+    """Say that the role is ready once records flow."""
+
+    async def announce() -> None:
+        while not (app.started and app.is_flowing):  # noqa: ASYNC110  # Faust has no such event
+            await asyncio.sleep(FLOW_POLL_SECONDS)
+        announce_ready("sink", **fields)
+
+    return asyncio.create_task(announce())
+
+
+def _run(settings: SinkSettings, engine: Engine, **ready_fields: Any) -> int:
+    announcing: list[asyncio.Task[None]] = []
+
+    def build() -> RoleApp:
+        app = build_sink(settings, engine)
+        announcing.append(_announcing(app, **ready_fields))
+        return app
+
+    return run_app(build, stop_seconds_max=STOP_SECONDS_MAX)
+
+
+def run_sink(settings: SinkSettings) -> int:
+    """Run the sink until SIGTERM or SIGINT; returns the exit code."""
+    configure_logging("sink", settings.log_format, settings.log_level)
+    os.nice(NICENESS)
+    is_folder = settings.clickhouse.startswith(CHDB_SCHEME)
+    try:
+        engine = open_migrated(
+            settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS if is_folder else None
+        )
+    except EngineError as error:
+        logger.error("the sink cannot start: %s", error.message)
+        return exit_codes.FAILED
+    code = _run(settings, engine)
+    _close(engine)
+    return code
+
+
+def run_stack(settings: StackSettings) -> int:
+    """Run sink, page, API and ClickHouse port in this process; returns the exit code."""
+    configure_logging("sink", settings.log_format, settings.log_level)
+    os.nice(NICENESS)
+    try:
+        engine = open_migrated(settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS)
+        port = PortThread(engine, "127.0.0.1", settings.clickhouse_port)
+        port.start()
+    except EngineError as error:
+        logger.error("the stack cannot start: %s", error.message)
+        return exit_codes.FAILED
+    from agents.api.main import ApiServer, build_api
+
+    api = ApiServer(build_api(engine, settings), settings.http_host, settings.http_port)
+    api.start()
+    http = f"http://{settings.http_host}:{api.port}"
+    code = _run(settings, engine, clickhouse=port.url, http=http)
+    # Readers first: they hold queries open over the engine.
+    api.stop()
+    port.stop()
+    _close(engine)
+    return code
+
+
+def _close(engine: Engine) -> None:
+    try:
+        engine.close()
+    except EngineError as error:
+        logger.warning("%s", error.message)

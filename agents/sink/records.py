@@ -1,0 +1,151 @@
+"""From records of `jobs.events` to the bytes of one insert, or to a refusal.
+
+Owns the form of a row on its way in, and the check of an event. Refuses to know batches and Kafka.
+
+ClickHouse takes the record's JSON nearly as it is: only partition and offset are put in front, and
+the table's EPHEMERAL columns take what is nested. So the usual event is not parsed in Python, which
+would cost as much as everything else. One record that ClickHouse cannot take makes it refuse the
+whole insert; then, and only then, every record of the batch is read and checked (`is_careful`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+from pydantic import ValidationError
+
+from agents.runtime.chunk import Record
+from schemas import SCHEMA_VERSION
+from schemas.codec import Refusal, owner_of, parse_json
+from schemas.events import JobEvent
+from schemas.words import ErrorCode
+
+COLUMNS: Final = (
+    "kafka_partition", "kafka_offset", "schema_version", "event_id", "event", "job_id", "user_id",
+    "type", "queue", "priority", "incarnation", "run", "sequence", "attempt", "epoch",
+    "occurred_at", "state_before", "state_after", "reason", "error", "worker_id", "due_at",
+    "wait_ms", "run_ms", "cause", "data",
+)
+"""What an insert names: the position, and the fields of `JobEvent` as they are."""
+
+INSERT_SETTINGS: Final[dict[str, object]] = {
+    "date_time_input_format": "best_effort",  # RFC 3339 with Z
+    "input_format_null_as_default": 1,
+    "input_format_json_read_objects_as_strings": 1,  # `data` stays JSON text
+    "input_format_skip_unknown_fields": 0,
+    # A batch is one block: all of it or nothing, and one token.
+    "max_insert_block_size": 1_048_576,
+    "input_format_parallel_parsing": 0,
+}
+
+# What nearly every value begins with: `EventWriter` puts the version first.
+_USUAL_START: Final = b'{"schema_version":%d,' % SCHEMA_VERSION
+_ROW: Final = b'{"kafka_partition":%d,"kafka_offset":%d,%b'
+
+UINT32_MAX: Final = 2**32 - 1
+UINT64_MAX: Final = 2**64 - 1
+# Whole numbers that ClickHouse would cut without a word.
+_BOUNDS: Final = {
+    "incarnation": UINT64_MAX, "run": UINT32_MAX, "sequence": UINT32_MAX, "attempt": UINT32_MAX,
+    "epoch": UINT32_MAX, "wait_ms": UINT64_MAX, "run_ms": UINT64_MAX,
+}
+_NOT_EMPTY: Final = ("event_id", "job_id", "user_id")
+# What DateTime64 holds for certain.
+_YEAR_MIN, _YEAR_MAX = 1970, 2200
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Records as they go in, and those that cannot."""
+
+    rows: list[bytes] = field(default_factory=list)
+    refused: list[tuple[Record, Refusal]] = field(default_factory=list)
+
+    @property
+    def data(self) -> bytes:
+        """The body of the insert."""
+        return b"\n".join(self.rows)
+
+
+def encode(partition: int, records: Iterable[Record], *, is_careful: bool) -> Encoded:
+    """Rows of `records`; with `is_careful` no row is left that ClickHouse would refuse."""
+    found = Encoded()
+    add = found.rows.append
+    for record in records:
+        value = record.value
+        if not is_careful and value is not None and value.startswith(_USUAL_START):
+            add(_ROW % (partition, record.offset, value[1:]))
+            continue
+        checked = check(value)
+        if isinstance(checked, Refusal):
+            found.refused.append((record, checked))
+        else:
+            add(_ROW % (partition, record.offset, orjson.dumps(checked)[1:]))
+    return found
+
+
+def check(value: bytes | None) -> dict[str, Any] | Refusal:
+    """An event's fields when it may go in, else why not. Never raises."""
+    body = parse_json(value)
+    if isinstance(body, Refusal):
+        return body
+    if not isinstance(body, dict):
+        return Refusal(ErrorCode.NOT_AN_OBJECT, "the event is not a JSON object")
+    user_id, job_id, type_name = owner_of(body)
+
+    def refuse(code: ErrorCode, message: str, field: str) -> Refusal:
+        return Refusal(
+            code, message, field=field, user_id=user_id, job_id=job_id, type=type_name
+        )
+
+    version = body.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool | float):
+        text = repr(version)[:40]
+        return refuse(
+            ErrorCode.UNKNOWN_VERSION,
+            f"schema_version {text} is not known, this sink reads {SCHEMA_VERSION}; upgrade it and "
+            "produce the record again",
+            "schema_version",
+        )
+    try:
+        JobEvent.model_validate_json(orjson.dumps(body), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "value"
+        return refuse(ErrorCode.INVALID_FIELD, f"field {name!r}: {first['msg']}", name)
+    wrong = _wrong_value(body)
+    if wrong is not None:
+        return refuse(ErrorCode.INVALID_FIELD, f"field {wrong[0]!r}: {wrong[1]}", wrong[0])
+    return body
+
+
+def _wrong_value(body: dict[str, Any]) -> tuple[str, str] | None:
+    """The first field whose value ClickHouse would refuse or change, and what is wrong with it."""
+    for name in _NOT_EMPTY:
+        if not body[name]:
+            return name, "must not be empty"
+    for name, most in _BOUNDS.items():
+        number = body[name]
+        if number is not None and not 0 <= number <= most:
+            return name, f"must be 0 to {most}"
+    cause = body["cause"]
+    if cause is not None and not (
+        0 <= cause["partition"] <= UINT32_MAX and 0 <= cause["offset"] <= UINT64_MAX
+    ):
+        return "cause", "its partition or offset is out of range"
+    for name in ("occurred_at", "due_at"):
+        if body[name] is not None and not _is_instant(body[name]):
+            return name, "must be RFC 3339, as in 2025-11-24T16:00:00.000Z"
+    return None
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return moment.tzinfo is not None and _YEAR_MIN <= moment.year <= _YEAR_MAX
