@@ -47,12 +47,13 @@ def peers(
     results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
 ) -> None:
     """Measures the peers alone; the results go to a JSON file and a Markdown file beside it."""
+    chosen = tuple(_known("--measures", name, MEASURES) for name in _names(measures))
     plan = Plan(
         jobs=jobs,
         runs=runs,
         latency_seconds=latency_seconds,
-        rates=tuple(_whole_number(rate) for rate in _names(rates)),
-        measures=tuple(_known("--measures", name, MEASURES) for name in _names(measures)),
+        rates=tuple(map(_whole_number, _names(rates))) if "latency" in chosen else (),
+        measures=chosen,
     )
     run_session(_chosen(all_peers(), only), plan, results=results, baseline="bullmq")
 

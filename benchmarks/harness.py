@@ -30,6 +30,9 @@ from benchmarks.program import Latency, MissingError, NotMeasuredError, Program
 RESULTS_VERSION = 1
 RESULTS_PATH = Path(__file__).resolve().parent / "results" / "latest.json"
 
+# How long is looked at what else the machine does before a turn.
+BUSY_SECONDS = 1.0
+
 # What a version question may take.
 VERSION_SECONDS = 20.0
 VERSION_COMMANDS: Mapping[str, Sequence[str]] = {
@@ -67,6 +70,8 @@ class Measured:
     enqueue: list[float] = field(default_factory=list)
     latency: dict[int, list[Latency]] = field(default_factory=dict)
     not_measured: list[str] = field(default_factory=list)
+    others_busy_percent: list[float] = field(default_factory=list)
+    """How busy all cores were before each turn, when nothing of the benchmark ran."""
 
     def median(self, measure: str) -> float | None:
         """The median jobs per second of `drain` or `enqueue`; None when there is no run."""
@@ -139,6 +144,7 @@ def _one_turn(program: Program, plan: Plan, measured: Measured, run: int, notify
         measured.latency.setdefault(rate, []).append(found)
         return f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms"
 
+    measured.others_busy_percent.append(psutil.cpu_percent(interval=BUSY_SECONDS))
     steps: list[tuple[str, Callable[[], str]]] = []
     if "drain" in plan.measures:
         steps.append((f"drain of {plan.jobs:,} jobs", drain))
@@ -269,6 +275,7 @@ def _as_json(found: Measured) -> dict[str, Any]:
         "settings": found.settings,
         "skipped": found.skipped,
         "not_measured": found.not_measured,
+        "others_busy_percent": found.others_busy_percent,
         "drain_jobs_per_second": of_runs("drain"),
         "enqueue_jobs_per_second": of_runs("enqueue"),
         "latency_ms_by_rate": latency,

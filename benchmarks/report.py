@@ -17,6 +17,9 @@ from benchmarks.harness import Measured, Plan
 
 NOTHING = "–"
 
+# Above this share of all cores, something else on the machine makes numbers doubtful.
+OTHERS_BUSY_PERCENT = 10.0
+
 
 def columns(plan: Plan, baseline: str | None) -> list[str]:
     names = ["program", "drain jobs/s"]
@@ -59,6 +62,11 @@ def notes(results: Mapping[str, Measured]) -> list[str]:
     ]
     for found in results.values():
         lines += [f"{found.title}: {line}" for line in found.not_measured]
+    busy = max(
+        (share for found in results.values() for share in found.others_busy_percent), default=0.0
+    )
+    if busy > OTHERS_BUSY_PERCENT:
+        lines.append(f"noisy: something else kept up to {busy:.0f} % of the machine busy")
     return lines
 
 
