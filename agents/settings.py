@@ -93,7 +93,9 @@ class CommonSettings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="console for people, json for machines."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lines below this are left out."
+    )
     http_host: str = Field(
         default=DEFAULT_HOST, description="Address of the page and the API. Loopback by default."
     )

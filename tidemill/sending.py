@@ -23,7 +23,7 @@ from schemas.topics import BIG_RECORD_BYTES
 from tidemill.requests import ClientError
 
 DELIVERY_SECONDS: Final = 120.0  # a broker may restart or move; then the caller is told
-UNKNOWN_TOPIC_SECONDS: Final = 10.0  # a topic that was made a moment ago may still be unknown
+UNKNOWN_TOPIC_SECONDS: Final = 5.0  # a topic that was made a moment ago may still be unknown
 SINGLE_LINGER_MS: Final = 0  # one record: nothing to wait for
 BULK_LINGER_MS: Final = 5  # fills batches; nobody waits for one record of many
 BULK_CHUNK_RECORDS: Final = 1_000  # records handed over in one call

@@ -7,6 +7,7 @@ Owns their options and what is shown. Refuses to know SQL (`tidemill.history`) a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -69,6 +70,7 @@ def enqueue(
     """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
     from tidemill.client import Client
 
+    _quiet_kafka()
     with Client(kafka, topic_prefix=topic_prefix) as client:
         handle = client.enqueue(
             type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
@@ -85,6 +87,11 @@ def enqueue(
     print_json(completed.model_dump(mode="json"))
     if completed.status != "succeeded":
         raise typer.Exit(exit_codes.JOB_NOT_SUCCEEDED)
+
+
+def _quiet_kafka() -> None:
+    """What librdkafka tries again by itself is no news to whoever asks for one job."""
+    logging.getLogger("tidemill.runtime.kafka").setLevel(logging.ERROR)
 
 
 def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
@@ -198,6 +205,7 @@ def cancel_job(
     """Ask to end a waiting job, or a running one to stop."""
     from tidemill.client import Client
 
+    _quiet_kafka()
     with Client(kafka, topic_prefix=topic_prefix) as client:
         receipt = client.cancel(user, job_id, reason=reason, actor="cli")
         print_json(dataclasses.asdict(receipt))
@@ -214,6 +222,7 @@ def redrive_job(
     """Ask to run an ended job again, as its next run."""
     from tidemill.client import Client
 
+    _quiet_kafka()
     with Client(kafka, topic_prefix=topic_prefix) as client:
         receipt = client.redrive(user, job_id, reason=reason, actor="cli")
         print_json(dataclasses.asdict(receipt))

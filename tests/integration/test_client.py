@@ -1,0 +1,354 @@
+"""The client against a real broker; the test plays the ledger.
+
+Owns the proof that requests are where the ledger looks for them, that failures are told, and that
+an end is found whenever it was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from pydantic import BaseModel
+
+from agents import topics as topics_
+from agents.embedded.broker import Broker
+from agents.topics import PartitionsMismatch, TopicsError
+from schemas.codec import Decoded, decode_command, decode_request
+from schemas.events import instant_text
+from schemas.requests import Command
+from schemas.topics import Topics
+from streams.homes import Homes
+from tidemill import (
+    AsyncClient,
+    Client,
+    CompletedJob,
+    EnqueueFailed,
+    InvalidRequest,
+    JobHandle,
+    Request,
+    WaitTimeout,
+)
+
+PARTITIONS = 4
+SECONDS = 30.0
+NESTED: Any = orjson.loads("[" * 40 + "]" * 40)
+
+
+@pytest.fixture
+def topics(kafka: str, topic_prefix: str) -> Topics:
+    found = Topics(topic_prefix)
+    topics_.apply(kafka, found, PARTITIONS)
+    return found
+
+
+@pytest.fixture
+def client(kafka: str, topics: Topics) -> Iterator[Client]:
+    with Client(kafka, topic_prefix=topics.prefix) as one:
+        yield one
+
+
+def records(kafka: str, topic: str, count: int) -> list[Any]:
+    """The first `count` records of a topic."""
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": "t", "enable.auto.commit": False,
+         "isolation.level": "read_committed"}
+    )
+    consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+    found: list[Any] = []
+    deadline = time.monotonic() + SECONDS
+    try:
+        while len(found) < count and time.monotonic() < deadline:
+            found += [one for one in consumer.consume(1_000, timeout=0.2) if one.error() is None]
+    finally:
+        consumer.close()
+    return found
+
+
+class Ledger:
+    """Writes ends, in transactions, to the partition of the user."""
+
+    def __init__(self, kafka: str, topics: Topics) -> None:
+        self._topics = topics
+        self._homes = Homes(PARTITIONS)
+        self._producer = Producer(
+            {"bootstrap.servers": kafka, "transactional.id": f"{topics.prefix}-fake-ledger"}
+        )
+        self._producer.init_transactions(SECONDS)
+
+    def end(
+        self, user_id: str, job_id: str, *, run: int = 1, status: str = "succeeded",
+        commit: bool = True,
+    ) -> None:
+        now = instant_text(time.time_ns() // 1_000_000)
+        body = {
+            "job_id": job_id, "user_id": user_id, "type": "t", "queue": "default",
+            "status": status, "reason": None, "result": {"run": run}, "error": None,
+            "attempts": 1, "requested_at": now, "started_at": now, "finished_at": now,
+            "wait_ms": 1, "run_ms": 1, "run": run, "sequence": 4, "schema_version": 1,
+        }
+        self._producer.begin_transaction()
+        self._producer.produce(
+            self._topics.completed, orjson.dumps(body), user_id,
+            partition=self._homes.of(user_id),
+        )
+        if commit:
+            self._producer.commit_transaction(SECONDS)
+        else:
+            self._producer.flush(SECONDS)
+            self._producer.abort_transaction(SECONDS)
+
+
+@pytest.fixture
+def ledger(kafka: str, topics: Topics) -> Ledger:
+    return Ledger(kafka, topics)
+
+
+class Greeting(BaseModel):
+    name: str
+
+
+def test_a_request_is_where_the_ledger_looks_for_it(
+    kafka: str, client: Client, topics: Topics
+) -> None:
+    homes = Homes(PARTITIONS)
+    for number in range(20):
+        user = f"user-{number}-ü"
+        handle = client.enqueue("greet", user_id=user, payload=Greeting(name="Ada"))
+        assert handle.topic == topics.requested
+        assert handle.partition == homes.of(user)
+        assert handle.offset is not None
+    decoded = [decode_request(one.value(), []) for one in records(kafka, topics.requested, 20)]
+    assert all(isinstance(one, Decoded) for one in decoded)
+    assert {one.request.payload["name"] for one in decoded if isinstance(one, Decoded)} == {"Ada"}
+
+
+def test_every_field_arrives(kafka: str, client: Client, topics: Topics) -> None:
+    at = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    handle = client.enqueue(
+        "t", user_id="u", payload={"a": [1, None]}, job_id="j-1", queue="mail", priority="high",
+        run_at=at, expires_at=at, unique_key="k", max_attempts=7, timeout_seconds=1.5,
+        source="test", tags=["x", "y"], batch_id="b", parent_job_id="p",
+    )
+    assert handle.job_id == "j-1"
+    decoded = decode_request(records(kafka, topics.requested, 1)[0].value(), [])
+    assert isinstance(decoded, Decoded)
+    request = decoded.request
+    assert (request.run_at, request.expires_at) == (at, at)
+    assert (request.queue, request.priority, request.unique_key) == ("mail", "high", "k")
+    assert (request.max_attempts, request.timeout_seconds) == (7, 1.5)
+    assert (request.source, request.tags) == ("test", ("x", "y"))
+    assert (request.batch_id, request.parent_job_id) == ("b", "p")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"type": "no type"}, ("'type'", "no type")),
+        ({"user_id": ""}, ("'user_id'",)),
+        ({"payload": {"a": 2**70}}, ("'payload'", "64-bit")),
+        ({"payload": {"a": object()}}, ("'payload'", "object")),
+        ({"payload": {"a": "x" * 1_100_000}}, ("'payload'", "1048576", "reference")),
+        ({"payload": {"a": NESTED}}, ("'payload'", "32 deep")),
+        ({"run_at": datetime(2030, 1, 1)}, ("'run_at'", "time zone")),
+        ({"tags": "abc"}, ("'tags'", "list")),
+        ({"max_attempts": 0}, ("'max_attempts'",)),
+        ({"priority": "urgent"}, ("'priority'", "high")),
+    ],
+)
+def test_what_the_engine_would_refuse_is_refused_here(
+    client: Client, given: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    request = {"type": "t", "user_id": "u", **given}
+    with pytest.raises(InvalidRequest) as raised:
+        client.enqueue(request.pop("type"), **request)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_many_are_all_there_once_and_in_order(
+    kafka: str, client: Client, topics: Topics
+) -> None:
+    count = 20_000
+    asked = (Request(type="t", user_id=f"u{n % 100}", payload={"n": n}) for n in range(count))
+    handles = client.enqueue_many(asked)
+    found = records(kafka, topics.requested, count)
+    assert len({handle.job_id for handle in handles}) == len(handles) == len(found) == count
+    by_user: dict[bytes, list[int]] = {}
+    for record in found:
+        by_user.setdefault(record.key(), []).append(orjson.loads(record.value())["payload"]["n"])
+    assert all(numbers == sorted(numbers) for numbers in by_user.values())
+    homes = Homes(PARTITIONS)
+    assert all(one.partition() == homes.of(one.key().decode()) for one in found)
+
+
+def test_a_wrong_one_among_many_is_named_by_its_number(client: Client) -> None:
+    asked = [Request(type="t", user_id="u"), Request(type="t", user_id="")]
+    with pytest.raises(InvalidRequest, match=r"request 1: field 'user_id'"):
+        client.enqueue_many(asked)
+
+
+def test_large_ones_do_not_pile_up_in_memory(kafka: str, client: Client, topics: Topics) -> None:
+    handles = client.enqueue_many(
+        Request(type="t", user_id=f"u{n}", payload={"x": "y" * 500_000}) for n in range(300)
+    )
+    assert len(handles) == 300
+    assert len({one.offset() for one in records(kafka, topics.requested, 300)}) > 0
+
+
+def test_a_broker_that_is_away_is_told_with_the_names_of_the_jobs() -> None:
+    with Client("127.0.0.1:1", timeout_seconds=1.0) as client:
+        with pytest.raises(EnqueueFailed) as raised:
+            client.enqueue("t", user_id="u", job_id="j-1")
+        assert raised.value.job_ids == ["j-1"]
+        many = [Request(type="t", user_id="u", job_id=f"m-{n}") for n in range(3)]
+        with pytest.raises(EnqueueFailed) as raised:
+            client.enqueue_many(many)
+        assert raised.value.job_ids == ["m-0", "m-1", "m-2"]
+
+
+def test_a_missing_topic_says_what_to_run(kafka: str, topic_prefix: str) -> None:
+    with (
+        Client(kafka, topic_prefix=f"{topic_prefix}-none", timeout_seconds=20.0) as client,
+        pytest.raises(EnqueueFailed, match="topics apply"),
+    ):
+        client.enqueue("t", user_id="u")
+
+
+def test_enqueue_outlives_a_restart_of_the_broker(own_broker: Broker) -> None:
+    own_broker.start()
+    topics = Topics()
+    topics_.apply(own_broker.bootstrap, topics, PARTITIONS)
+    with Client(own_broker.bootstrap) as client:
+        first = client.enqueue("t", user_id="u")
+        own_broker.kill()
+        found: list[JobHandle] = []
+        asking = threading.Thread(target=lambda: found.append(client.enqueue("t", user_id="u")))
+        asking.start()
+        own_broker.start()
+        asking.join(SECONDS)
+    assert found
+    assert found[0].offset == (first.offset or 0) + 1
+
+
+def test_wait_finds_an_end_that_comes_later(client: Client, ledger: Ledger) -> None:
+    handle = client.enqueue("t", user_id="u")
+    later = threading.Timer(0.5, ledger.end, (handle.user_id, handle.job_id))
+    later.start()
+    assert client.wait(handle, SECONDS).status == "succeeded"
+    later.join()
+
+
+def test_wait_finds_an_end_that_was_there_before(client: Client, ledger: Ledger) -> None:
+    handle = client.enqueue("t", user_id="u")
+    ledger.end(handle.user_id, handle.job_id)
+    assert client.wait(handle, SECONDS).job_id == handle.job_id
+    # Again: from memory now.
+    assert client.wait(handle, SECONDS).job_id == handle.job_id
+
+
+def test_wait_for_one_of_many(client: Client, ledger: Ledger) -> None:
+    handles = client.enqueue_many(Request(type="t", user_id=f"u{n}") for n in range(50))
+    for handle in handles:
+        ledger.end(handle.user_id, handle.job_id)
+    for handle in reversed(handles):
+        assert client.wait(handle, SECONDS).user_id == handle.user_id
+
+
+def test_wait_for_a_later_run_passes_the_first(client: Client, ledger: Ledger) -> None:
+    handle = client.enqueue("t", user_id="u")
+    ledger.end("u", handle.job_id, run=1, status="failed")
+    assert client.wait(handle, SECONDS).run == 1
+    ledger.end("u", handle.job_id, run=2)
+    assert client.wait(handle, SECONDS, run=2).run == 2
+
+
+def test_an_aborted_end_is_none(client: Client, ledger: Ledger) -> None:
+    handle = client.enqueue("t", user_id="u")
+    ledger.end(handle.user_id, handle.job_id, commit=False)
+    with pytest.raises(WaitTimeout, match="jobs show"):
+        client.wait(handle, 1.0)
+
+
+def test_a_process_that_did_not_ask_can_wait(
+    kafka: str, topics: Topics, client: Client, ledger: Ledger
+) -> None:
+    handle = client.enqueue("t", user_id="u")
+    ledger.end(handle.user_id, handle.job_id)
+    with Client(kafka, topic_prefix=topics.prefix) as other:
+        assert other.wait(handle, SECONDS).status == "succeeded"
+
+
+def test_commands_arrive_at_the_partition_of_the_user(
+    kafka: str, client: Client, topics: Topics
+) -> None:
+    cancelled = client.cancel("u", "j", reason="not needed", actor="me")
+    client.redrive("u", "j")
+    assert cancelled.partition == Homes(PARTITIONS).of("u")
+    found = [decode_command(one.value()) for one in records(kafka, topics.commands, 2)]
+    assert [one.command for one in found if isinstance(one, Command)] == ["cancel", "redrive"]
+    assert isinstance(found[0], Command)
+    assert (found[0].reason, found[0].actor) == ("not needed", "me")
+
+
+async def test_the_async_client_does_the_same(
+    kafka: str, topics: Topics, ledger: Ledger
+) -> None:
+    async with AsyncClient(kafka, topic_prefix=topics.prefix) as client:
+        handles = await asyncio.gather(
+            *(client.enqueue("t", user_id=f"u{n}") for n in range(200))
+        )
+        handles += await client.enqueue_many([Request(type="t", user_id="many")])
+        for handle in handles:
+            await asyncio.to_thread(ledger.end, handle.user_id, handle.job_id)
+        ends: list[CompletedJob] = await asyncio.gather(
+            *(client.wait(handle, SECONDS) for handle in handles)
+        )
+        assert [end.job_id for end in ends] == [handle.job_id for handle in handles]
+        with pytest.raises(WaitTimeout):
+            await client.wait(JobHandle("none", "u", "t", "x", 0), 0.2)
+        assert (await client.cancel("u", "j")).command == "cancel"
+        assert (await client.redrive("u", "j")).command == "redrive"
+
+
+def test_a_closed_client_says_so(kafka: str, topics: Topics) -> None:
+    client = Client(kafka, topic_prefix=topics.prefix)
+    client.enqueue("t", user_id="u")
+    client.close()
+    with pytest.raises(Exception, match="closed"):
+        client.enqueue("t", user_id="u")
+
+
+def test_topics_are_planned_applied_and_held(kafka: str, topic_prefix: str) -> None:
+    topics = Topics(topic_prefix)
+    planned = topics_.plan(kafka, topics, PARTITIONS, ["mail"])
+    assert {one.action for one in planned} == {"create"}
+    assert len(topics_.apply(kafka, topics, PARTITIONS, ["mail"])) == len(planned)
+    assert topics_.plan(kafka, topics, PARTITIONS, ["mail"]) == []
+    assert topics_.apply(kafka, topics, PARTITIONS, ["mail"]) == []
+    assert topics_.found_partitions(kafka, topics) == PARTITIONS
+    with pytest.raises(PartitionsMismatch, match=r"--partitions 8 .* 4 partitions"):
+        topics_.apply(kafka, topics, 8)
+    with pytest.raises(PartitionsMismatch):
+        topics_.check_partitions(kafka, topics, 8)
+    assert topics_.ensure_ready_topics(kafka, topics, ["mail", "slow"]) == [topics.ready("slow")]
+
+
+def test_no_broker_is_told_with_the_option() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tidemill", "topics", "plan", "--kafka", "127.0.0.1:1"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert done.returncode == 3
+    assert "--kafka" in done.stderr
+    with pytest.raises(TopicsError, match="--kafka"):
+        topics_.plan("127.0.0.1:1", Topics(), PARTITIONS)

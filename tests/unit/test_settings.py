@@ -1,0 +1,138 @@
+"""Settings: sources, bounds, and messages that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.settings import (
+    MASK,
+    ApiSettings,
+    CommonSettings,
+    LedgerSettings,
+    SettingsError,
+    SinkSettings,
+    StackSettings,
+    WorkerSettings,
+    effective,
+    is_loopback,
+    load,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith("TIDEMILL_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults_are_those_of_the_dev_stack() -> None:
+    settings = load(CommonSettings)
+    assert settings.kafka == "127.0.0.1:9092"
+    assert settings.clickhouse == "http://127.0.0.1:8123"
+    assert settings.partitions == 4
+    assert settings.data == Path(".tidemill")
+
+
+def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_KAFKA", "a:1")
+    monkeypatch.setenv("TIDEMILL_PARTITIONS", "8")
+    settings = load(LedgerSettings, kafka="b:2", partitions=None)
+    assert (settings.kafka, settings.partitions) == ("b:2", 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a,b", ("a", "b")),
+        (" a , b ,", ("a", "b")),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_queues_are_words_with_commas(given: str | None, expected: tuple[str, ...] | None) -> None:
+    assert load(WorkerSettings, queues=given).queues == expected
+
+
+def test_queues_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_QUEUES", "mail,slow")
+    assert load(WorkerSettings).queues == ("mail", "slow")
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "words"),
+    [
+        (CommonSettings, {"kafka": "nowhere"}, ("--kafka", "'nowhere'", "HOST:PORT")),
+        (CommonSettings, {"kafka": "a:70000"}, ("--kafka", "HOST:PORT")),
+        (CommonSettings, {"partitions": 0}, ("--partitions", "greater than or equal to 1")),
+        (CommonSettings, {"clickhouse": "8123"}, ("--clickhouse", "http://HOST:PORT")),
+        (CommonSettings, {"topic_prefix": "a/b"}, ("--topic-prefix",)),
+        (WorkerSettings, {"queues": "a b"}, ("--queues", "'a b'", "letters")),
+        (WorkerSettings, {"concurrency": 0}, ("--concurrency",)),
+        (SinkSettings, {"batch_seconds": 0}, ("--batch-seconds",)),
+        (ApiSettings, {"http_host": "0.0.0.0"}, ("token is required", "TIDEMILL_TOKEN")),
+        (StackSettings, {"http_host": "example.com"}, ("token is required",)),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_way_out(
+    cls: type[CommonSettings], given: dict[str, object], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(cls, **given)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_wrong_variable_is_named_as_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_PARTITIONS", "many")
+    with pytest.raises(SettingsError, match="TIDEMILL_PARTITIONS"):
+        load(CommonSettings)
+
+
+def test_several_wrong_settings_are_all_named() -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(CommonSettings, kafka="x", partitions=0)
+    assert "--kafka" in str(raised.value)
+    assert "--partitions" in str(raised.value)
+
+
+def test_an_address_off_loopback_is_fine_with_a_token() -> None:
+    assert load(ApiSettings, http_host="0.0.0.0", token="t").token is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True),
+        ("localhost", True), ("0.0.0.0", False), ("10.0.0.1", False), ("example.com", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_effective_settings_tell_their_source_and_mask_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TIDEMILL_TOKEN", "secret-word")
+    monkeypatch.setenv("TIDEMILL_CLICKHOUSE", "http://bob:hunter2@db:8123")
+    rows = {row.name: row for row in effective(load(StackSettings, kafka="a:1"), kafka="a:1")}
+    assert (rows["kafka"].value, rows["kafka"].source) == ("a:1", "command line")
+    assert (rows["token"].value, rows["token"].source) == (MASK, "environment")
+    assert rows["clickhouse"].value == f"http://{MASK}@db:8123"
+    assert rows["partitions"].source == "default"
+    shown = " ".join(row.value for row in rows.values())
+    assert "secret-word" not in shown
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    "cls", [CommonSettings, LedgerSettings, WorkerSettings, SinkSettings, StackSettings]
+)
+def test_every_setting_says_what_it_means(cls: type[CommonSettings]) -> None:
+    silent = [row.name for row in effective(load(cls)) if not row.meaning]
+    assert silent == []
