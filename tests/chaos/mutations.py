@@ -1,0 +1,120 @@
+"""Three known bugs put back into a scratch copy of the source: the checker must catch each.
+
+Owns the patches, as text that must be found exactly once. Refuses to guess: when the source has
+moved, it says which patch has to be written anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.chaos.faults import Fault
+
+COPIED: Final = ("schemas", "streams", "agents", "tidemill", "tests")
+
+
+class MutationMoved(RuntimeError):
+    """A patch does not fit the source any more: write it anew, the bug must stay testable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """In `path`, `old` stands exactly once and becomes `new`."""
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A known bug, the faults under which it bites, and the violations of which one must show."""
+
+    name: str
+    meaning: str
+    patches: tuple[Patch, ...]
+    faults: tuple[Fault, ...]
+    caught_by: frozenset[str]
+    jobs: int = 6_000
+    seconds: float = 30.0
+
+
+_KILLS: Final = tuple(
+    Fault(4.0 + 2.5 * n, "kill", f"ledger-{n % 2}") for n in range(9)
+)
+
+MUTATIONS: Final[tuple[Mutation, ...]] = (
+    Mutation(
+        "early_ack",
+        "an input counts as applied when it arrives, not when its transaction is committed",
+        (
+            Patch(
+                "agents/ledger/runner.py",
+                "        self._inbox[chunk.topic].append(chunk)\n",
+                "        self._inbox[chunk.topic].append(chunk)\n        chunk.ack()\n",
+            ),
+            Patch(
+                "agents/runtime/app.py",
+                "        return self._partition_table.store.applied_positions(partitions)\n",
+                "        return None\n",
+            ),
+        ),
+        _KILLS,
+        frozenset({"acknowledged_and_lost", "input_lost", "never_ended"}),
+        jobs=24_000,
+        seconds=14.0,
+    ),
+    Mutation(
+        "no_fence",
+        "each owner of a partition has a transactional id of its own: nobody fences anybody",
+        (
+            Patch(
+                "agents/ledger/main.py",
+                'f"{settings.topic_prefix}tidemill-ledger-{partition}"',
+                'f"{settings.topic_prefix}tidemill-ledger-{partition}-{os.getpid()}"',
+            ),
+        ),
+        (Fault(5.0, "stop", "ledger-0", 15.0), Fault(24.0, "stop", "ledger-1", 15.0)),
+        frozenset({"sequence_fork", "two_ends", "after_the_end", "event_id_twice",
+                   "input_decided_twice", "row_disagrees", "broken_chain"}),
+        jobs=12_000,
+        seconds=45.0,
+    ),
+    Mutation(
+        "position_left_out",
+        "the applied positions are not written in the transaction",
+        (
+            Patch(
+                "streams/state.py",
+                "        changed.append((rows.POSITION_KEY, position))\n",
+                "        del position\n",
+            ),
+        ),
+        _KILLS[:3],
+        frozenset({"input_decided_twice", "event_id_twice", "sequence_fork"}),
+        jobs=3_000,
+        seconds=15.0,
+    ),
+)
+
+
+def scratch_copy(source: Path, target: Path, patches: Sequence[Patch]) -> Path:
+    """A copy of the tree with the patches applied; raises MutationMoved when one does not fit."""
+    for name in COPIED:
+        shutil.copytree(
+            source / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(source / "pyproject.toml", target)
+    for patch in patches:
+        file = target / patch.path
+        text = file.read_text()
+        if (count := text.count(patch.old)) != 1:
+            raise MutationMoved(
+                f"{patch.path} has {count} times:\n{patch.old}\nwrite this mutation anew"
+            )
+        file.write_text(text.replace(patch.old, patch.new))
+    return target
