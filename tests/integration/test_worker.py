@@ -30,7 +30,7 @@ JOBS = Path(__file__).with_name("worker_jobs.py")
 PARTITIONS = 4
 SECONDS = 40.0
 # What a reader is told while a broker is away.
-AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)  # type: ignore[attr-defined]
+AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
 RUN = (
     "import sys; from agents.settings import WorkerSettings, load; "
     "from agents.worker.main import run_worker; import json; "
