@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from schemas.wire import Definition
-from schemas.words import Reason
+from schemas.words import ErrorCode, Reason
 from streams import limits
 from streams.commands import Submit
 from streams.job import JobKey, Spec
@@ -118,3 +118,13 @@ def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     if spec.tags:
         data["tags"] = spec.tags
     return data
+
+
+def unknown_type_error(type: str) -> dict[str, Any]:
+    """The error of a job whose type no worker told of in time."""
+    return {
+        "code": ErrorCode.UNKNOWN_TYPE.value,
+        "message": f"no worker runs jobs of type {type!r}; start one that has it, or correct the "
+        "type, and redrive the job",
+        "retryable": False,
+    }

@@ -11,13 +11,16 @@ from typing import Any, Final
 import orjson
 
 from schemas.requests import RESULT_BYTES_MAX
+from schemas.wire import BackoffSpec, Definition
 from schemas.words import ErrorCode
+from streams import retry
 from streams.job import Job
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
+NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's definition is gone
 RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
@@ -68,10 +71,25 @@ def error_of(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked_delay_ms(outcome: dict[str, Any]) -> int | None:
-    """The delay that the handler asked for with `Retry(after_seconds=)`, None when it did not."""
+def delay_ms(job: Job, outcome: dict[str, Any], definition: Definition | None) -> int:
+    """How long to wait before the next attempt: what the handler asked for with
+    `Retry(after_seconds=)`, else the type's backoff."""
     asked = outcome.get("retry_after_ms")
-    return None if asked is None else max(0, min(int(asked), RETRY_AFTER_MS_MAX))
+    if asked is None:
+        policy = NO_BACKOFF_KNOWN if definition is None else definition.backoff
+        seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
+        asked = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
+    return max(0, min(int(asked), RETRY_AFTER_MS_MAX))
+
+
+def worker_lost_error(rescues: int) -> dict[str, Any]:
+    """The error of a job that was rescued too often."""
+    return {
+        "code": ErrorCode.WORKER_LOST.value,
+        "message": f"{rescues} workers were lost while they ran this job; see whether it crashes "
+        "its process or needs too much memory, then redrive it",
+        "retryable": False,
+    }
 
 
 def result_json(result: object) -> bytes | dict[str, Any]:

@@ -16,9 +16,8 @@ from typing import Any, Final, assert_never
 import orjson
 
 from schemas.events import Event
-from schemas.wire import BackoffSpec
-from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, ErrorCode, EventKind, Reason, State
-from streams import admission, attempts, retry
+from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State
+from streams import admission, attempts
 from streams.admission import Situation
 from streams.commands import (
     Cancel,
@@ -84,7 +83,6 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
 
 RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so for ever
 UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
-NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's definition is gone
 
 
 class InvalidTransition(Exception):
@@ -373,12 +371,7 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
         raise InvalidTransition(None, _E.SCHEDULED)
     definition = command.definition
     if definition is None:
-        error = {
-            "code": ErrorCode.UNKNOWN_TYPE.value,
-            "message": f"no worker runs jobs of type {job.spec.type!r}; start one that has it, or "
-            "correct the type, and redrive the job",
-            "retryable": False,
-        }
+        error = admission.unknown_type_error(job.spec.type)
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
     spec = admission.resolved(job.spec, definition)
     skip = admission.reason_to_skip(spec, definition, now, situation)
@@ -470,13 +463,8 @@ def _attempt_failed(
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
     if job.attempt >= job.spec.max_attempts:
         return story.end(_E.FAILED, Reason.ATTEMPTS_EXHAUSTED, run_ms=run_ms, error=error)
-    delay_ms = attempts.asked_delay_ms(outcome)
-    if delay_ms is None:
-        definition = situation.definition(job.spec.type)
-        policy = NO_BACKOFF_KNOWN if definition is None else definition.backoff
-        seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
-        asked_ms = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
-        delay_ms = min(asked_ms, attempts.RETRY_AFTER_MS_MAX)
+    definition = situation.definition(job.spec.type)
+    delay_ms = attempts.delay_ms(job, outcome, definition)
     story.tell(_E.RETRY_SCHEDULED, due_at=now + delay_ms, error=error)
     return story.done()
 
@@ -490,12 +478,7 @@ def _give_back(
     if left is not None and left.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
     if left is not None and left.rescues > RESCUES_MAX:
-        error = {
-            "code": ErrorCode.WORKER_LOST.value,
-            "message": f"{left.rescues} workers were lost while they ran this job; see whether it "
-            "crashes its process or needs too much memory, then redrive it",
-            "retryable": False,
-        }
+        error = attempts.worker_lost_error(left.rescues)
         return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
     return story.done()
 

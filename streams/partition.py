@@ -7,83 +7,34 @@ the caller says whether their transaction was committed (`settle`) or not (`undo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-import orjson
-
-from schemas.codec import (
-    Decoded,
-    Headers,
-    Refusal,
-    decode_command,
-    decode_request,
-)
-from schemas.events import Event
-from schemas.requests import ID_LENGTH_MAX
 from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, ErrorCode, EventKind, Reason, State
+from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State
 from streams import limits
 from streams.commands import (
-    Cancel,
-    Cause,
-    CoreCommand,
     Defer,
     Dispatch,
     Expire,
-    Redrive,
-    Refuse,
-    Report,
     Rescue,
     Resolve,
-    Submit,
 )
+from streams.desk import Desk, waits_for_type
 from streams.homes import Homes
+from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
-from streams.lifecycle import Effect, Rejected, decide, react, repeat_of_finished
-from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER, Outbox, OutRecord
-from streams.schedule import Schedule, TimerKind
+from streams.outbox import OutRecord
+from streams.schedule import TimerKind
 from streams.state import PartitionState
 
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
-_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 DISPATCH_AT_ONCE_MAX: Final = 2_000  # jobs of one queue in one group: keeps groups short
 _DISPATCH: Final = Dispatch()
-OUTCOME_KINDS: Final = frozenset(
-    {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
-)
-
-
-class InRecord(Protocol):
-    """A record as it was read; `timestamp` in epoch ms."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
-    @property
-    def timestamp(self) -> int: ...
-
-
-class _Born(NamedTuple):
-    """The request of a handler, as if it had come as a record."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
-    timestamp: int
-
 
 class QueueCapacity(NamedTuple):
     """What the heartbeats of all workers say of one queue."""
@@ -108,22 +59,15 @@ class Partition:
     ) -> None:
         self.number = number
         self.state = state
-        self.schedule = Schedule()
+        self._desk = Desk(number, topics, state)
+        self.schedule = self._desk.schedule
         self._topics = topics
-        self._homes = homes or Homes(partitions)
-        self._outbox = Outbox(topics, number)
+        self._intake = Intake(number, topics, self._desk, homes or Homes(partitions))
         self._capacity: dict[str, QueueCapacity] = {}
         self._workers: Mapping[str, int] = {}
         self._leases_run_from = 0
         self._swept_at = 0
         self._forgot_at = 0
-        self._changes_since = 0
-        self._takers = {
-            topics.requested: self._take_request,
-            topics.internal: self._take_internal,
-            topics.commands: self._take_command,
-            topics.outcomes: self._take_outcomes,
-        }
 
     # --- what the edge tells ---
 
@@ -155,7 +99,7 @@ class Partition:
         """Decides one input record. False when it had been decided before."""
         if record.offset <= self.state.applied.get(topic, -1):
             return False
-        self._takers[topic](topic, partition, record)
+        self._intake.take(topic, partition, record)
         self.state.applied[topic] = record.offset
         return True
 
@@ -166,8 +110,8 @@ class Partition:
         self.state.define(definition)
         for key in list(self.schedule.unknown.pop(definition.type, {})):
             job = self.state.jobs.get(key)
-            if job is not None and _waits_for_type(job):
-                self._decide(key, job, Resolve(definition))
+            if job is not None and waits_for_type(job):
+                self._desk.decide(key, job, Resolve(definition))
 
     def tick(self) -> None:
         """Timers, rescues, forgetting, then dispatch: what time alone brings."""
@@ -191,14 +135,14 @@ class Partition:
 
     def seal(self) -> list[OutRecord]:
         """The records of the group's one transaction; empty when nothing changed."""
-        if not self.state.has_changes and not self._outbox.records:
+        if not self.state.has_changes and not self._desk.outbox.records:
             return []
         for queue, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))
-            self._outbox.pack_ready(
+            self._desk.outbox.pack_ready(
                 queue, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
             )
-        records = self._outbox.records
+        records = self._desk.outbox.records
         state_topic = self._topics.state
         for key, value in self.state.changed_rows():
             records.append((state_topic, self.number, key, value, None))
@@ -207,268 +151,13 @@ class Partition:
     def settle(self) -> None:
         """The transaction is committed."""
         self.state.settle()
-        self._outbox.clear()
+        self._desk.outbox.clear()
 
     def undo(self) -> None:
         """The transaction was aborted: state and indices are as before the group."""
         self.state.undo()
-        self._outbox.clear()
+        self._desk.outbox.clear()
         self.schedule.rebuild(self.state.jobs.values())
-
-    # --- inputs ---
-
-    def _take_request(self, topic: str, partition: int, record: InRecord) -> None:
-        origin: Cause = (topic, partition, record.offset)
-        self._request(record, record.headers, origin, may_forward=True)
-
-    def _take_internal(self, topic: str, partition: int, record: InRecord) -> None:
-        here: Cause = (topic, partition, record.offset)
-        kept = [
-            header for header in record.headers
-            if header[0] not in (ORIGIN_HEADER, ORIGIN_KIND_HEADER)
-        ]
-        found = dict(record.headers)
-        origin = _parse_origin(found.get(ORIGIN_HEADER))
-        if origin is None:
-            refusal = Refusal(
-                ErrorCode.BROKEN_FORWARD,
-                f"a record on {topic} without a usable {ORIGIN_HEADER} header; only ledgers "
-                "write there: send requests to the requests topic",
-            )
-            self._bury(record, record.headers, here, "request", refusal)
-        elif found.get(ORIGIN_KIND_HEADER) == b"command":
-            self._command(record, kept, origin, may_forward=False)
-        else:
-            self._request(record, kept, origin, may_forward=False)
-
-    def _take_command(self, topic: str, partition: int, record: InRecord) -> None:
-        origin: Cause = (topic, partition, record.offset)
-        self._command(record, record.headers, origin, may_forward=True)
-
-    def _request(
-        self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
-    ) -> None:
-        decoded = decode_request(record.value, headers)
-        user_id = decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
-        if user_id is not None and may_forward:
-            home = self._homes.of(user_id)
-            if home != self.number:
-                self._outbox.forward(
-                    partition=home, user_id=user_id, value=record.value, headers=headers,
-                    kind="request", origin=_origin_text(origin),
-                )
-                return
-        if isinstance(decoded, Refusal):
-            self._bury(record, headers, origin, "request", decoded)
-            if user_id is not None:
-                job_id = decoded.job_id or derived_job_id(origin)
-                self._refuse(decoded, user_id, job_id, origin)
-            return
-        self._submit(decoded, decoded.request.job_id or derived_job_id(origin), origin)
-
-    def _submit(self, decoded: Decoded, job_id: str, origin: Cause) -> None:
-        key = (decoded.request.user_id, job_id)
-        job = self.state.jobs.get(key)
-        if job is None:
-            ended = self.state.ended(key)
-            if ended is not None:
-                rejected = repeat_of_finished(ended.fingerprint, decoded.fingerprint)
-                self._audit(key, decoded.request.type, ended.state, rejected, origin)
-                return
-        self._decide(key, job, Submit(decoded, job_id, origin))
-
-    def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
-        key = (user_id, job_id)
-        ended = self.state.ended(key)
-        if ended is not None:
-            rejected = Rejected(Reason.OTHER_BODY, EventKind.CONFLICT_IGNORED)
-            self._audit(key, refusal.type or "", ended.state, rejected, origin)
-            return
-        command = Refuse(refusal, user_id, job_id, origin)
-        self._decide(key, self.state.jobs.get(key), command)
-
-    def _command(
-        self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
-    ) -> None:
-        command = decode_command(record.value)
-        if isinstance(command, Refusal):
-            self._bury(record, headers, origin, "command", command)
-            return
-        home = self._homes.of(command.user_id)
-        if home != self.number and may_forward:
-            self._outbox.forward(
-                partition=home, user_id=command.user_id, value=record.value, headers=headers,
-                kind="command", origin=_origin_text(origin),
-            )
-            return
-        key = (command.user_id, command.job_id)
-        job = self.state.jobs.get(key)
-        if job is None and self.state.ended(key) is None:
-            refusal = Refusal(
-                ErrorCode.UNKNOWN_JOB,
-                f"user {command.user_id!r} has no job {command.job_id!r} here, or it ended long "
-                "ago; look up user_id and job_id in the jobs table",
-                field="job_id", user_id=command.user_id, job_id=command.job_id,
-            )
-            self._bury(record, headers, origin, "command", refusal)
-            return
-        made = Cancel if command.command == "cancel" else Redrive
-        if self._decide(key, job, made(command.actor, command.reason, origin)):
-            self._resolve_known(key)
-
-    def _resolve_known(self, key: JobKey) -> None:
-        """A redriven job may have waited in vain for a type that is known by now."""
-        job = self.state.jobs.get(key)
-        if job is not None and _waits_for_type(job):
-            definition = self.state.definition(job.spec.type)
-            if definition is not None:
-                self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
-                self._decide(key, job, Resolve(definition))
-
-    def _take_outcomes(self, topic: str, partition: int, record: InRecord) -> None:
-        origin: Cause = (topic, partition, record.offset)
-        pack = _read_pack(record.value)
-        if isinstance(pack, Refusal):
-            self._bury(record, record.headers, origin, "outcome", pack)
-            return
-        worker = (pack["worker_id"], pack["incarnation"])
-        for outcome in pack["outcomes"]:
-            if _is_outcome(outcome):
-                self._outcome(outcome, worker, record, origin)
-        if not all(map(_is_outcome, pack["outcomes"])):
-            refusal = Refusal(
-                ErrorCode.INVALID_FIELD,
-                "an outcome lacks kind, user_id, job_id or epoch, or has one of another type; the "
-                "others of its record were taken",
-                field="outcomes",
-            )
-            self._bury(record, record.headers, origin, "outcome", refusal)
-
-    def _outcome(
-        self, outcome: dict[str, Any], worker: tuple[str, int], record: InRecord, origin: Cause
-    ) -> None:
-        key = (outcome["user_id"], outcome["job_id"])
-        job = self.state.jobs.get(key)
-        if not self._decide(key, job, Report(outcome, worker, origin)) or job is None:
-            return
-        window = self.schedule.window(job.spec.queue)
-        kind = outcome["kind"]
-        if kind == "returned":
-            if outcome.get("reason") == Reason.NO_FREE_SLOT:
-                window.note_returned(self.state.clock_ms)
-        elif kind not in ("started", "progressed") and job.state is State.DISPATCHED:
-            started_at = outcome.get("started_at") or 0
-            window.note_outcome(started_at - (job.dispatched_at or 0), self.state.clock_ms)
-        children = outcome.get("children")
-        if children:
-            self._bear(children, job, record, origin)
-
-    def _bear(
-        self, children: list[Any], parent: Job, record: InRecord, origin: Cause
-    ) -> None:
-        """The requests of a handler are born in the transaction that ends its attempt."""
-        spec = parent.spec
-        headers: list[tuple[str, bytes | None]] = []
-        if spec.traceparent is not None:
-            headers.append(("traceparent", spec.traceparent.encode()))
-        for index, child in enumerate(children):
-            if isinstance(child, dict):
-                for name, value in (
-                    ("parent_job_id", spec.job_id), ("user_id", spec.user_id),
-                    ("job_id", f"{spec.job_id}.{parent.run}.{index}"[-ID_LENGTH_MAX:]),
-                ):
-                    if child.get(name) is None:
-                        child[name] = value
-            try:
-                text = orjson.dumps(child)
-            except TypeError as error:
-                refusal = Refusal(ErrorCode.TOO_DEEP, f"child {index}: {error}; flatten it")
-                self._bury(record, record.headers, origin, "outcome", refusal)
-                continue
-            born = _Born(origin[2], spec.user_id.encode(), text, headers, record.timestamp)
-            self._request(born, headers, origin, may_forward=True)
-
-    def _bury(
-        self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal
-    ) -> None:
-        self._outbox.dead_record(
-            topic=origin[0], partition=origin[1], offset=origin[2], timestamp=record.timestamp,
-            key=record.key, value=record.value, headers=headers, stage=stage, refusal=refusal,
-        )
-
-    # --- decisions and what they cause ---
-
-    def _decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
-        """Asks the core, keeps what changed, and writes what it leads to."""
-        decision = decide(job, command, self.state.clock_ms, self.state)
-        if isinstance(decision, Rejected):
-            self._record_rejection(key, job, command, decision)
-            return False
-        after = decision.job
-        self.state.put(job, after)
-        outbox = self._outbox
-        for event in decision.events:
-            outbox.event(event)
-            for effect in react(event):
-                self._cause(effect, after, event)
-        self.schedule.place(job, after)
-        return True
-
-    def _cause(self, effect: Effect, job: Job, event: Event) -> None:
-        match effect:
-            case Effect.DISPATCH:
-                self._outbox.dispatch(job)
-            case Effect.COMPLETE:
-                self._outbox.completed(job, event)
-            case Effect.DEAD_LETTER:
-                if job.is_dead_letter:
-                    self._outbox.dead_job(job, event)
-            case Effect.ANNOUNCE_RETRY:
-                self._outbox.retry(job, event)
-            case Effect.TELL_WORKER:
-                self._outbox.cancel_word(job)
-            case Effect.MAKE_READY | Effect.SET_TIMER:
-                pass  # `schedule.place` does it, once, from the job's last state
-
-    def _record_rejection(
-        self, key: JobKey, job: Job | None, command: CoreCommand, rejected: Rejected
-    ) -> None:
-        if rejected.audit is None:
-            return
-        origin = getattr(command, "cause", None)
-        type_name = job.spec.type if job is not None else ""
-        state = job.state if job is not None else None
-        if state is None:
-            ended = self.state.ended(key)
-            if ended is None:
-                return  # nobody knows the job: there is no story to add to
-            state = ended.state
-            rejected = Rejected(Reason.ALREADY_ENDED, rejected.audit)
-        self._audit(key, type_name, state, rejected, origin, job)
-
-    def _audit(
-        self,
-        key: JobKey,
-        type_name: str,
-        state: State,
-        rejected: Rejected,
-        origin: Cause | None,
-        job: Job | None = None,
-    ) -> None:
-        if rejected.audit is None:
-            return
-        spec = job.spec if job is not None else None
-        self._outbox.event(
-            Event(
-                rejected.audit, key[0], key[1], type_name,
-                spec.queue if spec is not None else "",
-                spec.priority if spec is not None else "medium",
-                spec.requested_at if spec is not None else 0,
-                job.run if job is not None else 0, None,
-                job.attempt if job is not None else 0, job.epoch if job is not None else 0,
-                self.state.clock_ms, state, state, reason=rejected.reason, cause=origin,
-            )
-        )
 
     # --- time ---
 
@@ -486,10 +175,10 @@ class Partition:
                 self.schedule.make_ready(job)
         elif kind is TimerKind.EXPIRES:
             if job.epoch == 0 and job.state not in IN_FLIGHT_STATES:
-                self._decide(name, job, Expire())
-        elif _waits_for_type(job) and (job.due_at or 0) <= now_ms:
+                self._desk.decide(name, job, Expire())
+        elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
             self.schedule.unknown.get(job.spec.type, {}).pop(name, None)
-            self._decide(name, job, Resolve(self.state.definition(job.spec.type)))
+            self._desk.decide(name, job, Resolve(self.state.definition(job.spec.type)))
 
     def _open_gate(self, name: tuple[str, str]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
@@ -525,7 +214,7 @@ class Partition:
                 if job is not None:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
-                        self._decide(key, job, Rescue(reason))
+                        self._desk.decide(key, job, Rescue(reason))
 
     def _reason_to_rescue(self, job: Job, now_ms: int, *, has_workers: bool) -> Reason | None:
         since = max(job.dispatched_at or 0, self._leases_run_from)
@@ -553,7 +242,7 @@ class Partition:
                 continue
             if self._is_held_back(key, job, now_ms):
                 continue
-            self._decide(key, job, _DISPATCH)
+            self._desk.decide(key, job, _DISPATCH)
             room -= 1
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:
@@ -567,32 +256,8 @@ class Partition:
         if not comes_later and limits.delayed_until(definition.limits, used, now_ms) <= now_ms:
             return False
         due_at = limits.estimated_due(definition.limits, used, now_ms, ahead=len(gate))
-        self._decide(key, job, Defer(due_at))
+        self._desk.decide(key, job, Defer(due_at))
         return True
-
-
-def derived_job_id(origin: Cause) -> str:
-    """The id of a job that was asked for without one: the same for each reading of the record."""
-    return f"{origin[0]}-{origin[1]}-{origin[2]}"
-
-
-def _origin_text(origin: Cause) -> str:
-    return f"{origin[0]}/{origin[1]}/{origin[2]}"
-
-
-def _parse_origin(value: bytes | None) -> Cause | None:
-    if value is None:
-        return None
-    parts = value.decode("utf-8", "replace").rsplit("/", 2)
-    if len(parts) != 3 or _TOPIC.fullmatch(parts[0]) is None:
-        return None
-    if not all(_NUMBER.fullmatch(part) for part in parts[1:]):
-        return None
-    return parts[0], int(parts[1]), int(parts[2])
-
-
-def _waits_for_type(job: Job) -> bool:
-    return job.state is State.SCHEDULED and job.reason == Reason.UNKNOWN_TYPE
 
 
 def _may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
@@ -606,48 +271,3 @@ def _may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
         # A job from a gate has only an estimate in due_at; the limit itself is asked again.
         return job.reason == Reason.RATE_LIMITED or (job.due_at or 0) <= now_ms
     return False
-
-
-def _read_pack(value: bytes | None) -> dict[str, Any] | Refusal:
-    """An outcome pack, checked as far as the engine relies on it."""
-    try:
-        pack = orjson.loads(value or b"")
-    except ValueError as error:
-        return Refusal(ErrorCode.UNDECODABLE, f"not an outcome pack: {error}")
-    if not isinstance(pack, dict) or not isinstance(pack.get("outcomes"), list):
-        return Refusal(
-            ErrorCode.NOT_AN_OBJECT, "not an outcome pack; only workers write to this topic"
-        )
-    if pack.get("schema_version") != 1:
-        return Refusal(
-            ErrorCode.UNKNOWN_VERSION,
-            f"outcome pack of version {pack.get('schema_version')!r}; this ledger reads version 1: "
-            "upgrade the ledger before its workers",
-            field="schema_version",
-        )
-    worker_id = pack.get("worker_id")
-    has_worker = isinstance(worker_id, str) and len(worker_id) <= ID_LENGTH_MAX
-    if not has_worker or type(pack.get("incarnation")) is not int:
-        return Refusal(
-            ErrorCode.MISSING_FIELD,
-            f"an outcome pack needs worker_id, at most {ID_LENGTH_MAX} characters, and incarnation",
-            field="worker_id",
-        )
-    return pack
-
-
-def _is_outcome(outcome: object) -> bool:
-    if not isinstance(outcome, dict):
-        return False
-    kind = outcome.get("kind")
-    if type(kind) is not str or kind not in OUTCOME_KINDS:
-        return False
-    if type(outcome.get("user_id")) is not str or type(outcome.get("job_id")) is not str:
-        return False
-    if type(outcome.get("epoch")) is not int:
-        return False
-    for name in ("started_at", "finished_at", "retry_after_ms"):
-        if not isinstance(outcome.get(name), int | None):
-            return False
-    children = outcome.get("children")
-    return isinstance(outcome.get("error"), dict | None) and isinstance(children, list | None)

@@ -1,0 +1,112 @@
+"""Where one decision is made, kept and written: the only caller of the core.
+
+Owns the way from a command to the changed state, the records and the indices. Refuses to know where
+commands come from: records (`streams.intake`) and time (`streams.partition`) both bring them.
+"""
+
+from __future__ import annotations
+
+from schemas.events import Event
+from schemas.topics import Topics
+from schemas.words import Reason, State
+from streams import lifecycle
+from streams.commands import Cause, CoreCommand, Resolve
+from streams.job import Job, JobKey
+from streams.lifecycle import Effect, Rejected
+from streams.outbox import Outbox
+from streams.schedule import Schedule
+from streams.state import PartitionState
+
+
+class Desk:
+    """State, indices and outbox of one partition, and the step that keeps them together."""
+
+    def __init__(self, number: int, topics: Topics, state: PartitionState) -> None:
+        self.state = state
+        self.schedule = Schedule()
+        self.outbox = Outbox(topics, number)
+
+    def decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
+        """Asks the core, keeps what changed, and writes what it leads to."""
+        decision = lifecycle.decide(job, command, self.state.clock_ms, self.state)
+        if isinstance(decision, Rejected):
+            self._record_rejection(key, job, command, decision)
+            return False
+        after = decision.job
+        self.state.put(job, after)
+        outbox = self.outbox
+        for event in decision.events:
+            outbox.event(event)
+            for effect in lifecycle.react(event):
+                self._cause(effect, after, event)
+        self.schedule.place(job, after)
+        return True
+
+    def _cause(self, effect: Effect, job: Job, event: Event) -> None:
+        match effect:
+            case Effect.DISPATCH:
+                self.outbox.dispatch(job)
+            case Effect.COMPLETE:
+                self.outbox.completed(job, event)
+            case Effect.DEAD_LETTER:
+                if job.is_dead_letter:
+                    self.outbox.dead_job(job, event)
+            case Effect.ANNOUNCE_RETRY:
+                self.outbox.retry(job, event)
+            case Effect.TELL_WORKER:
+                self.outbox.cancel_word(job)
+            case Effect.MAKE_READY | Effect.SET_TIMER:
+                pass  # `schedule.place` does it, once, from the job's last state
+
+    def _record_rejection(
+        self, key: JobKey, job: Job | None, command: CoreCommand, rejected: Rejected
+    ) -> None:
+        if rejected.audit is None:
+            return
+        origin = getattr(command, "cause", None)
+        type_name = job.spec.type if job is not None else ""
+        state = job.state if job is not None else None
+        if state is None:
+            ended = self.state.ended(key)
+            if ended is None:
+                return  # nobody knows the job: there is no story to add to
+            state = ended.state
+            rejected = Rejected(Reason.ALREADY_ENDED, rejected.audit)
+        self.audit(key, type_name, state, rejected, origin, job)
+
+    def audit(
+        self,
+        key: JobKey,
+        type_name: str,
+        state: State,
+        rejected: Rejected,
+        origin: Cause | None,
+        job: Job | None = None,
+    ) -> None:
+        if rejected.audit is None:
+            return
+        spec = job.spec if job is not None else None
+        self.outbox.event(
+            Event(
+                rejected.audit, key[0], key[1], type_name,
+                spec.queue if spec is not None else "",
+                spec.priority if spec is not None else "medium",
+                spec.requested_at if spec is not None else 0,
+                job.run if job is not None else 0, None,
+                job.attempt if job is not None else 0, job.epoch if job is not None else 0,
+                self.state.clock_ms, state, state, reason=rejected.reason, cause=origin,
+            )
+        )
+
+    def resolve_known(self, key: JobKey) -> None:
+        """A redriven job may have waited in vain for a type that is known by now."""
+        job = self.state.jobs.get(key)
+        if job is not None and waits_for_type(job):
+            definition = self.state.definition(job.spec.type)
+            if definition is not None:
+                self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
+                self.decide(key, job, Resolve(definition))
+
+
+def waits_for_type(job: Job) -> bool:
+    return job.state is State.SCHEDULED and job.reason == Reason.UNKNOWN_TYPE

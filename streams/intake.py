@@ -1,0 +1,324 @@
+"""From input records to commands: decode, check where it belongs, forward, bury or ask.
+
+Owns the reading of the ledger's four inputs. Refuses to know timers, dispatch and transactions. No
+record may stop a partition: whatever arrives ends as a decision, a forward or a dead letter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+
+from schemas.codec import (
+    Decoded,
+    Headers,
+    Refusal,
+    decode_command,
+    decode_request,
+)
+from schemas.requests import ID_LENGTH_MAX
+from schemas.topics import Topics
+from schemas.words import ErrorCode, EventKind, Reason, State
+from streams.commands import (
+    Cancel,
+    Cause,
+    Redrive,
+    Refuse,
+    Report,
+    Submit,
+)
+from streams.desk import Desk
+from streams.homes import Homes
+from streams.job import Job
+from streams.lifecycle import Rejected, repeat_of_finished
+from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER
+
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
+
+OUTCOME_KINDS: Final = frozenset(
+    {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
+)
+
+
+class InRecord(Protocol):
+    """A record as it was read; `timestamp` in epoch ms."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    @property
+    def timestamp(self) -> int: ...
+
+
+class _Born(NamedTuple):
+    """The request of a handler, as if it had come as a record."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    timestamp: int
+
+
+class Intake:
+    """Takes records into one partition."""
+
+    def __init__(self, number: int, topics: Topics, desk: Desk, homes: Homes) -> None:
+        self._number = number
+        self._desk = desk
+        self._state = desk.state
+        self._homes = homes
+        self._takers = {
+            topics.requested: self._take_request,
+            topics.internal: self._take_internal,
+            topics.commands: self._take_command,
+            topics.outcomes: self._take_outcomes,
+        }
+
+    def take(self, topic: str, partition: int, record: InRecord) -> None:
+        """Decides one record, whatever it holds."""
+        self._takers[topic](topic, partition, record)
+
+    def _take_request(self, topic: str, partition: int, record: InRecord) -> None:
+        origin: Cause = (topic, partition, record.offset)
+        self._request(record, record.headers, origin, may_forward=True)
+
+    def _take_internal(self, topic: str, partition: int, record: InRecord) -> None:
+        here: Cause = (topic, partition, record.offset)
+        kept = [
+            header for header in record.headers
+            if header[0] not in (ORIGIN_HEADER, ORIGIN_KIND_HEADER)
+        ]
+        found = dict(record.headers)
+        origin = _parse_origin(found.get(ORIGIN_HEADER))
+        if origin is None:
+            refusal = Refusal(
+                ErrorCode.BROKEN_FORWARD,
+                f"a record on {topic} without a usable {ORIGIN_HEADER} header; only ledgers "
+                "write there: send requests to the requests topic",
+            )
+            self._bury(record, record.headers, here, "request", refusal)
+        elif found.get(ORIGIN_KIND_HEADER) == b"command":
+            self._command(record, kept, origin, may_forward=False)
+        else:
+            self._request(record, kept, origin, may_forward=False)
+
+    def _take_command(self, topic: str, partition: int, record: InRecord) -> None:
+        origin: Cause = (topic, partition, record.offset)
+        self._command(record, record.headers, origin, may_forward=True)
+
+    def _request(
+        self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
+    ) -> None:
+        decoded = decode_request(record.value, headers)
+        user_id = decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
+        if user_id is not None and may_forward:
+            home = self._homes.of(user_id)
+            if home != self._number:
+                self._desk.outbox.forward(
+                    partition=home, user_id=user_id, value=record.value, headers=headers,
+                    kind="request", origin=_origin_text(origin),
+                )
+                return
+        if isinstance(decoded, Refusal):
+            self._bury(record, headers, origin, "request", decoded)
+            if user_id is not None:
+                job_id = decoded.job_id or derived_job_id(origin)
+                self._refuse(decoded, user_id, job_id, origin)
+            return
+        self._submit(decoded, decoded.request.job_id or derived_job_id(origin), origin)
+
+    def _submit(self, decoded: Decoded, job_id: str, origin: Cause) -> None:
+        key = (decoded.request.user_id, job_id)
+        job = self._state.jobs.get(key)
+        if job is None:
+            ended = self._state.ended(key)
+            if ended is not None:
+                rejected = repeat_of_finished(ended.fingerprint, decoded.fingerprint)
+                self._desk.audit(key, decoded.request.type, ended.state, rejected, origin)
+                return
+        self._desk.decide(key, job, Submit(decoded, job_id, origin))
+
+    def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
+        key = (user_id, job_id)
+        ended = self._state.ended(key)
+        if ended is not None:
+            rejected = Rejected(Reason.OTHER_BODY, EventKind.CONFLICT_IGNORED)
+            self._desk.audit(key, refusal.type or "", ended.state, rejected, origin)
+            return
+        command = Refuse(refusal, user_id, job_id, origin)
+        self._desk.decide(key, self._state.jobs.get(key), command)
+
+    def _command(
+        self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
+    ) -> None:
+        command = decode_command(record.value)
+        if isinstance(command, Refusal):
+            self._bury(record, headers, origin, "command", command)
+            return
+        home = self._homes.of(command.user_id)
+        if home != self._number and may_forward:
+            self._desk.outbox.forward(
+                partition=home, user_id=command.user_id, value=record.value, headers=headers,
+                kind="command", origin=_origin_text(origin),
+            )
+            return
+        key = (command.user_id, command.job_id)
+        job = self._state.jobs.get(key)
+        if job is None and self._state.ended(key) is None:
+            refusal = Refusal(
+                ErrorCode.UNKNOWN_JOB,
+                f"user {command.user_id!r} has no job {command.job_id!r} here, or it ended long "
+                "ago; look up user_id and job_id in the jobs table",
+                field="job_id", user_id=command.user_id, job_id=command.job_id,
+            )
+            self._bury(record, headers, origin, "command", refusal)
+            return
+        made = Cancel if command.command == "cancel" else Redrive
+        if self._desk.decide(key, job, made(command.actor, command.reason, origin)):
+            self._desk.resolve_known(key)
+
+    def _take_outcomes(self, topic: str, partition: int, record: InRecord) -> None:
+        origin: Cause = (topic, partition, record.offset)
+        pack = _read_pack(record.value)
+        if isinstance(pack, Refusal):
+            self._bury(record, record.headers, origin, "outcome", pack)
+            return
+        worker = (pack["worker_id"], pack["incarnation"])
+        for outcome in pack["outcomes"]:
+            if _is_outcome(outcome):
+                self._outcome(outcome, worker, record, origin)
+        if not all(map(_is_outcome, pack["outcomes"])):
+            refusal = Refusal(
+                ErrorCode.INVALID_FIELD,
+                "an outcome lacks kind, user_id, job_id or epoch, or has one of another type; the "
+                "others of its record were taken",
+                field="outcomes",
+            )
+            self._bury(record, record.headers, origin, "outcome", refusal)
+
+    def _outcome(
+        self, outcome: dict[str, Any], worker: tuple[str, int], record: InRecord, origin: Cause
+    ) -> None:
+        key = (outcome["user_id"], outcome["job_id"])
+        job = self._state.jobs.get(key)
+        if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
+            return
+        window = self._desk.schedule.window(job.spec.queue)
+        kind = outcome["kind"]
+        if kind == "returned":
+            if outcome.get("reason") == Reason.NO_FREE_SLOT:
+                window.note_returned(self._state.clock_ms)
+        elif kind not in ("started", "progressed") and job.state is State.DISPATCHED:
+            started_at = outcome.get("started_at") or 0
+            window.note_outcome(started_at - (job.dispatched_at or 0), self._state.clock_ms)
+        children = outcome.get("children")
+        if children:
+            self._bear(children, job, record, origin)
+
+    def _bear(
+        self, children: list[Any], parent: Job, record: InRecord, origin: Cause
+    ) -> None:
+        """The requests of a handler are born in the transaction that ends its attempt."""
+        spec = parent.spec
+        headers: list[tuple[str, bytes | None]] = []
+        if spec.traceparent is not None:
+            headers.append(("traceparent", spec.traceparent.encode()))
+        for index, child in enumerate(children):
+            if isinstance(child, dict):
+                for name, value in (
+                    ("parent_job_id", spec.job_id), ("user_id", spec.user_id),
+                    ("job_id", f"{spec.job_id}.{parent.run}.{index}"[-ID_LENGTH_MAX:]),
+                ):
+                    if child.get(name) is None:
+                        child[name] = value
+            try:
+                text = orjson.dumps(child)
+            except TypeError as error:
+                refusal = Refusal(ErrorCode.TOO_DEEP, f"child {index}: {error}; flatten it")
+                self._bury(record, record.headers, origin, "outcome", refusal)
+                continue
+            born = _Born(origin[2], spec.user_id.encode(), text, headers, record.timestamp)
+            self._request(born, headers, origin, may_forward=True)
+
+    def _bury(
+        self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal
+    ) -> None:
+        self._desk.outbox.dead_record(
+            topic=origin[0], partition=origin[1], offset=origin[2], timestamp=record.timestamp,
+            key=record.key, value=record.value, headers=headers, stage=stage, refusal=refusal,
+        )
+
+
+def derived_job_id(origin: Cause) -> str:
+    """The id of a job that was asked for without one: the same for each reading of the record."""
+    return f"{origin[0]}-{origin[1]}-{origin[2]}"
+
+
+def _origin_text(origin: Cause) -> str:
+    return f"{origin[0]}/{origin[1]}/{origin[2]}"
+
+
+def _parse_origin(value: bytes | None) -> Cause | None:
+    if value is None:
+        return None
+    parts = value.decode("utf-8", "replace").rsplit("/", 2)
+    if len(parts) != 3 or _TOPIC.fullmatch(parts[0]) is None:
+        return None
+    if not all(_NUMBER.fullmatch(part) for part in parts[1:]):
+        return None
+    return parts[0], int(parts[1]), int(parts[2])
+
+
+def _read_pack(value: bytes | None) -> dict[str, Any] | Refusal:
+    """An outcome pack, checked as far as the engine relies on it."""
+    try:
+        pack = orjson.loads(value or b"")
+    except ValueError as error:
+        return Refusal(ErrorCode.UNDECODABLE, f"not an outcome pack: {error}")
+    if not isinstance(pack, dict) or not isinstance(pack.get("outcomes"), list):
+        return Refusal(
+            ErrorCode.NOT_AN_OBJECT, "not an outcome pack; only workers write to this topic"
+        )
+    if pack.get("schema_version") != 1:
+        return Refusal(
+            ErrorCode.UNKNOWN_VERSION,
+            f"outcome pack of version {pack.get('schema_version')!r}; this ledger reads version 1: "
+            "upgrade the ledger before its workers",
+            field="schema_version",
+        )
+    worker_id = pack.get("worker_id")
+    has_worker = isinstance(worker_id, str) and len(worker_id) <= ID_LENGTH_MAX
+    if not has_worker or type(pack.get("incarnation")) is not int:
+        return Refusal(
+            ErrorCode.MISSING_FIELD,
+            f"an outcome pack needs worker_id, at most {ID_LENGTH_MAX} characters, and incarnation",
+            field="worker_id",
+        )
+    return pack
+
+
+def _is_outcome(outcome: object) -> bool:
+    if not isinstance(outcome, dict):
+        return False
+    kind = outcome.get("kind")
+    if type(kind) is not str or kind not in OUTCOME_KINDS:
+        return False
+    if type(outcome.get("user_id")) is not str or type(outcome.get("job_id")) is not str:
+        return False
+    if type(outcome.get("epoch")) is not int:
+        return False
+    for name in ("started_at", "finished_at", "retry_after_ms"):
+        if not isinstance(outcome.get(name), int | None):
+            return False
+    children = outcome.get("children")
+    return isinstance(outcome.get("error"), dict | None) and isinstance(children, list | None)
