@@ -20,6 +20,7 @@ from tidemill import NonRetryable, RateLimit, Skip, job
 
 HISTORY_MESSAGES: Final = 8  # the latest messages of a user that a profile looks at
 PROFILES_PER_HOUR: Final = 15  # of one user; the rest is skipped, the next profile covers it
+LEXICON_LANGUAGE: Final = "english"
 
 # A word: letters of any script, with apostrophes inside.
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -53,7 +54,11 @@ def profile(payload: ProfileRequest) -> dict[str, Any]:
         raise Skip(reason="blank_message")
     if not _WORD.search(latest):
         raise NonRetryable(code="NO_WORDS", message=f"no word in {latest[:40]!r}")
-    return {"language": payload.language, **features(payload.messages), **mood(payload.messages)}
+    return {
+        "language": payload.language,
+        **features(payload.messages),
+        **mood(payload.messages, payload.language),
+    }
 
 
 def features(messages: list[str]) -> dict[str, Any]:
@@ -73,18 +78,17 @@ def features(messages: list[str]) -> dict[str, Any]:
     }
 
 
-def mood(messages: list[str]) -> dict[str, Any]:
+def mood(messages: list[str], language: str) -> dict[str, Any]:
     """VADER's compound score, -1 to 1, averaged over the messages that are not neutral.
 
-    The lexicon is English: elsewhere the coverage is near 0 and the sentiment mostly None.
+    `sentiment` is None when no message is, and in languages that the lexicon is not made for: a
+    Spanish "no" would count as an English one.
     """
-    analyzer = _analyzer()
-    words = [word.lower() for message in messages for word in _WORD.findall(message)]
-    known = sum(word in analyzer.lexicon for word in words)
-    scores = [analyzer.polarity_scores(message)["compound"] for message in messages]
+    if language != LEXICON_LANGUAGE:
+        return {"sentiment": None, "positive_messages": None, "negative_messages": None}
+    scores = [_analyzer().polarity_scores(message)["compound"] for message in messages]
     told = [score for score in scores if abs(score) >= NEUTRAL_COMPOUND_MAX]
     return {
-        "lexicon_coverage": round(known / len(words), 3),
         "sentiment": round(sum(told) / len(told), 4) if told else None,
         "positive_messages": sum(score >= NEUTRAL_COMPOUND_MAX for score in scores),
         "negative_messages": sum(score <= -NEUTRAL_COMPOUND_MAX for score in scores),
