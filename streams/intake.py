@@ -30,10 +30,11 @@ from streams.commands import (
     Report,
     Submit,
 )
+from streams.decision import Rejected
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
-from streams.lifecycle import Rejected, repeat_of_finished
+from streams.lifecycle import repeat_of_finished
 from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name

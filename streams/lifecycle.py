@@ -33,6 +33,7 @@ from streams.commands import (
     Resolve,
     Submit,
 )
+from streams.decision import Accepted, Decision, Rejected
 from streams.job import Job, Spec
 
 _S, _E = State, EventKind
@@ -96,29 +97,6 @@ class InvalidTransition(Exception):
                 f"sequence={job.sequence} run={job.run} attempt={job.attempt} epoch={job.epoch}"
             )
         super().__init__(f"event {kind} is not legal here: {story}")
-
-
-class Accepted:
-    """The events that the command causes, in order, and the job after them."""
-
-    __slots__ = ("events", "job")
-
-    def __init__(self, events: list[Event], job: Job) -> None:
-        self.events = events
-        self.job = job
-
-
-class Rejected:
-    """The command changes nothing. `audit` is how it is recorded, None when it is not."""
-
-    __slots__ = ("audit", "reason")
-
-    def __init__(self, reason: Reason, audit: EventKind | None) -> None:
-        self.reason = reason
-        self.audit = audit
-
-
-Decision = Accepted | Rejected
 
 
 class Effect(StrEnum):
