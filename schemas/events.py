@@ -161,6 +161,7 @@ class Event:
         "epoch",
         "error",
         "incarnation",
+        "index",
         "job_id",
         "kind",
         "occurred_at",
@@ -207,6 +208,7 @@ class Event:
         cause: tuple[str, int, int] | None = None,
         data: dict[str, Any] | None = None,
         spec: Any = None,
+        index: int = 0,
     ) -> None:
         self.kind = kind
         self.user_id = user_id
@@ -231,6 +233,7 @@ class Event:
         self.run_ms = run_ms
         self.cause = cause
         self.data = data
+        self.index = index  # of an audit event: how many its input led to, this one included
         # What `data` says, as the engine holds it (`streams.job.Spec`); never written.
         self.spec = spec
 
@@ -329,7 +332,7 @@ def _name_of(event: Event) -> str:
 
 def _audit_tail(event: Event) -> str:
     cause = event.cause or ("timer", 0, event.occurred_at)
-    return f"{event.kind}:{cause[0]}:{cause[1]}:{cause[2]}"
+    return f"{event.kind}:{cause[0]}:{cause[1]}:{cause[2]}:{event.index}"
 
 
 def completed_headers(

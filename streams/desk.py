@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from schemas.events import Event
 from schemas.topics import Topics
+from schemas.wire import Definition
 from schemas.words import Reason, State
 from streams import lifecycle
 from streams.commands import Cause, CoreCommand, Resolve
@@ -26,6 +27,7 @@ class Desk:
         self.state = state
         self.schedule = Schedule()
         self.outbox = Outbox(topics, number)
+        self.audits = 0  # audit events that the record at hand has led to
 
     def decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
         """Asks the core, keeps what changed, and writes what it leads to."""
@@ -87,6 +89,7 @@ class Desk:
         if rejected.audit is None:
             return
         spec = job.spec if job is not None else None
+        self.audits += 1
         self.outbox.event(
             Event(
                 rejected.audit, key[0], key[1], type_name,
@@ -96,8 +99,17 @@ class Desk:
                 job.run if job is not None else 0, None,
                 job.attempt if job is not None else 0, job.epoch if job is not None else 0,
                 self.state.clock_ms, state, state, reason=rejected.reason, cause=origin,
+                index=self.audits,
             )
         )
+
+    def resolve(self, key: JobKey, job: Job, definition: Definition | None) -> None:
+        """The wait for a type is over; what may start now comes before what is asked later."""
+        self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
+        self.decide(key, job, Resolve(definition))
+        after = self.state.jobs[key]
+        if after.state is State.SCHEDULED and (after.due_at or 0) <= self.state.clock_ms:
+            self.schedule.make_ready(after)
 
     def resolve_known(self, key: JobKey) -> None:
         """A redriven job may have waited in vain for a type that is known by now."""
@@ -105,8 +117,7 @@ class Desk:
         if job is not None and waits_for_type(job):
             definition = self.state.definition(job.spec.type)
             if definition is not None:
-                self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
-                self.decide(key, job, Resolve(definition))
+                self.resolve(key, job, definition)
 
 
 def waits_for_type(job: Job) -> bool:

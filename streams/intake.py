@@ -87,6 +87,7 @@ class Intake:
 
     def take(self, topic: str, partition: int, record: InRecord) -> None:
         """Decides one record, whatever it holds."""
+        self._desk.audits = 0
         self._takers[topic](topic, partition, record)
 
     def _take_request(self, topic: str, partition: int, record: InRecord) -> None:
@@ -126,15 +127,16 @@ class Intake:
             home = self._homes.of(user_id)
             if home != self._number:
                 self._desk.outbox.forward(
-                    partition=home, user_id=user_id, value=record.value, headers=headers,
+                    partition=home, key=record.key, value=record.value, headers=headers,
                     kind="request", origin=_origin_text(origin),
                 )
                 return
         if isinstance(decoded, Refusal):
+            if user_id is not None and decoded.job_id is None:
+                decoded.job_id = derived_job_id(origin)
             self._bury(record, headers, origin, "request", decoded)
-            if user_id is not None:
-                job_id = decoded.job_id or derived_job_id(origin)
-                self._refuse(decoded, user_id, job_id, origin)
+            if user_id is not None and decoded.job_id is not None:
+                self._refuse(decoded, user_id, decoded.job_id, origin)
             return
         self._submit(decoded, decoded.request.job_id or derived_job_id(origin), origin)
 
@@ -169,7 +171,7 @@ class Intake:
         home = self._homes.of(command.user_id)
         if home != self._number and may_forward:
             self._desk.outbox.forward(
-                partition=home, user_id=command.user_id, value=record.value, headers=headers,
+                partition=home, key=record.key, value=record.value, headers=headers,
                 kind="command", origin=_origin_text(origin),
             )
             return

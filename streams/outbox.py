@@ -152,7 +152,7 @@ class Outbox:
         self,
         *,
         partition: int,
-        user_id: str,
+        key: bytes | None,
         value: bytes | None,
         headers: Sequence[tuple[str, bytes | None]],
         kind: str,
@@ -163,7 +163,7 @@ class Outbox:
             (ORIGIN_HEADER, origin.encode()), (ORIGIN_KIND_HEADER, kind.encode())
         ]
         self.records.append(
-            (self._topics.internal, partition, user_id.encode(), value, [*headers, *ours])
+            (self._topics.internal, partition, key, value, [*headers, *ours])
         )
 
     def _append(

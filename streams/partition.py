@@ -19,7 +19,6 @@ from streams.commands import (
     Dispatch,
     Expire,
     Rescue,
-    Resolve,
 )
 from streams.desk import Desk, waits_for_type
 from streams.homes import Homes
@@ -108,10 +107,10 @@ class Partition:
         if self.state.definitions.get(definition.type) == definition:
             return
         self.state.define(definition)
-        for key in list(self.schedule.unknown.pop(definition.type, {})):
+        for key in list(self.schedule.unknown.get(definition.type, ())):
             job = self.state.jobs.get(key)
             if job is not None and waits_for_type(job):
-                self._desk.decide(key, job, Resolve(definition))
+                self._desk.resolve(key, job, definition)
 
     def tick(self) -> None:
         """Timers, rescues, forgetting, then dispatch: what time alone brings."""
@@ -177,8 +176,7 @@ class Partition:
             if job.epoch == 0 and job.state not in IN_FLIGHT_STATES:
                 self._desk.decide(name, job, Expire())
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
-            self.schedule.unknown.get(job.spec.type, {}).pop(name, None)
-            self._desk.decide(name, job, Resolve(self.state.definition(job.spec.type)))
+            self._desk.resolve(name, job, self.state.definition(job.spec.type))
 
     def _open_gate(self, name: tuple[str, str]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
