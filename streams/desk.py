@@ -107,9 +107,7 @@ class Desk:
         """The wait for a type is over; what may start now comes before what is asked later."""
         self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
         self.decide(key, job, Resolve(definition))
-        after = self.state.jobs[key]
-        if after.state is State.SCHEDULED and (after.due_at or 0) <= self.state.clock_ms:
-            self.schedule.make_ready(after)
+        self.schedule.ready_if_due(self.state.jobs[key], self.state.clock_ms)
 
     def resolve_known(self, key: JobKey) -> None:
         """A redriven job may have waited in vain for a type that is known by now."""

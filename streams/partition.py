@@ -73,7 +73,7 @@ class Partition:
     def restored(self, now_ms: int) -> None:
         """All rows are loaded. Every lease gets its full time from now on."""
         self.state.loaded()
-        self.schedule.rebuild(self.state.jobs.values())
+        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
         self._leases_run_from = now_ms
 
     def set_capacity(self, capacity: Mapping[str, QueueCapacity]) -> None:
@@ -156,7 +156,7 @@ class Partition:
         """The transaction was aborted: state and indices are as before the group."""
         self.state.undo()
         self._desk.outbox.clear()
-        self.schedule.rebuild(self.state.jobs.values())
+        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
 
     # --- time ---
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
 
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State
+from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State, direct
 from streams.job import Job, JobKey
 from streams.waiting import WaitingQueue
 from streams.window import Window
@@ -23,6 +23,7 @@ GateName = tuple[str, str]
 """(user_id, type): whose `delay` limit holds jobs back."""
 
 
+@direct
 class TimerKind(IntEnum):
     """What a timer is about."""
 
@@ -116,7 +117,14 @@ class Schedule:
             self.set_timer(due_at, TimerKind.GATE, name)
         gate.append(key)
 
-    def rebuild(self, jobs: Iterable[Job]) -> None:
+    def ready_if_due(self, job: Job, now_ms: int) -> None:
+        """A job whose instant has passed takes its place in line at once, not at the next tick:
+        what is asked for in between must not overtake it."""
+        waits_otherwise = job.reason in (Reason.UNKNOWN_TYPE, Reason.RATE_LIMITED)
+        if job.state is State.SCHEDULED and not waits_otherwise and (job.due_at or 0) <= now_ms:
+            self.make_ready(job)
+
+    def rebuild(self, jobs: Iterable[Job], now_ms: int) -> None:
         """Builds all indices anew; windows and slots stay, they come from heartbeats."""
         self.waiting = {}
         self.in_flight = {}
@@ -125,3 +133,4 @@ class Schedule:
         self._timers = []
         for job in sorted(jobs, key=lambda job: job.spec.number):
             self.place(None, job)
+            self.ready_if_due(job, now_ms)
