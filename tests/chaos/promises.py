@@ -198,6 +198,8 @@ class OrderFold:
             self.count += 1
             self.arrivals[trace.key] = self.count
             return
+        if step.kind == "redriven":  # a later run has no place in the line
+            self.arrivals.pop(trace.key, None)
         if step.kind != "dispatched" or step.epoch != 1 or trace.key not in self.arrivals:
             return
         arrival = self.arrivals.pop(trace.key)
