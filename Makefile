@@ -24,7 +24,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 QUICK_TIERS := tests/unit tests/property tests/tidy tests/conformance tests/simulation
 # Real Kafka, the real ClickHouse engine, a real browser.
 REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
-CODE := schemas streams agents tidemill systems tests benchmarks
+CODE := schemas streams agents tidemill systems tools tests benchmarks
 # What is there of a list of folders: a checkout may lack some of them.
 present = $(wildcard $(1))
 
@@ -69,7 +69,7 @@ lint: install-dev ## ruff: rules and format of imports
 types: install-dev ## mypy --strict over everything, tests too
 	@$(BIN)/mypy --strict $(addprefix -p ,$(call present,$(CODE)))
 unit: install-dev ## Tests without a broker: unit, property, tidy, conformance, simulation
-	@$(PYTEST) $(call present,$(QUICK_TIERS))
+	@$(PYTEST) -m "not real" $(call present,$(QUICK_TIERS))
 check: lint types unit ## lint, types, unit
 
 .PHONY: debian
@@ -86,7 +86,7 @@ test: lint types debian ## Everything that CI runs: check, real parts, short cha
 
 .PHONY: docs lock clean
 docs: install-dev ## Write the generated documents again
-	@$(PY) -m schemas.generate
+	@$(PY) -m tools.generate
 lock: install-dev ## Resolve the dependencies again, for all Pythons, with hashes
 	@$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --upgrade --all-extras --group install -o locks/run.txt --quiet

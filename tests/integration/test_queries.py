@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
@@ -197,3 +199,25 @@ def test_wrong_parameters_are_named(engine: Engine) -> None:
         queries.Window.last(0, NOW)
     with pytest.raises(ValueError, match="the header names"):
         queries.parse("x", "-- title: T\n-- meaning: M\n-- unit:\n-- params: a\nSELECT {b:UInt8}")
+
+
+def grafana_panels() -> list[tuple[str, dict[str, Any]]]:
+    folder = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards"
+    return [
+        (f"{path.stem}: {panel['title']}", panel)
+        for path in sorted(folder.glob("*.json"))
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]
+    ]
+
+
+@pytest.mark.parametrize(("name", "panel"), grafana_panels(), ids=lambda value: str(value)[:60])
+def test_every_query_of_grafana_runs(engine: Engine, name: str, panel: dict[str, Any]) -> None:
+    (target,) = panel["targets"]
+    rows = engine.query(expand(target["rawSql"], WINDOW), settings=queries.SETTINGS)
+    assert rows, name
+    if panel["type"] == "timeseries":
+        assert target["format"] == 0
+        assert "at" in rows[0]
+    if panel["type"] == "stat":
+        field = panel["options"]["reduceOptions"]["fields"].strip("/^$")
+        assert isinstance(rows[0][field], int | float)

@@ -1,0 +1,1 @@
+"""Tools of those who work on Tidemill; nothing here reaches a user's machine."""

@@ -1,0 +1,131 @@
+"""What each word means to a reader of the documents, and the way out of each error.
+
+Owns sentences. A test holds that no word of `schemas.words` lacks one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.words import ErrorCode, EventKind, Reason, State
+
+S, E, R, C = State, EventKind, Reason, ErrorCode
+
+STATE_MEANINGS: Final[dict[State, str]] = {
+    S.SCHEDULED: "Waits for an instant: `run_at`, a limit that delays, a definition of its type.",
+    S.PENDING: "May be dispatched as soon as a worker has a free slot.",
+    S.DISPATCHED: "Written to `jobs.ready.<queue>` for a worker.",
+    S.RUNNING: "A worker has it.",
+    S.RETRYING: "An attempt failed; the next one waits for its backoff.",
+    S.SUCCEEDED: "Ended: the handler returned.",
+    S.FAILED: "Ended: attempts exhausted, or an error that must not be retried. A dead letter.",
+    S.CANCELLED: "Ended by a command.",
+    S.SKIPPED: "Ended without being needed; `reason` says why.",
+    S.EXPIRED: "Ended: not dispatched before `expires_at`.",
+}
+
+EVENT_MEANINGS: Final[dict[EventKind, str]] = {
+    E.REQUESTED: "The request was accepted; `data` has payload and policy.",
+    E.SCHEDULED: "It goes on at `due_at`.",
+    E.DEFERRED: "It cannot go on yet; `reason` has the cause, `due_at` the instant.",
+    E.DISPATCHED: "An attempt was handed to the workers of its queue.",
+    E.ATTEMPT_STARTED: "A worker began. Only attempts longer than half a second tell this.",
+    E.PROGRESSED: "The handler told its progress, in `data`.",
+    E.ATTEMPT_SUCCEEDED: "The handler returned.",
+    E.ATTEMPT_FAILED: "The handler raised, timed out, or its process died; `error` says how.",
+    E.RETRY_SCHEDULED: "Another attempt begins at `due_at`.",
+    E.RETURNED: "The worker had no free slot or was stopping; no attempt is spent.",
+    E.RESCUED: "The worker was lost; no attempt is spent.",
+    E.CANCEL_REQUESTED: "Somebody wants it to stop; its worker is told.",
+    E.REDRIVEN: "A person or a policy runs it again, as a new `run`.",
+    E.SUCCEEDED: "The end: succeeded; `data` has the result.",
+    E.FAILED: "The end: failed.",
+    E.CANCELLED: "The end: cancelled.",
+    E.SKIPPED: "The end: skipped.",
+    E.EXPIRED: "The end: expired.",
+    E.DUPLICATE_IGNORED: "The same request came again.",
+    E.CONFLICT_IGNORED: "Another request came with the same `job_id`.",
+    E.OUTCOME_IGNORED: "An outcome came too late, or of a superseded attempt.",
+    E.COMMAND_REFUSED: "A command that the state does not allow; `reason` says why.",
+}
+
+REASON_MEANINGS: Final[dict[Reason, str]] = {
+    R.DUPLICATE: "Another live job has the same `unique_key`.",
+    R.RATE_LIMITED: "A limit of the handler was reached.",
+    R.RUN_AT: "It waits for its `run_at`.",
+    R.UNKNOWN_TYPE: "No worker has told of this type yet.",
+    R.SAME_BODY: "A repeat of the same request.",
+    R.OTHER_BODY: "The same `job_id` with another request.",
+    R.STALE_EPOCH: "An outcome of an attempt that was superseded.",
+    R.ALREADY_ENDED: "The job has ended.",
+    R.UNKNOWN_JOB: "There is no such job, or it was forgotten after its retention.",
+    R.NOT_ENDED: "Only an ended job can be redriven.",
+    R.WORKER_LOST: "The worker was silent for ten seconds.",
+    R.WORKER_RESTARTED: "The worker came back as a new process.",
+    R.DISPATCH_LOST: "No worker took it up in time.",
+    R.NO_FREE_SLOT: "The worker could not start it within a second.",
+    R.WORKER_STOPPING: "The worker was asked to stop.",
+    R.ATTEMPTS_EXHAUSTED: "The last attempt failed.",
+    R.NOT_RETRYABLE: "The error must not be retried.",
+    R.CANCELLED_BY_COMMAND: "A command cancelled it.",
+    R.EXPIRED_BEFORE_START: "`expires_at` passed before it was dispatched.",
+    R.OPERATOR: "A person redrove it.",
+}
+
+ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
+    C.UNDECODABLE: ("The record is not UTF-8 JSON.", "Send a JSON object as the value."),
+    C.EMPTY_RECORD: ("The record has no value (a tombstone).", "Send a JSON object as the value."),
+    C.NOT_AN_OBJECT: ("The JSON is no object.", "Send {…} with the fields of a request."),
+    C.TOO_DEEP: ("Arrays or objects nest too deep.", "Flatten them, or send them as a string."),
+    C.INTEGER_TOO_LARGE: ("An integer does not fit 64 bits.", "Send it as a string."),
+    C.REQUEST_TOO_LARGE: (
+        "The request is larger than 1 MiB.", "Store the data elsewhere and send a reference."
+    ),
+    C.UNKNOWN_FIELD: ("A field that no request has.", "Put your own data in `payload`."),
+    C.MISSING_FIELD: ("A required field is absent.", "Add the field that the message names."),
+    C.INVALID_FIELD: ("A field has a value that it cannot take.", "Mend the field named."),
+    C.INVALID_CLOUDEVENT: (
+        "The CloudEvent lacks an attribute, or its mode is not known.",
+        "Send CloudEvents 1.0 in binary or structured JSON mode, or plain JSON.",
+    ),
+    C.UNKNOWN_VERSION: (
+        "The record has a schema version that this Tidemill does not know.",
+        "Upgrade Tidemill, or send a version that it knows.",
+    ),
+    C.UNKNOWN_TYPE: (
+        "No worker runs this type, also after 30 s.",
+        "Start a worker that has it or correct the type; then redrive the job.",
+    ),
+    C.INVALID_PAYLOAD: (
+        "The payload does not fit the handler's model.", "Mend the payload; the message has fields."
+    ),
+    C.HANDLER_ERROR: (
+        "The handler raised an exception.", "Mend the handler; the log of the worker has the trace."
+    ),
+    C.TIMEOUT: (
+        "The attempt ran longer than its time-out.",
+        "Raise `timeout_seconds`, split the job, or make the handler quicker.",
+    ),
+    C.RESULT_TOO_LARGE: (
+        "The result is larger than 768 KiB.", "Store the data elsewhere and return a reference."
+    ),
+    C.RESULT_NOT_JSON: (
+        "The result cannot be written as JSON.", "Return dicts, lists, strings, numbers or a model."
+    ),
+    C.WORKER_LOST: (
+        "Its workers died or fell silent several times in a row.",
+        "See why the workers died (memory?); then redrive the job.",
+    ),
+    C.PROCESS_DIED: (
+        "The child process of a `process=True` handler died.",
+        "Look for a crash of native code or for too little memory.",
+    ),
+    C.CANCELLED: ("The handler ended because of a cancel.", "Nothing: somebody asked for it."),
+    C.UNKNOWN_JOB: (
+        "A command names a job that the ledger does not know.",
+        "Check user and id; an ended job is forgotten after the dedupe retention.",
+    ),
+    C.BROKEN_FORWARD: (
+        "A forwarded record cannot be read.", "Report it: only Tidemill writes such records."
+    ),
+}
