@@ -1,0 +1,482 @@
+"""The sink against a real broker and a real engine: each event is one row, whatever happens.
+
+The suite runs over chDB (in the process that also holds page and port), and over the server that
+`TIDEMILL_TEST_CLICKHOUSE` names (http://user:password@host:port), where there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from agents import topics as topics_
+from agents.clickhouse.engine import open_engine
+from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
+from agents.embedded.broker import free_port
+from benchmarks.event_log import make_events
+from schemas.events import Event
+from schemas.topics import Topics
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("sink_process.py")
+SERVER_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"
+PARTITIONS = 4
+DEADLINE_SECONDS = 60.0
+OUTAGE_SECONDS = 30.0
+EVENT_COLUMNS = "kafka_partition, event, count() AS events"
+
+
+class Log:
+    """What was produced to `jobs.events`, and how to produce more."""
+
+    def __init__(self, kafka: str, prefix: str) -> None:
+        self.topics = Topics(prefix)
+        topics_.apply(kafka, self.topics, PARTITIONS)
+        self._producer = Producer(
+            {"bootstrap.servers": kafka, "transactional.id": f"{prefix}ledger", "linger.ms": 20}
+        )
+        self._producer.init_transactions()
+        self.events: list[tuple[int, Event]] = []
+        self._lives = make_events(1_000_000, partitions=PARTITIONS)
+
+    def produce(self, count: int, group: int = 500) -> None:
+        """`count` more events, in transactions of `group` with an aborted one after each."""
+        wanted = list(itertools.islice(self._lives, count))
+        for begin in range(0, count, group):
+            self._producer.begin_transaction()
+            for partition, event, value in wanted[begin : begin + group]:
+                self.put(value, partition, event.user_id.encode())
+            self._producer.commit_transaction()
+            self._producer.begin_transaction()
+            self.put(b'{"schema_version":1,"never":"seen"}', begin % PARTITIONS, b"user")
+            self._producer.flush()
+            self._producer.abort_transaction()
+        self.events += [(partition, event) for partition, event, _ in wanted]
+
+    def put(self, value: bytes | None, partition: int, key: bytes, **more: Any) -> None:
+        self._producer.produce(self.topics.events, value, key, partition, **more)
+
+    def produce_bad(self, values: Sequence[bytes | None], partition: int) -> None:
+        """Records that are no events, with a header, in one transaction."""
+        self._producer.begin_transaction()
+        for value in values:
+            self.put(value, partition, b"key", headers=[("trace", b"1")])
+        self._producer.commit_transaction()
+
+    # What the tables must say, counted from what was produced.
+
+    def by_event(self) -> dict[tuple[int, str], int]:
+        return dict(Counter((partition, str(event.kind)) for partition, event in self.events))
+
+    def by_status(self) -> dict[str, int]:
+        latest = {(event.user_id, event.job_id): event for _, event in self.events}
+        return dict(Counter(str(event.state_after) for event in latest.values()))
+
+    def by_minute(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        found: dict[tuple[str, str, str], tuple[int, int]] = {}
+        for _, event in self.events:
+            key = (event.type, str(event.kind), (event.error or {}).get("code", ""))
+            count, run_ms = found.get(key, (0, 0))
+            found[key] = (count + 1, run_ms + (event.run_ms or 0))
+        return found
+
+
+class SinkProcess:
+    """A sink in a process of its own, whose words can be waited for."""
+
+    def __init__(self, role: str, settings: dict[str, Any], env: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self.popen = subprocess.Popen(
+            [sys.executable, str(SCRIPT), role, json.dumps(settings)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+
+    def wait_for(self, text: str) -> str:
+        def found() -> str | None:
+            return next((line for line in self.lines if text in line), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() is not None, DEADLINE_SECONDS)
+        line = found()
+        assert line is not None, f"{text!r} never came:\n" + "\n".join(self.lines)
+        return line
+
+    def wait_ready(self) -> None:
+        self.wait_for('"role_ready"')
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        code = self.popen.wait(DEADLINE_SECONDS)
+        self._reader.join(DEADLINE_SECONDS)
+        return code
+
+
+class Place:
+    """An engine, the sinks over it, and questions to it."""
+
+    def __init__(self, engine: str, kafka: str, prefix: str, folder: Path) -> None:
+        self._engine = engine
+        self._base: dict[str, Any] = {
+            "kafka": kafka, "topic_prefix": prefix, "instance_id": "sink-0",
+            "partitions": PARTITIONS,
+        }
+        self._processes: list[SinkProcess] = []
+        if engine == "chdb":
+            self._role, self._base["clickhouse"] = "stack", f"chdb://{folder}"
+            self._base["clickhouse_port"] = free_port()
+            self._base["http_port"] = free_port()
+            self._server = None
+            return
+        server = os.environ[SERVER_VARIABLE].rstrip("/")
+        database = f"t{uuid.uuid4().hex[:10]}"
+        self._role = "sink"
+        self._server = open_engine(f"{server}/default")
+        self._server.command(f"CREATE DATABASE {database}")
+        self._server = open_engine(f"{server}/{database}")
+        self._base["clickhouse"] = f"{server}/{database}"
+
+    def start(self, *, crash_at: str = "", fault: str = "", **settings: Any) -> SinkProcess:
+        env = {CRASH_VARIABLE: crash_at, "SINK_FAULT": fault}
+        defaults = {"batch_rows": 400, "batch_seconds": 0.2}
+        process = SinkProcess(self._role, {**self._base, **defaults, **settings}, env)
+        self._processes.append(process)
+        return process
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        if self._server is not None:
+            return self._server.query(sql)
+        url = f"http://127.0.0.1:{self._base['clickhouse_port']}/"
+        asked = urllib.request.Request(url, f"{sql} FORMAT JSONEachRow".encode())
+        with urllib.request.urlopen(asked, timeout=DEADLINE_SECONDS) as answer:
+            return [json.loads(line) for line in answer.read().splitlines()]
+
+    def count(self) -> int:
+        return int(self.query("SELECT count() AS n FROM job_events")[0]["n"])
+
+    def wait_rows(self, log: Log) -> None:
+        """Until everything is there, or more. A view's rows show a moment after those it reads."""
+        wanted = len(log.events)
+        self.wait_count(wanted)
+        latest = {(event.user_id, event.job_id): event.sequence for _, event in log.events}
+        for sql, least in (
+            ("SELECT sum(events) AS n FROM job_minutes", wanted),
+            ("SELECT sum(sequence) AS n FROM jobs", sum(s or 0 for s in latest.values())),
+        ):
+            wait_until(
+                lambda sql=sql, least=least: int(self.query(sql)[0]["n"]) >= least,  # type: ignore[misc]
+                DEADLINE_SECONDS, sql,
+            )
+
+    def wait_count(self, wanted: int) -> None:
+        """Until so many rows are there, or more."""
+        wait_until(lambda: self.count() >= wanted, DEADLINE_SECONDS, lambda: f"{self.count()} rows")
+
+    def check(self, log: Log) -> None:
+        """Every table says what the log says."""
+        self.wait_rows(log)
+        distinct = self.query(
+            "SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS u FROM job_events"
+        )[0]
+        assert int(distinct["n"]) == int(distinct["u"]) == len(log.events)
+        rows = self.query(f"SELECT {EVENT_COLUMNS} FROM job_events GROUP BY kafka_partition, event")
+        found = {(r["kafka_partition"], r["event"]): int(r["events"]) for r in rows}
+        assert found == log.by_event()
+        rows = self.query("SELECT status, count() AS jobs FROM jobs GROUP BY status")
+        assert {r["status"]: int(r["jobs"]) for r in rows} == log.by_status()
+        rows = self.query(
+            "SELECT type, event, error_code, sum(events) AS n, sum(run_ms_sum) AS run_ms"
+            " FROM job_minutes GROUP BY type, event, error_code"
+        )
+        minutes = {
+            (r["type"], r["event"], r["error_code"]): (int(r["n"]), int(r["run_ms"])) for r in rows
+        }
+        assert minutes == log.by_minute()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.end(signal.SIGKILL)
+            assert process.popen.stdout is not None
+            process.popen.stdout.close()
+        if self._server is not None:
+            self._server.command(f"DROP DATABASE {self._base['clickhouse'].rpartition('/')[2]}")
+            self._server.close()
+
+
+@pytest.fixture
+def log(kafka: str, topic_prefix: str) -> Log:
+    return Log(kafka, f"{topic_prefix}.")
+
+
+@pytest.fixture(params=["chdb", "server"])
+def place(
+    request: pytest.FixtureRequest, kafka: str, topic_prefix: str, tmp_path: Path
+) -> Iterator[Place]:
+    if request.param == "server" and not os.environ.get(SERVER_VARIABLE):
+        pytest.skip(
+            f"{SERVER_VARIABLE} names no ClickHouse server (http://user:password@host:port), and "
+            "the embedded port is read-only, so a sink over a server cannot be tried here"
+        )
+    made = Place(request.param, kafka, f"{topic_prefix}.", tmp_path / "clickhouse")
+    yield made
+    made.close()
+
+
+def test_tables_say_what_the_log_says(log: Log, place: Place) -> None:
+    log.produce(3_000)
+    sink = place.start()
+    sink.wait_ready()
+    log.produce(1_000)
+    place.check(log)
+    assert sink.end() == 0
+    again = place.start()
+    again.wait_ready()
+    log.produce(500)
+    place.check(log)
+
+
+def test_a_row_holds_its_event(log: Log, place: Place) -> None:
+    log.produce(600)
+    place.start().wait_ready()
+    place.check(log)
+    event = next(e for _, e in log.events if e.kind == "failed")
+    row = place.query(
+        f"SELECT * FROM job_events WHERE job_id = '{event.job_id}' AND event = 'failed'"
+    )[0]
+    assert event.error is not None
+    assert event.cause is not None
+    assert row["user_id"] == event.user_id
+    assert row["event_id"] == event.event_id
+    assert (row["state_before"], row["state_after"]) == ("running", "failed")
+    assert row["error_code"] == event.error["code"]
+    assert row["error_message"] == event.error["message"]
+    assert row["error_retryable"] is True
+    assert (row["cause_topic"], row["cause_partition"]) == event.cause[:2]
+    assert (row["wait_ms"], row["run_ms"]) == (event.wait_ms, event.run_ms)
+    assert row["due_at"] is None
+    begin = next(e for _, e in log.events if e.kind == "requested")
+    row = place.query(
+        f"SELECT * FROM job_events WHERE job_id = '{begin.job_id}' AND event = 'requested'"
+    )[0]
+    assert json.loads(row["data"]) == begin.data
+    assert (row["state_before"], row["worker_id"], row["error_code"]) == ("", "", "")
+    dispatched = place.query("SELECT * FROM job_events WHERE event = 'dispatched' LIMIT 1")[0]
+    assert dispatched["data"] == ""
+    assert (dispatched["cause_topic"], dispatched["cause_offset"]) == ("", None)
+    retry = place.query("SELECT * FROM job_events WHERE event = 'retry_scheduled' LIMIT 1")[0]
+    assert retry["due_at"].startswith("2025-11-24 16:00:0")
+
+
+@pytest.mark.parametrize(
+    "crash_point",
+    ["sink.before_borders", "sink.after_borders_before_insert", "sink.after_insert_before_commit"],
+)
+def test_a_crash_at_any_step_leaves_each_event_once(
+    log: Log, place: Place, crash_point: str
+) -> None:
+    log.produce(4_000)
+    # The fifth batch: some are committed by then, and the one that is cut has neighbours.
+    crashed = place.start(crash_at=f"{crash_point}:5")
+    assert crashed.popen.wait(DEADLINE_SECONDS) == CRASH_EXIT_CODE
+    log.produce(500)
+    # Other limits would cut other batches; borders that were written down must hold all the same.
+    place.start(batch_rows=3_000, batch_seconds=0.5).wait_ready()
+    place.check(log)
+
+
+def test_kills_at_random_moments_leave_each_event_once(log: Log, place: Place) -> None:
+    rng = random.Random(20)
+    log.produce(2_000)
+    for _ in range(5):
+        sink = place.start(batch_rows=rng.choice([50, 150, 2_000]), batch_seconds=0.05)
+        sink.wait_ready()
+        log.produce(1_500)
+        place.wait_count(int(rng.uniform(0.2, 1.0) * len(log.events)))
+        sink.end(signal.SIGKILL)
+    place.start().wait_ready()
+    place.check(log)
+
+
+def test_an_insert_that_reports_failure_and_succeeded_is_not_made_twice(
+    log: Log, place: Place
+) -> None:
+    log.produce(3_000)
+    sink = place.start(fault="ambiguous:3")
+    sink.wait_for("fault: ambiguous")
+    place.check(log)
+
+
+def test_an_outage_is_waited_out(log: Log, place: Place) -> None:
+    log.produce(2_000)
+    sink = place.start(fault=f"away:3:{OUTAGE_SECONDS}")
+    sink.wait_for("fault: away")
+    log.produce(6_000)
+    sink.wait_for("ClickHouse takes rows again")
+    place.check(log)
+    assert sink.end() == 0
+
+
+def test_a_stop_within_an_outage_loses_nothing(log: Log, place: Place) -> None:
+    log.produce(2_000)
+    sink = place.start(fault="away:3:600")
+    sink.wait_for("fault: away")
+    assert sink.end() == 0
+    place.start().wait_ready()
+    place.check(log)
+
+
+GOOD_BUT_STRANGE: dict[str, Any] = {
+    "schema_version": 1, "event_id": "u/j/1/1", "event": "requested", "job_id": "strange",
+    "user_id": "u", "type": "t", "queue": "", "priority": "low", "incarnation": 1_764_000_000_000,
+    "run": 1, "sequence": 1, "attempt": 0, "epoch": 0, "occurred_at": "2025-11-24T16:00:00.000Z",
+    "state_before": None, "state_after": "pending", "reason": None, "error": None,
+    "worker_id": None, "due_at": None, "wait_ms": None, "run_ms": None, "cause": None,
+    "data": {"payload": {"text": "line\nbreak \u2028 \"quoted\" \U0001f642"}},
+}
+
+
+def _changed(**fields: Any) -> bytes:
+    return json.dumps({**GOOD_BUT_STRANGE, **fields}, separators=(",", ":")).encode()
+
+
+BAD: dict[str, tuple[bytes | None, str]] = {
+    "tombstone": (None, "EMPTY_RECORD"),
+    "no JSON": (b"\xff\x00", "UNDECODABLE"),
+    "cut": (_changed()[:-20], "UNDECODABLE"),
+    "two events": (_changed() + _changed(), "UNDECODABLE"),
+    "a list": (b"[1]", "NOT_AN_OBJECT"),
+    "deep": (b'{"schema_version":1,"data":' + b"[" * 10_000, "TOO_DEEP"),
+    "another version": (_changed(schema_version=2), "UNKNOWN_VERSION"),
+    "no version": (b"{}", "UNKNOWN_VERSION"),
+    "unknown field": (_changed(extra=1), "INVALID_FIELD"),
+    "fields missing": (b'{"schema_version":1,"event":"requested"}', "INVALID_FIELD"),
+    "no id": (_changed(job_id=""), "INVALID_FIELD"),
+    "wrong type": (_changed(attempt="three"), "INVALID_FIELD"),
+    "too large": (_changed(attempt=2**32), "INVALID_FIELD"),
+    "negative": (_changed(run=-1), "INVALID_FIELD"),
+    "no instant": (_changed(occurred_at="yesterday"), "INVALID_FIELD"),
+    "unknown event": (_changed(event="exploded"), "INVALID_FIELD"),
+    "a second offset": (_changed(kafka_offset=7), "INVALID_FIELD"),
+}
+
+
+DeadLetter = tuple[bytes | None, dict[str, bytes]]
+
+
+def _dead_letters(kafka: str, topic: str, count: int) -> list[DeadLetter]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka, "group.id": uuid.uuid4().hex,
+            "auto.offset.reset": "earliest", "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([topic])
+    found: list[DeadLetter] = []
+
+    def poll() -> bool:
+        message = consumer.poll(0.2)
+        if message is not None and message.error() is None:
+            headers: Any = message.headers() or []
+            found.append((message.value(), dict(headers)))
+        return len(found) >= count
+
+    wait_until(poll, DEADLINE_SECONDS, lambda: f"{len(found)} of {count} dead letters")
+    consumer.close()
+    return found
+
+
+def test_bad_events_become_dead_letters_and_neighbours_go_on(
+    log: Log, place: Place, kafka: str
+) -> None:
+    log.produce(500)
+    log.produce_bad([value for value, _ in BAD.values()], partition=1)
+    log.produce_bad([_changed()], partition=1)
+    log.produce(500)
+    place.start().wait_ready()
+    wanted = len(log.events) + 1
+    place.wait_count(wanted)
+    assert place.count() == wanted
+    strange = place.query("SELECT * FROM job_events WHERE job_id = 'strange'")
+    assert json.loads(strange[0]["data"]) == GOOD_BUT_STRANGE["data"]
+    letters = _dead_letters(kafka, log.topics.dead, len(BAD))
+    by_value = dict(letters)
+    assert len(letters) == len(by_value) == len(BAD)
+    for name, (value, code) in BAD.items():
+        headers = by_value[value]
+        assert headers["tidemill.dead.error.code"].decode() == code, name
+        assert headers["tidemill.dead.stage"] == b"event"
+        assert headers["tidemill.dead.topic"].decode() == log.topics.events
+        assert headers["tidemill.dead.partition"] == b"1"
+        assert headers["trace"] == b"1"
+        assert headers["tidemill.dead.error.message"]
+
+
+def test_borders_name_exactly_what_was_inserted(log: Log, place: Place) -> None:
+    """After the crash behind an insert, the note beside the offset and the rows agree."""
+    log.produce(1_000)
+    crashed = place.start(crash_at="sink.after_insert_before_commit:2")
+    assert crashed.popen.wait(DEADLINE_SECONDS) == CRASH_EXIT_CODE
+    again = place.start(batch_rows=5_000)
+    line = again.wait_for("making the batch up to offset")
+    assert "again" in line
+    place.check(log)
+
+
+def test_two_sinks_share_the_partitions(log: Log, place: Place) -> None:
+    if place._role == "stack":
+        pytest.skip("one process holds a chDB folder")
+    log.produce(1_000)
+    first = place.start(instance_id="sink-0")
+    first.wait_ready()
+    second = place.start(instance_id="sink-1")
+    second.wait_ready()
+    log.produce(2_000)
+    place.wait_rows(log)
+    first.end(signal.SIGKILL)
+    log.produce(1_000)
+    place.check(log)
+
+
+def test_page_and_port_answer_while_rows_go_in(log: Log, place: Place) -> None:
+    if place._role != "stack":
+        pytest.skip("a sink over a server serves no page")
+    sink = place.start(batch_rows=20_000, batch_seconds=1.0)
+    ready = json.loads(sink.wait_for('"role_ready"'))
+    log.produce(20_000, group=5_000)
+
+    def answered() -> bool:
+        with urllib.request.urlopen(f"{ready['http']}/healthz", timeout=5.0) as answer:
+            assert answer.status == 200
+        return place.count() >= len(log.events)
+
+    wait_until(answered, DEADLINE_SECONDS, "rows did not come")
+    place.check(log)
+
+
