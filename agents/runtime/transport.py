@@ -32,6 +32,7 @@ from faust.transport.drivers.aiokafka import server_list
 from faust.types import TP
 
 from agents.runtime.batches import readable_batches
+from agents.runtime.errors import FatalError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.inputs import InputPartition, InputPolicy
 
@@ -419,10 +420,10 @@ class ChunkConsumer(FaustConsumer):
         return ensure_TPset(self.kafka.assignment())
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
-        raise NotImplementedError("records leave this consumer as chunks")
+        raise FatalError("records leave this consumer as chunks")
 
     def _to_message(self, tp: TP, record: Any) -> Any:
-        raise NotImplementedError("records leave this consumer as chunks")
+        raise FatalError("records leave this consumer as chunks")
 
     def _new_topicpartition(self, topic: str, partition: int) -> TP:
         return cast(TP, TopicPartition(topic, partition))
@@ -461,7 +462,7 @@ class ChunkConsumer(FaustConsumer):
         return cast("int | None", self.kafka._coordinator._metadata_snapshot.get(topic))
 
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> Any:
-        raise NotImplementedError("the caller names the partition of every record it sends")
+        raise FatalError("the caller names the partition of every record it sends")
 
     async def create_topic(self, topic: str, *args: Any, **kwargs: Any) -> None:
         """Topics are created by ``tidemill topics apply``, never by an app."""

@@ -1,12 +1,8 @@
-"""`OutcomeSink`: what the writer relies on, against the memory adapter and, with a broker, Kafka.
-
-The real adapter needs a broker that is running: TIDEMILL_TEST_KAFKA names it (HOST:PORT).
-"""
+"""`OutcomeSink`: what the writer relies on, against the memory adapter and against real Kafka."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 
@@ -46,7 +42,7 @@ def kafka_reader(kafka: str, topic: str) -> Callable[[int, int], list[bytes]]:
     return read
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.real)])
 async def under(request: pytest.FixtureRequest) -> AsyncIterator[Under]:
     if request.param == "memory":
         memory = MemorySink(bytes_max=BYTES_MAX)
@@ -55,9 +51,7 @@ async def under(request: pytest.FixtureRequest) -> AsyncIterator[Under]:
             lambda partition, count: [v for p, v in memory.records if p == partition][:count],
         )
         return
-    kafka = os.environ.get("TIDEMILL_TEST_KAFKA")
-    if not kafka:
-        pytest.skip("TIDEMILL_TEST_KAFKA names no broker (HOST:PORT)")
+    kafka: str = request.getfixturevalue("kafka")
     topic = f"conformance-{uuid.uuid4().hex[:8]}"
     config = {"max.message.bytes": str(BYTES_MAX)}
     admin = admin_client(kafka)

@@ -29,15 +29,6 @@ DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
-def kafka() -> str:
-    """A broker that is running already."""
-    address = os.environ.get("TIDEMILL_TEST_KAFKA")
-    if not address:
-        pytest.skip("TIDEMILL_TEST_KAFKA names no broker (HOST:PORT)")
-    return address
-
-
-@pytest.fixture
 def admin(kafka: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": kafka})
 

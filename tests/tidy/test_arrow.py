@@ -1,7 +1,9 @@
 """The arrow of imports, and what the pure core may not touch.
 
 schemas <- streams <- agents <- tidemill <- systems. A systems module is written as a user would
-write it, so it sees `tidemill` alone.
+write it, so it sees `tidemill` alone. The core may import two libraries, as they
+are pure functions: cronsim (cron arithmetic) and orjson (bytes to values and back, which the
+contracts use as well).
 """
 
 from __future__ import annotations
@@ -22,8 +24,7 @@ MAY_IMPORT = {
     "tidemill": {"schemas", "streams", "agents", "tidemill"},
     "systems": {"tidemill", "systems"},
 }
-# What the core may import besides schemas and the standard library: cron arithmetic, and a JSON
-# codec that is a pure function and that the contracts use already.
+# What the core may import besides schemas and the standard library.
 CORE_LIBRARIES = {"cronsim", "orjson"}
 CONTRACT_LIBRARIES = {"orjson", "pydantic", "pydantic_core", "annotated_types", "yaml"}
 
