@@ -150,6 +150,11 @@ class ChildProcess:
             except BrokenPipeError:
                 logger.debug("%s closed its stdin first", self.name)
 
+    def close_log(self) -> None:
+        """When it will not be started again."""
+        for handler in self._log.handlers:
+            handler.close()
+
     def _signal(self, number: int) -> None:
         if self._process is None:
             return
@@ -319,6 +324,7 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
         if isinstance(kept.process, ChildProcess):
             kept.process.close()
+            kept.process.close_log()
 
 
 def _lives(kept: Kept) -> bool:

@@ -1,0 +1,302 @@
+"""`tidemill dev` as a user runs it: one command, a job, SQL, deaths, stops, and a second start.
+
+Owns the proof that the stack as a whole starts, keeps itself alive and ends without a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agents import exit_codes
+from agents.embedded.broker import free_port
+from agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
+from tests.waiting import wait_until
+from tidemill import Client
+from tidemill.sql import SqlError, query_rows
+
+START_SECONDS = 90.0
+SECONDS = 60.0
+STOP_SECONDS = 10.0  # what the interface promises
+READY = re.compile(r"^ready kafka=(127\.0\.0\.1:\d+) clickhouse=(http://\S+) http=(http://\S+)$")
+JOBS = """
+import time
+from pydantic import BaseModel
+from tidemill import Context, job
+
+class Greeting(BaseModel):
+    name: str
+
+@job("greet", queue="default", max_attempts=3, timeout_seconds=30)
+async def greet(payload: Greeting, ctx: Context) -> dict:
+    return {"hello": payload.name}
+
+@job("slow")
+def slow(payload: dict) -> dict:
+    time.sleep(payload["seconds"])
+    return {"slept": payload["seconds"]}
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Dev:
+    """One run of the command, with its lines."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self._log = (folder / "dev.log").open("a+")
+        self.log = folder / "dev.log"
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tidemill", "dev", *words],
+            cwd=folder, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        self.lines.extend(line.rstrip("\n") for line in self.popen.stdout)
+
+    def wait_ready(self) -> tuple[str, str, str]:
+        wait_until(
+            lambda: self._stdout() or self.popen.poll() is not None, START_SECONDS, self.told
+        )
+        match = READY.match(self._stdout() or "")
+        assert match is not None, self.told()
+        return match[1], match[2], match[3]
+
+    def _stdout(self) -> str | None:
+        return self.lines[0] if self.lines else None
+
+    def told(self) -> str:
+        """What it wrote to stderr."""
+        return self.log.read_text(errors="replace")
+
+    def child(self, *words: str) -> psutil.Process:
+        """The process of a role, by words of its command line."""
+        for process in psutil.Process(self.popen.pid).children():
+            try:
+                if all(word in process.cmdline() for word in words):
+                    return process
+            except psutil.Error:
+                # It ended while we looked, such as one that this test has just killed.
+                continue
+        raise AssertionError(f"no child with {words}")
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.popen.pid).children(recursive=True)
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Stop it; seconds until it had ended."""
+        begun = time.monotonic()
+        self.popen.send_signal(number)
+        self.popen.wait(SECONDS)
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        self._reader.join(SECONDS)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+        self._log.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "my_jobs.py").write_text(JOBS)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Any]:
+    runs: list[Dev] = []
+    ports = [str(free_port()) for _ in range(3)]
+
+    def begin(*words: str) -> Dev:
+        run = Dev(
+            folder, *words, "--kafka-port", ports[0], "--clickhouse-port", ports[1],
+            "--http-port", ports[2],
+        )
+        runs.append(run)
+        return run
+
+    yield begin
+    for run in runs:
+        run.close()
+
+
+def in_sql(clickhouse: str, job_id: str) -> str | None:
+    rows = query_rows(
+        clickhouse, "SELECT status FROM jobs WHERE job_id = {job:String}", {"job": job_id}
+    )
+    return str(rows[0]["status"]) if rows else None
+
+
+def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
+    start: Any, folder: Path
+) -> None:
+    dev = start("my_jobs.py")
+    kafka, clickhouse, http = dev.wait_ready()
+    assert len(dev.lines) == 1
+    with Client(kafka) as client:
+        handle = client.enqueue("greet", user_id="u1", payload={"name": "Ada"})
+        assert client.wait(handle, SECONDS).result == {"hello": "Ada"}
+        wait_until(lambda: in_sql(clickhouse, handle.job_id), SECONDS, "not in ClickHouse")
+
+        # A role that dies is started again, with a line that says so.
+        for role in ("worker", "ledger", "stack"):
+            dev.child("tidemill", role).send_signal(signal.SIGKILL)
+        again = client.enqueue("greet", user_id="u1", payload={"name": "Bob"})
+        assert client.wait(again, SECONDS).result == {"hello": "Bob"}
+        for role in ("worker", "ledger", "stack"):
+            assert f"{role} ended by SIGKILL" in dev.told()
+            assert "starting it again in" in dev.told()
+
+        def answers() -> str | None:
+            try:
+                return in_sql(clickhouse, again.job_id)
+            except SqlError:
+                return None
+
+        wait_until(answers, SECONDS, "not in ClickHouse after the deaths")
+
+    waiting = start_slow_job(kafka)
+    descendants = dev.descendants()
+    assert dev.stop(signal.SIGINT) < STOP_SECONDS
+    assert dev.popen.returncode == exit_codes.OK
+    assert not [one for one in descendants if one.is_running()]
+
+    # The next start goes on from the same folder.
+    second = start("my_jobs.py")
+    kafka, clickhouse, http = second.wait_ready()
+    with Client(kafka, clickhouse=clickhouse) as client:
+        assert client.wait(handle, SECONDS).status == "succeeded"
+        assert client.wait(waiting, SECONDS).status == "succeeded"
+    assert http.startswith("http://127.0.0.1:")
+    assert second.stop() < STOP_SECONDS
+
+
+def start_slow_job(kafka: str) -> Any:
+    with Client(kafka) as client:
+        return client.enqueue("slow", user_id="u1", payload={"seconds": 6})
+
+
+def test_a_broker_that_dies_comes_back_and_a_killed_supervisor_leaves_nobody(
+    start: Any, folder: Path
+) -> None:
+    dev = start("my_jobs.py")
+    kafka, _, _ = dev.wait_ready()
+    dev.child("kafka.Kafka").send_signal(signal.SIGKILL)
+    with Client(kafka) as client:
+        handle = client.enqueue("greet", user_id="u1", payload={"name": "Ada"})
+        assert client.wait(handle, SECONDS).status == "succeeded"
+    assert "broker ended by SIGKILL" in dev.told()
+
+    descendants = dev.descendants()
+    assert len(descendants) >= 4
+    dev.popen.kill()
+    wait_until(
+        lambda: not [one for one in descendants if is_alive(one)], 20.0,
+        lambda: f"orphans: {[one for one in descendants if is_alive(one)]}",
+    )
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_what_is_in_the_way_is_told_with_the_option(start: Any, folder: Path) -> None:
+    dev = start()
+    dev.wait_ready()
+    second = start("--data", "other")
+    assert second.popen.wait(SECONDS) == exit_codes.IN_USE
+    assert "--kafka-port" in second.told()
+    same_folder = Dev(
+        folder, "--kafka-port", "0", "--clickhouse-port", "0", "--http-port", "0"
+    )
+    assert same_folder.popen.wait(SECONDS) == exit_codes.IN_USE
+    assert "--data" in same_folder.told()
+    same_folder.close()
+    dev.stop()
+    other_count = start("--partitions", "2")
+    assert other_count.popen.wait(SECONDS) == exit_codes.CONFLICT
+    assert "--partitions 2" in other_count.told()
+
+
+def test_a_module_that_does_not_load_ends_the_command(start: Any, folder: Path) -> None:
+    (folder / "broken.py").write_text("import no_such_thing_at_all\n")
+    dev = start("broken.py")
+    code = dev.popen.wait(SECONDS)
+    assert code in exit_codes.HOPELESS
+    assert "no_such_thing_at_all" in dev.told()
+    assert not dev.lines
+
+
+def test_roles_apart_with_instances(kafka: str, topic_prefix: str, folder: Path) -> None:
+    env = {**os.environ, "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": topic_prefix}
+    tidemill = [sys.executable, "-m", "tidemill"]
+    subprocess.run([*tidemill, "topics", "apply"], env=env, check=True, timeout=SECONDS)
+    plan = subprocess.run(
+        [*tidemill, "topics", "plan", "--json"], env=env, check=True, timeout=SECONDS,
+        capture_output=True, text=True,
+    )
+    assert json.loads(plan.stdout) == []
+    with (folder / "roles.log").open("a+") as log:
+        roles = [
+            subprocess.Popen([*tidemill, *words], env=env, cwd=folder, stderr=log, stdout=log)
+            for words in (("ledger",), ("worker", "my_jobs.py", "--instances", "2"))
+        ]
+        try:
+            done = subprocess.run(
+                [*tidemill, "enqueue", "greet", "--user", "u", "--json", '{"name": "Ada"}',
+                 "--wait", "--timeout", str(SECONDS)],
+                env=env, timeout=SECONDS * 2, capture_output=True, text=True, check=False,
+            )
+            assert done.returncode == exit_codes.OK, done.stderr + (
+                folder / "roles.log"
+            ).read_text()
+            assert json.loads(done.stdout)["result"] == {"hello": "Ada"}
+            assert len(psutil.Process(roles[1].pid).children()) == 2
+        finally:
+            for role in roles:
+                role.terminate()
+            codes = [role.wait(SECONDS) for role in roles]
+    assert codes == [exit_codes.OK, exit_codes.OK]
+
+
+def test_a_child_that_keeps_dying_is_started_ever_later(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(said.append)
+    child = ChildProcess(
+        "brief", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "brief.log",
+        lambda name, line: None,
+    )
+    supervisor.add(child, 0)
+    supervisor.open_gate()
+
+    def look() -> bool:
+        supervisor.look()
+        return len(said) >= 3
+
+    wait_until(look, SECONDS, lambda: str(said))
+    supervisor.stop({0: 1.0}, lambda: False)
+    for line, delay in zip(said, BACKOFF_SECONDS, strict=False):
+        assert "brief ended with exit code 3" in line
+        assert f"starting it again in {delay:g} s" in line
