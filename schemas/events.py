@@ -248,6 +248,12 @@ class Event:
 
 
 _NULL: Final = b"null"
+_CLOUDEVENTS_TYPE: Final = {
+    kind: ("ce_type", f"{CLOUDEVENTS_TYPE_PREFIX}{kind.value}".encode()) for kind in EventKind
+}
+_CLOUDEVENTS_VERSION: Final = ("ce_specversion", b"1.0")
+_CLOUDEVENTS_SOURCE: Final = ("ce_source", CLOUDEVENTS_SOURCE.encode())
+_CONTENT_TYPE: Final = ("content-type", b"application/json")
 _KIND_JSON: Final = {kind: f'"{kind}"'.encode() for kind in EventKind}
 _STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
@@ -340,11 +346,11 @@ def completed_headers(
 ) -> list[tuple[str, bytes | None]]:
     """CloudEvents 1.0 binary-mode headers of a record on `jobs.completed`."""
     return [
-        ("ce_specversion", b"1.0"),
+        _CLOUDEVENTS_VERSION,
         ("ce_id", event_id.encode()),
-        ("ce_source", CLOUDEVENTS_SOURCE.encode()),
-        ("ce_type", f"{CLOUDEVENTS_TYPE_PREFIX}{kind}".encode()),
+        _CLOUDEVENTS_SOURCE,
+        _CLOUDEVENTS_TYPE[kind],
         ("ce_time", time_text.encode()),
         ("ce_subject", job_id.encode()),
-        ("content-type", b"application/json"),
+        _CONTENT_TYPE,
     ]

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from schemas.wire import Definition
-from schemas.words import ErrorCode, Reason
+from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
 from streams import limits
 from streams.commands import Submit
 from streams.job import JobKey, Spec
@@ -47,7 +47,7 @@ def spec_of(command: Submit, now: int, number: int, definition: Definition | Non
         unique_key = unique_key_of(unique_key, definition)
     run_at, expires_at = request.run_at, request.expires_at
     return Spec(
-        request.user_id, command.job_id, request.type, queue, request.priority.value,
+        request.user_id, command.job_id, request.type, queue, PRIORITY_TEXT[request.priority],
         decoded.payload_json, now, decoded.fingerprint, number, max_attempts, timeout_ms,
         unique_key,
         None if run_at is None else int(run_at.timestamp() * 1000),

@@ -16,7 +16,7 @@ from typing import Any, Final, assert_never
 import orjson
 
 from schemas.events import Event
-from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State
+from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State, direct
 from streams import admission, attempts
 from streams.admission import Situation
 from streams.commands import (
@@ -99,6 +99,7 @@ class InvalidTransition(Exception):
         super().__init__(f"event {kind} is not legal here: {story}")
 
 
+@direct
 class Effect(StrEnum):
     """What the edge must write because of an event, beside the event itself."""
 

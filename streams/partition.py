@@ -104,7 +104,11 @@ class Partition:
 
     def define(self, definition: Definition) -> None:
         """Takes a type's definition; jobs that waited for it go on."""
-        if self.state.definitions.get(definition.type) == definition:
+        known = self.state.definitions.get(definition.type)
+        if known is definition:
+            return
+        if known == definition:
+            self.state.definitions[definition.type] = definition  # quicker to know next time
             return
         self.state.define(definition)
         for key in list(self.schedule.unknown.get(definition.type, ())):
