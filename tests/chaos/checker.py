@@ -123,7 +123,7 @@ class Checker:
         if read is None:
             return
         trace, step, event = read
-        self.log.feed(step, trace.type)
+        self.log.feed(step, event["type"])
         self.inputs.feed_event(trace, event)
         cause = event["cause"]
         if cause is not None:

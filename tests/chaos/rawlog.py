@@ -87,7 +87,7 @@ def read_topic(kafka: str, topic: str) -> Iterator[RawRecord]:
             for message in consumer.consume(BATCH_RECORDS, timeout=0.2):
                 if message.error() is not None:
                     raise KafkaException(message.error())
-                yield _raw(message)
+                yield raw_of(message)
             positions = [
                 part.offset
                 for part in consumer.position([TopicPartition(topic, n) for n in sorted(ends)])
@@ -110,7 +110,8 @@ def _is_at_end(positions: list[int], ends: list[int]) -> bool:
     )
 
 
-def _raw(message: Any) -> RawRecord:
+def raw_of(message: Any) -> RawRecord:
+    """A consumed message as it lies in the log."""
     return RawRecord(
         topic=message.topic(),
         partition=message.partition(),

@@ -18,7 +18,8 @@ from tests.chaos.handmade import START_MS, History, instant
 from tests.chaos.promises import Limit
 
 HARNESS: Final = frozenset(
-    {"handlers.py", "load.py", "stack.py", "faults.py", "mutations.py", "run.py", "__main__.py"}
+    {"handlers.py", "load.py", "engine.py", "faults.py", "mutations.py", "run.py", "running.py",
+     "__main__.py"}
 )
 ENGINE: Final = frozenset({"schemas", "streams", "agents", "tidemill", "systems", "benchmarks"})
 

@@ -1,0 +1,32 @@
+"""The short chaos run: 20,000 jobs, kill -9 of every role, a zombie, a dead broker; then the proof.
+
+Owns nothing of its own: the long form is `make chaos`.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.__main__ import chaos
+from tests.chaos.engine import LEDGERS, STACK, WORKERS
+from tests.chaos.run import Plan
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+KILLS = 7
+ROLES = {*LEDGERS, *WORKERS, STACK}
+RECOVERED_SECONDS_MAX = 60.0  # the backlog of a run of a minute and a half, on two busy cores
+
+
+def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path) -> None:
+    outcome = chaos(Plan(jobs=20_000, seconds=90.0, kills=KILLS), tmp_path)
+    print(outcome.report.text())
+    assert outcome.report.is_clean, outcome.report.text()
+    killed = [death for death in outcome.deaths if death.exit_code == -signal.SIGKILL]
+    assert {death.role for death in killed} == ROLES
+    assert {fault.what for fault in outcome.faults} == {"kill", "stop", "broker"}
+    assert outcome.report.checked["receipts"] == 20_000
+    assert outcome.ended_seconds < RECOVERED_SECONDS_MAX

@@ -1,0 +1,1 @@
+"""Producers that know nothing of Tidemill: other partitioners, other languages, other formats."""
