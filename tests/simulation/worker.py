@@ -1,0 +1,238 @@
+"""Simulated workers: they take packs, run them on the virtual clock, die, freeze and repeat.
+
+Owns what a worker may do to the ledger: late, lost, doubled and stale outcomes. Refuses to know
+how the real one runs handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import orjson
+
+from schemas.topics import READY_PARTITIONS, Topics
+from schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
+from streams.partition import QueueCapacity
+from tests.simulation.memory_log import MemoryLog, Place
+
+SLOTS: Final = 4  # jobs that one worker runs at once
+MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)
+LATE_START_MS: Final = int(LATE_START_SECONDS * 1000)
+SLOW_MS_MAX: Final = 25_000  # the longest attempt
+
+USERS: Final = ("user-1", "user-2", "a/b", 'say "ü"', "100%2F", "system:nightly")
+Ends: Final = ("succeeded", "failed", "fatal", "skipped", "parent")
+
+
+@dataclass(slots=True)
+class Run:
+    """One attempt on its way."""
+
+    job: dict[str, Any]
+    ledger_partition: int
+    place: tuple[Place, int]  # of its ready record
+    end: str
+    started_at: int
+    ends_at: int
+    has_told_start: bool = False
+
+
+@dataclass(slots=True)
+class ReadyGroup:
+    """The consumer group of the workers: which record may be forgotten."""
+
+    committed: dict[Place, int] = field(default_factory=dict)
+    open: dict[Place, dict[int, int]] = field(default_factory=dict)  # offset -> jobs not told of
+
+
+class Worker:
+    """One worker process. `worker_id` survives it, `incarnation` does not."""
+
+    def __init__(
+        self, log: MemoryLog, topics: Topics, worker_id: str, now_ms: int, rng: Random
+    ) -> None:
+        self.worker_id = worker_id
+        self.incarnation = now_ms
+        self.beat_at = now_ms
+        self.frozen_until = 0
+        self.is_kind = False
+        self.runs: list[Run] = []
+        self.positions: dict[Place, int] = {}
+        self._log = log
+        self._topics = topics
+        self._rng = rng
+        self._outcomes: list[tuple[int, dict[str, Any], tuple[Place, int]]] = []
+        self._control_position = 0
+
+    @property
+    def free(self) -> int:
+        return SLOTS - len(self.runs)
+
+    def step(self, now_ms: int, group: ReadyGroup) -> None:
+        """Everything that the process does in one moment."""
+        if now_ms < self.frozen_until:
+            return
+        self.beat_at = now_ms
+        self._hear()
+        self._go_on(now_ms)
+        self._take(now_ms, group)
+        if self.is_kind or self._rng.random() < 0.8:
+            self._write(group)
+
+    def _hear(self) -> None:
+        """Words of jobs.control: a cancelled attempt ends at once."""
+        for record in self._log.read((self._topics.control, 0), self._control_position, 100):
+            self._control_position = record.offset + 1
+            word = orjson.loads(record.value or b"")
+            for run in self.runs:
+                if all(run.job[name] == word[name] for name in ("user_id", "job_id", "epoch")):
+                    run.end, run.ends_at = "failed", 0
+
+    def _go_on(self, now_ms: int) -> None:
+        going: list[Run] = []
+        for run in self.runs:
+            if now_ms >= run.ends_at:
+                self._outcomes.append(
+                    (run.ledger_partition, self._outcome_of(run, now_ms), run.place)
+                )
+                continue
+            going.append(run)
+            if not run.has_told_start and now_ms - run.started_at >= LATE_START_MS:
+                run.has_told_start = True
+                self._tell(run, "started", started_at=run.started_at)
+            elif run.has_told_start and self._rng.random() < 0.1:
+                self._tell(run, "progressed", progress={"percent": 50.0})
+        self.runs = going
+
+    def _tell(self, run: Run, kind: str, **facts: Any) -> None:
+        self._outcomes.append((run.ledger_partition, outcome(run.job, kind, **facts), run.place))
+
+    def _outcome_of(self, run: Run, now_ms: int) -> dict[str, Any]:
+        times = {"started_at": run.started_at, "finished_at": max(now_ms, run.started_at)}
+        match run.end:
+            case "failed" | "fatal":
+                retryable = run.end == "failed"
+                error = {"code": "X", "message": "as drawn", "retryable": retryable}
+                after_ms = self._rng.choice((None, None, 0, 1_500))
+                return outcome(run.job, "failed", error=error, retry_after_ms=after_ms, **times)
+            case "skipped":
+                return outcome(run.job, "skipped", reason="nothing to do", **times)
+            case "parent":
+                children = [
+                    {"type": "quick", "payload": {"n": 1}},
+                    {"type": "quick", "user_id": self._rng.choice(USERS)},
+                    {"type": "quick", "surprise": 1},
+                ]
+                return outcome(run.job, "succeeded", children=children, result=1, **times)
+            case _:
+                return outcome(run.job, "succeeded", result={"n": 1}, **times)
+
+    def _take(self, now_ms: int, group: ReadyGroup) -> None:
+        for place, position in self.positions.items():
+            for record in self._log.read(place, position, 2):
+                if self.free <= 0 and self._rng.random() < 0.7:
+                    break
+                self.positions[place] = record.offset + 1
+                pack = orjson.loads(record.value or b"")
+                group.open.setdefault(place, {})[record.offset] = len(pack["jobs"])
+                for job in pack["jobs"]:
+                    self._begin(job, pack["ledger_partition"], (place, record.offset), now_ms)
+
+    def _begin(
+        self, job: dict[str, Any], ledger_partition: int, place: tuple[Place, int], now_ms: int
+    ) -> None:
+        if self.free <= 0:
+            handed_back = outcome(job, "returned", reason="no_free_slot")
+            self._outcomes.append((ledger_partition, handed_back, place))
+            return
+        end = self._rng.choices(Ends, (70, 16, 3, 3, 8))[0]
+        if self.is_kind:
+            end = "succeeded"
+        is_slow = not self.is_kind and self._rng.random() < 0.25
+        lasts = self._rng.randrange(SLOW_MS_MAX) if is_slow else self._rng.randrange(60)
+        self.runs.append(Run(job, ledger_partition, place, end, now_ms, now_ms + lasts))
+
+    def _write(self, group: ReadyGroup) -> None:
+        """Outcomes become durable; then their ready records may be forgotten."""
+        by_partition: dict[int, list[dict[str, Any]]] = {}
+        for partition, told, _ in self._outcomes:
+            by_partition.setdefault(partition, []).append(told)
+        for partition, listed in by_partition.items():
+            value = orjson.dumps(
+                {
+                    "schema_version": 1, "worker_id": self.worker_id,
+                    "incarnation": self.incarnation, "outcomes": listed,
+                }
+            )
+            is_doubled = not self.is_kind and self._rng.random() < 0.1
+            for _ in range(1 + is_doubled):
+                self._log.append(
+                    self._topics.outcomes, partition, key=None, value=value, now_ms=self.beat_at
+                )
+        for _, told, (place, offset) in self._outcomes:
+            if told["kind"] != "progressed":
+                _forget(group, place, offset)
+        self._outcomes = []
+
+
+def outcome(job: Mapping[str, Any], kind: str, **facts: Any) -> dict[str, Any]:
+    """An outcome of one job of a ready pack."""
+    named = {name: job[name] for name in ("user_id", "job_id", "run", "attempt", "epoch")}
+    return {"kind": kind, **named, **facts}
+
+
+def _forget(group: ReadyGroup, place: Place, offset: int) -> None:
+    """Commits the contiguous prefix of records whose jobs are all told of."""
+    open_records = group.open.get(place, {})
+    if offset in open_records:
+        open_records[offset] -= 1
+    while open_records:
+        first = min(open_records)
+        if open_records[first] > 0:
+            return
+        del open_records[first]
+        group.committed[place] = first + 1
+
+
+def assign(workers: list[Worker], queues: list[str], topics: Topics, group: ReadyGroup) -> None:
+    """A rebalance: partitions are dealt out anew, what was read and not told comes again."""
+    group.open.clear()
+    for worker in workers:
+        worker.positions = {}
+    for queue in queues:
+        for partition in range(READY_PARTITIONS):
+            if workers:
+                place = (topics.ready(queue), partition)
+                owner = workers[partition % len(workers)]
+                owner.positions[place] = group.committed.get(place, 0)
+
+
+def alive_of(workers: list[Worker], now_ms: int) -> dict[str, int]:
+    """What the heartbeats of the last ten seconds say."""
+    return {
+        worker.worker_id: worker.incarnation
+        for worker in workers
+        if now_ms - worker.beat_at < MISSING_MS
+    }
+
+
+def capacity_of(
+    workers: list[Worker], queues: list[str], topics: Topics, now_ms: int
+) -> dict[str, QueueCapacity]:
+    """Free slots by queue, of the workers that still beat."""
+    living = [worker for worker in workers if now_ms - worker.beat_at < MISSING_MS]
+    if not living:
+        return {}
+    found: dict[str, QueueCapacity] = {}
+    for queue in queues:
+        topic = topics.ready(queue)
+        partitions = sorted(p for w in living for t, p in w.positions if t == topic)
+        if partitions:
+            found[queue] = QueueCapacity(
+                slots=SLOTS * len(living), free=sum(max(0, worker.free) for worker in living),
+                workers=len(living), partitions=tuple(partitions),
+            )
+    return found
