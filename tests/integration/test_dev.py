@@ -178,7 +178,7 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
     descendants = dev.descendants()
     assert dev.stop(signal.SIGINT) < STOP_SECONDS
     assert dev.popen.returncode == exit_codes.OK
-    assert not [one for one in descendants if one.is_running()]
+    assert not [one for one in descendants if is_alive(one)]
 
     # The next start goes on from the same folder.
     second = start("my_jobs.py")
