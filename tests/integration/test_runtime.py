@@ -154,6 +154,9 @@ class Completed:
             raise AssertionError(f"one too many: {message.value()!r}")
         expected = {p: [v for v in values if v % PARTITIONS == p] for p in range(PARTITIONS)}
         assert self.values == expected
+        self.close()
+
+    def close(self) -> None:
         self._consumer.close()
 
 
@@ -266,6 +269,7 @@ async def test_an_older_owner_is_fenced_and_its_group_is_never_seen(
     await newer.close()
     seen = Completed(kafka, app_id)
     seen.read_until(2)
+    seen.close()
     assert seen.values == {0: [0, 4], 1: [], 2: [], 3: []}
 
 
@@ -283,6 +287,7 @@ async def test_a_record_that_is_too_large_is_poison_and_leaves_nothing(
     await producer.close()
     seen = Completed(kafka, app_id)
     seen.read_until(1)
+    seen.close()
     assert seen.values == {0: [], 1: [1], 2: [], 3: []}
 
 
