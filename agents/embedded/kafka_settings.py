@@ -87,6 +87,9 @@ def jvm_options(*, heap_mb: int, log_configuration: Path) -> list[str]:
         f"-Xms{min(heap_mb, 256)}m",
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
+        # The first, cheap compiler only. The second one took 30 to 70 us of processor time from
+        # each of the first 100,000 jobs and pays back less than 10 us a job after them.
+        "-XX:TieredStopAtLevel=1",
         # A broker without memory must end and be started again, not linger half alive.
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
