@@ -64,6 +64,11 @@ class Chunk:
         return self.records[-1].offset
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes that the records hold, roughly."""
+        return self._run.size_bytes
+
+    @property
     def is_stale(self) -> bool:
         """True once its partition was revoked or re-seeked: drop it undecided, it comes again.
 

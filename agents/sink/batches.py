@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agents.runtime.batches import RECORD_OVERHEAD_BYTES
+from agents.runtime.batches import RECORD_OVERHEAD_BYTES, size_of
 from agents.runtime.chunk import Chunk, Record
 
 # Bytes of the values of one batch: some 30,000 events of the usual size.
@@ -114,10 +114,9 @@ class PartitionInbox:
 
     def add(self, chunk: Chunk, now: float) -> None:
         """Put `chunk` behind the others."""
-        size = size_of(chunk.records)
-        self._waiting.append(_Waiting(chunk, 0, size, now))
+        self._waiting.append(_Waiting(chunk, 0, chunk.size_bytes, now))
         self.rows += len(chunk)
-        self.size_bytes += size
+        self.size_bytes += chunk.size_bytes
 
     def clear(self) -> None:
         """Forget what waits: the partition was revoked, and it comes again."""
@@ -193,14 +192,6 @@ class PartitionInbox:
         taken = size_of(found)
         waiting.size_bytes -= taken
         self.size_bytes -= taken
-
-
-def size_of(records: Sequence[Record]) -> int:
-    """Bytes that `records` hold, roughly."""
-    values = (record.value for record in records)
-    return len(records) * RECORD_OVERHEAD_BYTES + sum(
-        len(value) for value in values if value is not None
-    )
 
 
 def _within(records: Sequence[Record], rows_max: int, bytes_max: int) -> Sequence[Record]:

@@ -1,0 +1,119 @@
+"""Batches: where they end, that borders hold, and which offsets are acked."""
+
+from __future__ import annotations
+
+from agents.runtime.chunk import Chunk
+from agents.runtime.tracker import OffsetTracker
+from agents.sink.batches import BatchLimits, PartitionInbox
+from agents.sink.borders import last_of, note_of
+from tests.unit.test_sink_records import Fake
+
+LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
+
+
+class Partition:
+    """Chunks of one partition over the runtime's own tracker."""
+
+    def __init__(self) -> None:
+        self.tracker = OffsetTracker()
+        self.inbox = PartitionInbox("events", 2)
+
+    def add(self, *offsets: int, now: float = 0.0, size: int = 10) -> None:
+        records = [Fake(offset, b"x" * size, timestamp=77) for offset in offsets]
+        run = self.tracker.deliver(records, len(records) * (64 + size))
+        self.inbox.add(Chunk("events", 2, records, run, lambda: None), now)
+
+
+def test_a_batch_is_due_by_rows_bytes_or_age() -> None:
+    part = Partition()
+    assert not part.inbox.is_due(LIMITS, 100.0)
+    part.add(*range(5), now=5.0)
+    assert not part.inbox.is_due(LIMITS, 5.9)
+    assert part.inbox.is_due(LIMITS, 6.0)
+    part.add(*range(5, 10), now=5.5)
+    assert part.inbox.is_due(LIMITS, 5.5)
+    large = Partition()
+    large.add(0, size=10_000)
+    assert large.inbox.is_due(LIMITS, 0.0)
+
+
+def test_whole_chunks_go_in_while_they_fit() -> None:
+    part = Partition()
+    part.add(0, 1, 2, 3)
+    part.add(5, 6, 9)
+    part.add(*range(10, 15))
+    batch = part.inbox.cut(LIMITS)
+    assert [record.offset for record in batch.records] == [0, 1, 2, 3, 5, 6, 9]
+    assert part.inbox.rows == 5
+    assert batch.token == "events:2:0-9@77"
+
+
+def test_a_chunk_that_is_too_long_is_divided() -> None:
+    part = Partition()
+    part.add(*range(25))
+    spans = []
+    for _ in range(3):
+        batch = part.inbox.cut(LIMITS)
+        spans.append((batch.first, batch.last))
+        batch.ack()
+    assert spans == [(0, 9), (10, 19), (20, 24)]
+    assert not part.inbox
+    assert (part.inbox.rows, part.inbox.size_bytes) == (0, 0)
+    assert part.tracker.committable() == 25
+
+
+def test_a_record_larger_than_a_batch_makes_one_alone() -> None:
+    part = Partition()
+    part.add(0, 1, size=50_000)
+    assert len(part.inbox.cut(LIMITS).records) == 1
+    assert len(part.inbox.cut(LIMITS).records) == 1
+    assert part.inbox.size_bytes == 0
+
+
+def test_borders_hold_whatever_the_chunks_and_limits_are() -> None:
+    part = Partition()
+    part.add(3, 4, 7)
+    assert not part.inbox.holds(23)
+    part.add(*range(10, 30))
+    assert part.inbox.holds(23)
+    batch = part.inbox.cut_at(23)
+    assert (batch.first, batch.last, len(batch.records)) == (3, 23, 17)
+    batch.ack()
+    assert part.tracker.committable() == 24
+    rest = part.inbox.cut(LIMITS)
+    assert (rest.first, rest.last) == (24, 29)
+    assert part.inbox.size_bytes == 0
+
+
+def test_acks_of_a_divided_chunk_do_not_reach_past_the_batch() -> None:
+    part = Partition()
+    part.add(*range(12))
+    first = part.inbox.cut(LIMITS)
+    second = part.inbox.cut(LIMITS)
+    second.ack()
+    assert part.tracker.committable() is None
+    first.ack()
+    assert part.tracker.committable() == 12
+
+
+def test_what_was_revoked_is_forgotten() -> None:
+    part = Partition()
+    part.add(*range(4))
+    batch = part.inbox.cut(LIMITS)
+    part.add(*range(4, 8))
+    part.tracker.clear()
+    part.inbox.drop_stale()
+    assert batch.is_stale
+    assert not part.inbox
+    assert (part.inbox.rows, part.inbox.size_bytes) == (0, 0)
+    part.add(*range(4, 6))
+    part.inbox.drop_stale()
+    assert part.inbox.rows == 2
+    assert part.inbox.first_offset == 4
+
+
+def test_notes_are_read_as_they_were_written() -> None:
+    assert last_of(note_of(0)) == 0
+    assert last_of(note_of(2**63)) == 2**63
+    for foreign in (None, "", "last=3", "tidemill-sink/2 last=3", "tidemill-sink/1 last=-1"):
+        assert last_of(foreign) is None
