@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import uuid
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
@@ -28,7 +27,9 @@ from schemas.words import State
 
 PAGE_ROWS: Final = 50  # rows of a list that nobody sized
 STORY_EVENTS: Final = 500  # events of one answer; a job of 20,000 events pages
-NO_CURSOR_AT: Final = "2299-01-01 00:00:00.000"  # later than every job
+CANDIDATES: Final = (4_000, 100_000, 5_000_000)
+"""Rows that a list looks at, first and when they do not fill a page: most pages need the first."""
+NO_CURSOR: Final = 2**63  # epoch ms, later than every job
 DOTS: Final = ("", ".", "..")
 
 Minutes = Annotated[
@@ -94,24 +95,29 @@ def job_path(job_id: str, user_id: str = "", *, prefix: str = "") -> str:
 
 def encode_cursor(row: dict[str, Any]) -> str:
     """The last row of a page, opaque."""
-    values = [row["requested_at"], row["user_id"], row["job_id"]]
+    values = [row["incarnation"], row["user_id"], row["job_id"]]
     return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> dict[str, object]:
     """Parameters of `jobs_list`; Problem when it is not a cursor of ours."""
     if not cursor:
-        return {"before_at": NO_CURSOR_AT, "before_user_id": "", "before_job_id": ""}
+        return {"before_incarnation": NO_CURSOR, "before_user_id": "", "before_job_id": ""}
     try:
         values = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        at, user_id, job_id = values
-        moment = datetime.fromisoformat(at).astimezone(UTC)
+        incarnation, user_id, job_id = values
+        if not (isinstance(incarnation, int) and 0 <= incarnation <= NO_CURSOR):
+            raise ValueError(incarnation)
     except (binascii.Error, ValueError, TypeError) as error:
         raise Problem(
             422, "invalid-cursor", "cursor: not one of ours; take it from `next`, or leave it out",
             field="cursor",
         ) from error
-    return {"before_at": moment, "before_user_id": str(user_id), "before_job_id": str(job_id)}
+    return {
+        "before_incarnation": incarnation,
+        "before_user_id": str(user_id),
+        "before_job_id": str(job_id),
+    }
 
 
 def check_status(status: str) -> str:
@@ -135,7 +141,13 @@ async def list_jobs(
         key: filters.get(key, "") for key in ("type", "queue", "user_id", "job_id")
     }
     params |= decode_cursor(cursor)
-    rows = await reader.rows("jobs_list", status=status, limit=limit + 1, **params)
+    rows: Rows = []
+    for candidates in CANDIDATES:
+        rows = await reader.rows(
+            "jobs_list", status=status, candidates=candidates, limit=limit + 1, **params
+        )
+        if len(rows) > limit:
+            break
     page = rows[:limit]
     return page, encode_cursor(page[-1]) if len(rows) > limit else None
 

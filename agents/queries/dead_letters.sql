@@ -3,17 +3,25 @@
 -- unit: jobs
 -- params: limit
 SELECT
-    finished_at AS at,
+    occurred_at AS at,
     user_id,
     job_id,
     type,
     queue,
-    attempts,
+    attempt AS attempts,
     run,
     reason,
     error_code,
     error_message
-FROM jobs
-WHERE status = 'failed'
-ORDER BY finished_at DESC, user_id, job_id
+FROM
+(
+    -- Only a redrive leads out of failed, so these two events tell the state.
+    SELECT event, occurred_at, user_id, job_id, type, queue, attempt, run, reason, error_code, error_message
+    FROM job_events
+    WHERE event IN ('failed', 'redriven')
+    ORDER BY sequence DESC
+    LIMIT 1 BY user_id, job_id, incarnation
+)
+WHERE event = 'failed'
+ORDER BY at DESC, user_id, job_id
 LIMIT {limit:UInt32}

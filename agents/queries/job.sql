@@ -3,7 +3,13 @@
 -- unit: jobs
 -- params: job_id, user_id, limit
 SELECT *
-FROM jobs
-WHERE job_id = {job_id:String} AND ({user_id:String} = '' OR user_id = {user_id:String})
+FROM
+(
+    SELECT *
+    FROM jobs_latest
+    WHERE job_id = {job_id:String} AND ({user_id:String} = '' OR user_id = {user_id:String})
+    ORDER BY sequence DESC
+    LIMIT 1 BY user_id, job_id, incarnation
+)
 ORDER BY incarnation DESC, user_id
 LIMIT {limit:UInt32}

@@ -1,7 +1,7 @@
 -- title: Jobs
--- meaning: Jobs by filter, the newest request first; '' stands for no filter. before_at, before_user_id and before_job_id name the last row of the page before.
+-- meaning: Jobs by filter, the newest request first; '' stands for no filter. before_incarnation, before_user_id and before_job_id name the last row of the page before. Only the newest `candidates` rows that may fit are looked at, so an answer shorter than limit asks for more candidates.
 -- unit: jobs
--- params: status, type, queue, user_id, job_id, before_at, before_user_id, before_job_id, limit
+-- params: status, type, queue, user_id, job_id, before_incarnation, before_user_id, before_job_id, candidates, limit
 SELECT
     user_id,
     job_id,
@@ -20,13 +20,35 @@ SELECT
     due_at,
     wait_ms,
     run_ms,
-    worker_id
-FROM jobs
-WHERE ({status:String} = '' OR status IN splitByChar(',', {status:String}))
+    worker_id,
+    incarnation
+FROM
+(
+    -- The latest row of each: jobs_latest may hold older ones until they are merged.
+    SELECT *
+    FROM jobs_latest
+    PREWHERE incarnation IN
+    (
+        -- Narrow columns first: this reads one row for each job that there is.
+        SELECT incarnation
+        FROM jobs_latest
+        WHERE incarnation <= {before_incarnation:UInt64}
+            AND ({status:String} = '' OR status IN splitByChar(',', {status:String}))
+            AND ({type:String} = '' OR type = {type:String})
+            AND ({queue:String} = '' OR queue = {queue:String})
+            AND ({user_id:String} = '' OR user_id = {user_id:String})
+            AND ({job_id:String} = '' OR startsWith(job_id, {job_id:String}))
+        ORDER BY incarnation DESC
+        LIMIT {candidates:UInt32}
+    )
+    ORDER BY sequence DESC
+    LIMIT 1 BY user_id, job_id, incarnation
+)
+WHERE (incarnation, user_id, job_id) < ({before_incarnation:UInt64}, {before_user_id:String}, {before_job_id:String})
+    AND ({status:String} = '' OR status IN splitByChar(',', {status:String}))
     AND ({type:String} = '' OR type = {type:String})
     AND ({queue:String} = '' OR queue = {queue:String})
     AND ({user_id:String} = '' OR user_id = {user_id:String})
     AND ({job_id:String} = '' OR startsWith(job_id, {job_id:String}))
-    AND (requested_at, user_id, job_id) < ({before_at:DateTime64(3, 'UTC')}, {before_user_id:String}, {before_job_id:String})
-ORDER BY requested_at DESC, user_id DESC, job_id DESC
+ORDER BY incarnation DESC, user_id DESC, job_id DESC
 LIMIT {limit:UInt32}

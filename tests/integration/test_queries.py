@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import pytest
@@ -20,10 +19,11 @@ from tests.page.sample import Sample, engine_with, make_sample
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 WINDOW = queries.Window.last(15, NOW)
+WAITING = ("scheduled", "pending", "retrying")
 TERMINAL = ("succeeded", "failed", "skipped", "cancelled", "expired")
 NO_FILTER: dict[str, Any] = {"status": "", "type": "", "queue": "", "user_id": "", "job_id": ""}
 NO_CURSOR: dict[str, Any] = {
-    "before_at": "2299-01-01 00:00:00.000", "before_user_id": "", "before_job_id": "",
+    "candidates": 100_000, "before_incarnation": 2**63, "before_user_id": "", "before_job_id": "",
 }
 
 
@@ -112,12 +112,17 @@ def test_error_rates_by_type(engine: Engine, sample: Sample) -> None:
 def test_percentiles_are_near_the_exact_ones(engine: Engine, sample: Sample) -> None:
     ran = sample.ended("succeeded") + sample.ended("failed")
     row = queries.run(engine, "latency", WINDOW)[0]
+    ran = [job for job in ran if job["attempt"]]
     assert row["jobs"] == len(ran)
     for measure in ("wait", "run"):
-        cuts = quantiles([job[f"{measure}_ms"] for job in ran], n=100, method="inclusive")
+        values = [job[f"{measure}_ms"] for job in ran]
         for percent in (50, 95, 99):
-            exact = cuts[percent - 1]
-            assert row[f"{measure}_p{percent}_ms"] == pytest.approx(exact, rel=0.15, abs=5)
+            shown = row[f"{measure}_p{percent}_ms"]
+            below = 100 * sum(value < shown for value in values) / len(values)
+            above = 100 * sum(value > shown for value in values) / len(values)
+            # A digest may be off by a little in rank; across a gap in the data by much in value.
+            assert below <= percent + 1
+            assert above <= 100 - percent + 1
 
 
 def test_an_empty_window_has_no_percentiles(engine: Engine) -> None:
@@ -145,11 +150,14 @@ def test_dead_letters_and_their_causes(engine: Engine, sample: Sample) -> None:
 
 def test_queues_add_up(engine: Engine, sample: Sample) -> None:
     rows = queries.run(engine, "queues", WINDOW)
+    last = {(row["user_id"], row["job_id"]): row for row in sample.rows if row["sequence"]}
+    waiting = Counter(row["queue"] for row in last.values() if row["state_after"] in WAITING)
+    assert {row["queue"]: row["waiting"] for row in rows if row["waiting"]} == waiting
+    assert "" in waiting, "the sample has jobs whose type is not known"
     live = queries.run(engine, "live_now")[0]
-    assert sum(row["waiting"] for row in rows) == live["waiting"]
     assert sum(row["in_flight"] for row in rows) == live["in_flight"]
     ended = Counter(row["queue"] for row in sample.rows if row["event"] in TERMINAL)
-    assert {row["queue"]: row["ended"] for row in rows} == ended
+    assert {row["queue"]: row["ended"] for row in rows if row["ended"]} == ended
 
 
 def test_a_story_is_complete_and_in_order(engine: Engine, sample: Sample) -> None:
@@ -170,8 +178,8 @@ def test_the_list_pages_over_every_job_once(engine: Engine, sample: Sample) -> N
     while rows := queries.run(engine, "jobs_list", **NO_FILTER, **cursor, limit=400):
         seen += [(row["user_id"], row["job_id"]) for row in rows]
         last = rows[-1]
-        cursor = {
-            "before_at": datetime.fromisoformat(last["requested_at"]),
+        cursor = NO_CURSOR | {
+            "before_incarnation": last["incarnation"],
             "before_user_id": last["user_id"],
             "before_job_id": last["job_id"],
         }

@@ -33,13 +33,14 @@ TYPES: Final = (
 )
 WEIGHTS: Final = (40, 30, 6, 14, 10)
 ATTEMPTS_MAX: Final = 3
+EARLY_SHARE: Final = 0.01  # of the jobs, asked for before their type is known
 
 
 @dataclass
 class Sample:
     """Rows of job_events, and what a person would count in them."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def ended(self, status: str) -> list[dict[str, Any]]:
         """Terminal events of one status."""
@@ -89,6 +90,15 @@ class Life:
         self._sample.rows.append(row | values)
         self.state = state
         return self
+
+    def move_to(self, queue: str) -> None:
+        """From now on the job is in `queue`."""
+        self._base["queue"] = queue
+
+    @property
+    def queue(self) -> str:
+        """Where the job is; '' until its type is known."""
+        return str(self._base["queue"])
 
     @property
     def waited_ms(self) -> int:
@@ -154,16 +164,31 @@ def make_sample(now: datetime, jobs: int = 4_000, minutes: int = 14, seed: int =
         user_id = f"user-{int(rng.paretovariate(1.1)) % 400:03d}"
         job_id = f"{kind[0].partition('.')[0]}-{index:05d}"
         payload = {"message": f"line {index}", "language": rng.choice(("en", "de", "ru"))}
-        life = request(
-            sample, start + timedelta(seconds=begin), user_id, job_id, kind[0], kind[1], payload
-        )
+        at = start + timedelta(seconds=begin)
+        if rng.random() < EARLY_SHARE:
+            life = _early(request(sample, at, user_id, job_id, kind[0], "", payload), rng, kind[1])
+        else:
+            life = request(sample, at, user_id, job_id, kind[0], kind[1], payload)
         _one_life(life, rng, now, chosen)
     sample.rows.sort(key=lambda row: (row["occurred_at"], row["sequence"]))
     return sample
 
 
+def _early(life: Life, rng: random.Random, queue: str) -> Life:
+    """Asked for before a worker told of its type, so that its queue comes later, if at all."""
+    life.tell("deferred", "scheduled", reason="unknown_type")
+    if rng.random() < 0.5:
+        life.move_to(queue)
+        life.tell("scheduled", "scheduled", 700)
+    return life
+
+
 def _one_life(life: Life, rng: random.Random, now: datetime, kind: Any) -> None:
     fate = rng.random()
+    if not life.queue:
+        if fate < 0.5:
+            life.tell("failed", "failed", 9_000, reason="not_retryable", error_code="UNKNOWN_TYPE")
+        return
     if kind[0] == "analysis.profile" and fate < 0.12:
         life.tell("skipped", "skipped", reason="rate_limited")
     elif fate > 0.995:

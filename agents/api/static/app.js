@@ -44,7 +44,9 @@
   document.addEventListener("htmx:afterOnLoad", (event) => {
     const status = event.detail.xhr.status;
     if (status === 401) location.reload();
-    setLive(status < 500 ? "live" : "away");
+    // An answer may still arrive after the page was hidden or marked.
+    if (status >= 500) setLive("away");
+    else if (live && live.dataset.state === "away") setLive("live");
   });
   document.addEventListener("htmx:afterSwap", (event) => refreshTimes(event.target));
   for (const name of ["htmx:sendError", "htmx:timeout"]) {
