@@ -6,9 +6,11 @@ Owns their options and what is shown. Refuses to know SQL (`tidemill.history`) a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,12 +22,13 @@ from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_json, print_table
 
 if TYPE_CHECKING:
-    from tidemill.client import CompletedJob, JobHandle
+    from tidemill.client import Client, CompletedJob, JobHandle
 
 app = typer.Typer()
 jobs_app = typer.Typer(help="Look at jobs and steer them.", no_args_is_help=True)
 
 WAIT_SECONDS: Final = 60.0
+DELIVERY_SECONDS: Final = 30.0  # a person waits for this answer; a broker restarts in 10 s
 LIST_LIMIT: Final = 50
 LIST_COLUMNS: Final = (
     "job_id", "user_id", "type", "status", "reason", "error_code", "attempts", "requested_at",
@@ -68,10 +71,7 @@ def enqueue(
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
     """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
-    from tidemill.client import Client
-
-    _quiet_kafka()
-    with Client(kafka, topic_prefix=topic_prefix) as client:
+    with _client(kafka, topic_prefix) as client:
         handle = client.enqueue(
             type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
             # Checked like every other field, by the rules of the request.
@@ -89,9 +89,14 @@ def enqueue(
         raise typer.Exit(exit_codes.JOB_NOT_SUCCEEDED)
 
 
-def _quiet_kafka() -> None:
-    """What librdkafka tries again by itself is no news to whoever asks for one job."""
-    logging.getLogger("tidemill.runtime.kafka").setLevel(logging.ERROR)
+@contextlib.contextmanager
+def _client(kafka: str | None, topic_prefix: str | None) -> Iterator[Client]:
+    """A client for one record: what librdkafka tries again by itself is no news here."""
+    from tidemill.client import Client
+
+    logging.getLogger("tidemill.runtime.kafka").setLevel(logging.CRITICAL)
+    with Client(kafka, topic_prefix=topic_prefix, timeout_seconds=DELIVERY_SECONDS) as client:
+        yield client
 
 
 def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
@@ -203,10 +208,7 @@ def cancel_job(
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
     """Ask to end a waiting job, or a running one to stop."""
-    from tidemill.client import Client
-
-    _quiet_kafka()
-    with Client(kafka, topic_prefix=topic_prefix) as client:
+    with _client(kafka, topic_prefix) as client:
         receipt = client.cancel(user, job_id, reason=reason, actor="cli")
         print_json(dataclasses.asdict(receipt))
 
@@ -220,10 +222,7 @@ def redrive_job(
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
     """Ask to run an ended job again, as its next run."""
-    from tidemill.client import Client
-
-    _quiet_kafka()
-    with Client(kafka, topic_prefix=topic_prefix) as client:
+    with _client(kafka, topic_prefix) as client:
         receipt = client.redrive(user, job_id, reason=reason, actor="cli")
         print_json(dataclasses.asdict(receipt))
 
