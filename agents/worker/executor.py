@@ -27,7 +27,7 @@ from agents.worker.lanes import Lane, ThreadLane
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from agents.worker.writer import OutcomeWriter
 from schemas import SCHEMA_VERSION
-from schemas.wire import HANDBACK_SECONDS, LATE_START_SECONDS, PACK_JOBS_MAX
+from schemas.wire import HANDBACK_SECONDS, LATE_START_SECONDS, PACK_JOBS_MAX, ReadyJob
 from schemas.words import Reason
 
 SWEEP_SECONDS: Final = 0.1  # the grain of time-outs, late starts, progress and hand-backs
@@ -38,6 +38,8 @@ STOP_FORCE_SECONDS: Final = 0.5  # what is cancelled at the end of a stop may cl
 CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
 STUCK_SHARE_MAX: Final = 0.25  # of a kind's slots: more lost ones and the worker starts afresh
 REFILL_AT: Final = PACK_JOBS_MAX // 2  # waiting jobs of a queue at which more are asked for
+
+_JOB_FIELDS: Final = frozenset(ReadyJob.model_fields) - {"traceparent"}
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -431,4 +433,18 @@ def _read_pack(value: bytes | None) -> dict[str, Any] | None:
             "the same release as the ledger", version, SCHEMA_VERSION,
         )
         return None
+    if not _has_shape(body):
+        logger.error("a ready record lacks fields of a pack and is left out: %.200r", value)
+        return None
     return body
+
+
+def _has_shape(body: dict[str, Any]) -> bool:
+    """Whether the fields are there that the worker counts on: rubbish must not end it."""
+    jobs = body.get("jobs")
+    return (
+        isinstance(body.get("queue"), str)
+        and isinstance(body.get("ledger_partition"), int)
+        and isinstance(jobs, list)
+        and all(isinstance(job, dict) and job.keys() >= _JOB_FIELDS for job in jobs)
+    )

@@ -23,6 +23,7 @@ LONG_JOBS: Final = 200_000
 LONG_KILLS: Final = 30
 LONG_SECONDS: Final = 900.0  # requests, kills and the outage fit in, at a rate that a laptop bears
 OUTAGE_SECONDS: Final = 600.0  # ClickHouse away
+MUTATED_QUIET_SECONDS: Final = 30.0  # lost jobs never end; a rescue would come within this
 
 
 def engine_in(folder: Path, source: Path = SOURCE, *, with_history: bool = True) -> Engine:
@@ -49,7 +50,8 @@ def mutated(mutation: Mutation, folder: Path) -> bool:
     """Whether the checker catches this bug."""
     source = scratch_copy(SOURCE, folder / "source", mutation.patches)
     plan = Plan(
-        jobs=mutation.jobs, seconds=mutation.seconds, faults=mutation.faults, with_history=False
+        jobs=mutation.jobs, seconds=mutation.seconds, faults=mutation.faults, with_history=False,
+        quiet_seconds=MUTATED_QUIET_SECONDS,
     )
     print(f"mutation {mutation.name}: {mutation.meaning}")
     try:

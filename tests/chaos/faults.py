@@ -68,18 +68,24 @@ class FaultRunner(threading.Thread):
         self.done: list[Fault] = []
         self._engine, self._faults, self._say = engine, faults, say
         self._lasting: list[threading.Thread] = []
+        self._stopped: set[str] = set()
 
     def run(self) -> None:
         """One fault after another; what lasts goes on beside the next ones."""
         begun = time.monotonic()
+        last_end, last_at = begun, 0.0
         try:
             for fault in self._faults:
-                # The schedule is what this waits for: time is the input here, not a hope.
-                time.sleep(max(0.0, begun + fault.at - time.monotonic()))
+                # The schedule is what this waits for: time is the input here, not a hope. A slow
+                # restart of the broker moves what comes after it.
+                gap = min(GAP_SECONDS, fault.at - last_at)
+                time.sleep(max(begun + fault.at - time.monotonic(),
+                               last_end + gap - time.monotonic(), 0.0))
                 self._engine.check_health()
                 self._say(f"{time.monotonic() - begun:6.1f} s  {fault.what} {fault.role}")
                 self._carry_out(fault)
                 self.done.append(fault)
+                last_end, last_at = time.monotonic(), fault.at
         except EngineFailed as error:
             self.error = error
         for thread in self._lasting:
@@ -88,7 +94,9 @@ class FaultRunner(threading.Thread):
     def _carry_out(self, fault: Fault) -> None:
         match fault.what:
             case "kill":
-                self._engine.roles[fault.role].kill()
+                # A stopped process is to come back as a zombie: its sibling dies in its place.
+                role = self._sibling(fault.role) if fault.role in self._stopped else fault.role
+                self._engine.roles[role].kill()
             case "stop":
                 self._last(self._stop_and_continue, fault)
             case "broker":
@@ -105,10 +113,15 @@ class FaultRunner(threading.Thread):
 
     def _stop_and_continue(self, fault: Fault) -> None:
         role = self._engine.roles[fault.role]
+        self._stopped.add(fault.role)
         role.send(signal.SIGSTOP)
         time.sleep(fault.seconds)
-        # It may have been killed meanwhile; a signal to the next one does no harm.
         role.send(signal.SIGCONT)
+        self._stopped.discard(fault.role)
+
+    def _sibling(self, role: str) -> str:
+        names = [name for name in self._engine.roles if name.startswith(role.split("-")[0])]
+        return names[(names.index(role) + 1) % len(names)]
 
     def _hold_down(self, fault: Fault) -> None:
         self._engine.held.add(fault.role)

@@ -41,6 +41,7 @@ class Plan:
     seed: int = SEED
     outage_seconds: float = 0.0  # ClickHouse away
     with_history: bool = True
+    quiet_seconds: float = QUIET_SECONDS_MAX
     faults: Sequence[Fault] | None = None  # in place of a drawn schedule
 
 
@@ -109,7 +110,7 @@ def run(engine: Engine, plan: Plan, say: Callable[[str], None] = print) -> Outco
     if loader.tally.failures:
         raise EngineFailed(f"requests were not acknowledged: {loader.tally.failures[:3]}")
     begun = time.monotonic()
-    late = wait_quiet(engine, follower, loader.sent)
+    late = wait_quiet(engine, follower, loader.sent, plan.quiet_seconds)
     say(f"all sent and acknowledged: {len(loader.tally.receipts):,}; still waiting: {late}")
     outcome = Outcome(Report(), engine.deaths, faults.done, time.monotonic() - begun)
     follower.close()
@@ -132,7 +133,9 @@ def _expectations(source: Path) -> str:
     return json.dumps(EXPECT)
 
 
-def wait_quiet(engine: Engine, follower: Follower, sent: list[Sent]) -> int:
+def wait_quiet(
+    engine: Engine, follower: Follower, sent: list[Sent], quiet_seconds: float
+) -> int:
     """Until each requested job has ended; gives how many have not when nothing moves any more."""
     wanted = {
         (item.user_id, item.job_id)
@@ -147,7 +150,7 @@ def wait_quiet(engine: Engine, follower: Follower, sent: list[Sent]) -> int:
         others = sum(not job.startswith("child-of-") for _, job in ended - wanted)
         if missing == 0 and others >= nameless:
             return 0
-        if time.monotonic() - follower.last_change > QUIET_SECONDS_MAX:
+        if time.monotonic() - follower.last_change > quiet_seconds:
             return missing + max(0, nameless - others)
         time.sleep(POLL_SECONDS)
 

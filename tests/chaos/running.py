@@ -29,13 +29,14 @@ Job = tuple[str, str]
 
 @contextmanager
 def running_engine(
-    folder: Path, modules: Sequence[str], *, ledgers: int = 2, workers: int = 1
+    folder: Path, modules: Sequence[str], *, ledgers: int = 2, workers: int = 1,
+    with_history: bool = False,
 ) -> Iterator[Engine]:
-    """A started engine without ClickHouse, closed at the end whatever happens."""
+    """A started engine, closed at the end whatever happens."""
     engine = Engine(
-        folder, kafka_port=free_port(), clickhouse_port=0, http_port=0, source=SOURCE,
-        modules=modules, ledgers=ledgers, workers=workers, partitions=PARTITIONS,
-        with_history=False,
+        folder, kafka_port=free_port(), clickhouse_port=free_port(), http_port=free_port(),
+        source=SOURCE, modules=modules, ledgers=ledgers, workers=workers, partitions=PARTITIONS,
+        with_history=with_history,
     )
     try:
         engine.start()
