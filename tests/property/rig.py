@@ -1,0 +1,200 @@
+"""One partition with its log and rows in memory, and the folds that judge it after each group.
+
+Owns the running of groups and the comparisons. The folds are the chaos checker's: written from the
+design, they import nothing of the engine, so they serve as the naive model here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from schemas.topics import Topics
+from schemas.wire import Definition
+from schemas.words import IN_FLIGHT_STATES
+from streams import rows
+from streams.finished import Ended
+from streams.job import Job
+from streams.limits import NOTHING_USED
+from streams.outbox import OutRecord
+from streams.partition import Partition, QueueCapacity
+from streams.state import PartitionState
+from tests.chaos.jobfold import JobFold, JobId
+from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
+from tests.chaos.rawlog import RawRecord
+from tests.chaos.report import Report
+
+TOPICS: Final = Topics()
+WORKER: Final = "worker-1"
+START_MS: Final = 1_760_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One record that waits for the next group."""
+
+    topic: str
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+class Rig:
+    """Partition 0 of 1, driven group by group."""
+
+    def __init__(
+        self,
+        *,
+        limits: Mapping[str, tuple[Limit, ...]] | None = None,
+        max_attempts: Mapping[str, int] | None = None,
+    ) -> None:
+        self.asked: dict[JobId, Asked] = {}
+        self.report = Report()
+        self.fold = JobFold(self.report, dict(max_attempts or {}))
+        self.limits = LimitFold(self.report, limits or {})
+        self.due = DueFold(self.report, self.asked)
+        self.unique = UniqueFold(self.report, self.asked)
+        self.rows: dict[bytes, bytes] = {}
+        self.offsets = dict.fromkeys(TOPICS.ledger_inputs, 0)
+        self.taken: list[tuple[str, RawRecord]] = []
+        self.events: list[dict[str, Any]] = []
+        self.alive: dict[str, int] = {WORKER: 1}
+        self.slots = 4
+        self.definitions: dict[str, Definition] = {}
+        self.engine = self.restored(START_MS)
+
+    def restored(self, now_ms: int) -> Partition:
+        """A new owner over the committed rows."""
+        state = PartitionState()
+        for key, value in self.rows.items():
+            state.load(key, value)
+        engine = Partition(0, 1, TOPICS, state)
+        engine.restored(now_ms)
+        return engine
+
+    # --- groups ---
+
+    def records(self, inputs: Sequence[Input]) -> list[tuple[str, RawRecord]]:
+        """The inputs as records, behind what was read before; gaps as transactions leave them."""
+        made: list[tuple[str, RawRecord]] = []
+        for given in inputs:
+            offset = self.offsets[given.topic]
+            self.offsets[given.topic] += 1 + offset % 2
+            record = RawRecord(
+                given.topic, 0, offset, START_MS, b"key", given.value, given.headers
+            )
+            made.append((given.topic, record))
+        return made
+
+    def decide(
+        self, records: Sequence[tuple[str, RawRecord]], now_ms: int
+    ) -> tuple[list[OutRecord], int]:
+        """Everything up to the commit: the records, and how many the inputs alone led to."""
+        engine = self.engine
+        engine.begin(now_ms)
+        engine.set_workers(self.alive)
+        room = QueueCapacity(self.slots, self.slots, 1, (0, 1))
+        engine.set_capacity({"default": room, "side": room} if self.slots and self.alive else {})
+        for definition in self.definitions.values():
+            engine.define(definition)
+        for topic, record in records:
+            engine.take(topic, 0, record)
+        engine.tick()
+        return engine.seal(), len(records)
+
+    def commit(self, records: Sequence[tuple[str, RawRecord]], now_ms: int) -> list[dict[str, Any]]:
+        """A whole group; the events that it wrote."""
+        out, _ = self.decide(records, now_ms)
+        self.engine.settle()
+        self.taken += records
+        return self.write(out)
+
+    def write(self, out: Sequence[OutRecord]) -> list[dict[str, Any]]:
+        """What a committed transaction leaves: rows, and events for the folds."""
+        written: list[dict[str, Any]] = []
+        for topic, _, key, value, _ in out:
+            if topic == TOPICS.state:
+                assert key is not None
+                if value is None:
+                    self.rows.pop(key, None)
+                else:
+                    self.rows[key] = value
+            elif topic == TOPICS.events:
+                written.append(self._feed(RawRecord(topic, 0, len(self.events), 0, key, value)))
+        return written
+
+    def _feed(self, record: RawRecord) -> dict[str, Any]:
+        read = self.fold.feed(record)
+        assert read is not None, record
+        trace, step, event = read
+        self.events.append(event)
+        if step.sequence is not None:
+            self.limits.feed(trace, step)
+            self.due.feed(trace, step, event)
+            self.unique.feed(trace, step)
+        return event
+
+    # --- judgement ---
+
+    def check(self) -> None:
+        """Folds are clean, rows give the live state, and so do the events."""
+        assert self.report.is_clean, self.report.text()
+        kept, held = observable(self.restored(0).state), observable(self.engine.state)
+        # A group that wrote nothing moves the live clock alone; the fold sees that no event does.
+        assert kept.pop("clock") <= held.pop("clock")
+        for part, value in held.items():
+            assert kept[part] == value, part
+        live = self.engine.state.jobs
+        for key, trace in self.fold.jobs.items():
+            job = live.get(key)
+            if job is None:
+                assert not trace.is_live, trace.story()
+                continue
+            found = (job.state, job.sequence, job.run, job.epoch, job.attempt)
+            last = [step for step in trace.steps if step.sequence is not None][-1]
+            wanted = (trace.state, trace.sequence, trace.run, trace.epoch, last.attempt)
+            assert found == wanted, trace.story()
+        assert live.keys() <= self.fold.jobs.keys()
+
+    def in_flight(self) -> list[Job]:
+        """Jobs whose attempt is out, in an order that does not depend on hashes."""
+        jobs = self.engine.state.jobs.values()
+        return [job for job in jobs if job.state in IN_FLIGHT_STATES]
+
+
+def observable(state: PartitionState) -> dict[str, Any]:
+    """Everything that a later decision may depend on, in a form that compares."""
+    used = {
+        name: value for name, value in state._limits.items() if value != NOTHING_USED
+    }
+    ended: dict[bytes, Ended | None] = {
+        digest: state.finished.get(digest) for digest in state.finished
+    }
+    return {
+        "jobs": {key: rows.live_value(job) for key, job in state.jobs.items()},
+        "finished": ended, "limits": used, "unique": dict(state._unique),
+        "definitions": dict(state.definitions), "applied": dict(state.applied),
+        "clock": state.clock_ms, "accepted": state.accepted,
+        "dead": set(state._dead_letters),
+    }
+
+
+def pack(outcomes: Sequence[Any], *, worker: str = WORKER, incarnation: int = 1) -> bytes:
+    """An outcome record."""
+    return orjson.dumps(
+        {
+            "schema_version": 1, "worker_id": worker, "incarnation": incarnation,
+            "outcomes": outcomes,
+        }
+    )
+
+
+def outcome_of(job: Job, kind: str, **facts: Any) -> dict[str, Any]:
+    """What a worker says of the job's last dispatch."""
+    named = {
+        "user_id": job.spec.user_id, "job_id": job.spec.job_id, "run": job.run,
+        "attempt": job.attempt, "epoch": job.epoch,
+    }
+    return {"kind": kind, **named, **facts}
