@@ -168,8 +168,8 @@ def test_a_worker_that_is_gone_is_told_from_one_not_heard_yet() -> None:
     rig.alive = {}
     assert rig.commit([], START_MS + 20_001) == []
     assert rig.commit([], START_MS + 29_999) == []
-    running = [job.key for job in rig.in_flight() if job.started_at is not None]
+    running = {job.key for job in rig.in_flight() if job.started_at is not None}
     events = rig.commit([], START_MS + 31_000)
     rescued = [event for event in events if event["event"] == "rescued"]
-    assert [(event["user_id"], event["job_id"]) for event in rescued] == running
+    assert {(event["user_id"], event["job_id"]) for event in rescued} == running
     assert {event["reason"] for event in rescued} == {"worker_lost"}

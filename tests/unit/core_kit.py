@@ -1,0 +1,169 @@
+"""Small jobs and commands for the tests of the pure core.
+
+Owns how a job gets into a state: by the events that lead there, never by setting fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from schemas.codec import Decoded, Refusal, check_request
+from schemas.events import Event
+from schemas.wire import Definition
+from schemas.words import ErrorCode, EventKind, Reason, State
+from streams.commands import (
+    Cancel,
+    Cause,
+    CoreCommand,
+    Defer,
+    Dispatch,
+    Expire,
+    Redrive,
+    Refuse,
+    Report,
+    Rescue,
+    Resolve,
+    Submit,
+)
+from streams.decision import Accepted
+from streams.job import Job, JobKey, Spec
+from streams.lifecycle import decide, evolve
+from streams.limits import NOTHING_USED, LimitState
+
+NOW: Final = 1_760_000_000_000
+CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
+WORKER: Final = ("worker-1", 1)
+
+
+class Around:
+    """A `Situation` that a test can arrange."""
+
+    def __init__(
+        self,
+        *definitions: Definition,
+        holder: JobKey | None = None,
+        used: LimitState = NOTHING_USED,
+    ) -> None:
+        self.accepted = 5
+        self._definitions = {definition.type: definition for definition in definitions}
+        self._holder = holder
+        self._used = used
+
+    def definition(self, type: str) -> Definition | None:
+        return self._definitions.get(type)
+
+    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
+        return self._holder
+
+    def limit_state(self, user_id: str, type: str) -> LimitState:
+        return self._used
+
+
+def define(**facts: Any) -> Definition:
+    """A definition of type `t`."""
+    return Definition.model_validate({"schema_version": 1, "type": "t", **facts})
+
+
+KNOWN: Final = Around(define())
+
+
+def decoded(**fields: Any) -> Decoded:
+    """A checked request of type `t`."""
+    found = check_request({"type": "t", "user_id": "u", "job_id": "j", **fields})
+    assert isinstance(found, Decoded), found.message
+    return found
+
+
+def submit(**fields: Any) -> Submit:
+    return Submit(decoded(**fields), "j", CAUSE)
+
+
+def refuse() -> Refuse:
+    refusal = Refusal(ErrorCode.UNKNOWN_FIELD, "unknown field 'x'", field="x", type="t")
+    return Refuse(refusal, "u", "j", CAUSE)
+
+
+def report(kind: str, epoch: int = 1, **facts: Any) -> Report:
+    outcome = {"kind": kind, "user_id": "u", "job_id": "j", "epoch": epoch, **facts}
+    return Report(outcome, WORKER, ("jobs.outcomes", 0, 3))
+
+
+def after(job: Job | None, *commands: CoreCommand, now: int = NOW, around: Around = KNOWN) -> Job:
+    """The job once all the commands were accepted."""
+    for command in commands:
+        decision = decide(job, command, now, around)
+        assert isinstance(decision, Accepted), command
+        job = decision.job
+    assert job is not None
+    return job
+
+
+CANCEL: Final = Cancel("somebody", "no more", ("jobs.commands", 0, 1))
+REDRIVE: Final = Redrive("somebody", "again", ("jobs.commands", 0, 2))
+FATAL: Final = {"code": "BROKEN", "message": "beyond repair", "retryable": False}
+WAYS: Final[dict[State, tuple[CoreCommand, ...]]] = {
+    State.PENDING: (submit(),),
+    State.SCHEDULED: (submit(run_at=NOW + 5_000),),
+    State.DISPATCHED: (submit(), Dispatch()),
+    State.RUNNING: (submit(), Dispatch(), report("started", started_at=NOW)),
+    State.RETRYING: (submit(), Dispatch(), report("failed")),
+    State.SUCCEEDED: (submit(), Dispatch(), report("succeeded", result=1)),
+    State.FAILED: (submit(), Dispatch(), report("failed", error=FATAL)),
+    State.CANCELLED: (submit(), CANCEL),
+    State.SKIPPED: (submit(), Dispatch(), report("skipped", reason="nothing new")),
+    State.EXPIRED: (submit(expires_at=NOW + 5_000), Expire()),
+}
+"""How a job gets into each state."""
+
+
+def job_in(state: State | None) -> Job | None:
+    """A job that the core itself brought into `state`."""
+    if state is None:
+        return None
+    job = after(None, *WAYS[state])
+    assert job.state is state
+    return job
+
+
+def command_named(name: str, state: State | None) -> CoreCommand:
+    """The commands of the tests' tables by their names; `submit` repeats what was asked."""
+    if name == "submit" and state is not None:
+        return WAYS[state][0]
+    plain: dict[str, CoreCommand] = {
+        "submit": submit(), "submit_other": submit(payload={"other": 1}), "refuse": refuse(),
+        "resolve": Resolve(define()), "resolve_none": Resolve(None), "dispatch": Dispatch(),
+        "defer": Defer(NOW + 9_000), "expire": Expire(), "rescue": Rescue(Reason.WORKER_LOST),
+        "cancel": CANCEL, "redrive": REDRIVE,
+    }
+    if name in plain:
+        return plain[name]
+    kind, _, staleness = name.partition("@")
+    return report(kind, epoch=0 if staleness else 1)
+
+
+def event_of(
+    job: Job | None, kind: EventKind, state_after: State, *, spec: Spec | None = None
+) -> Event:
+    """An event as it would follow `job`."""
+    known = job.spec if job is not None else after(None, submit()).spec
+    return Event(
+        kind, known.user_id, known.job_id, known.type, known.queue, known.priority,
+        known.requested_at, 1, 1 if job is None else job.sequence + 1, 0, 0, NOW,
+        None if job is None else job.state, state_after, spec=spec or known,
+    )
+
+
+def fold(events: list[Event]) -> Job:
+    """The job that these events give."""
+    job: Job | None = None
+    for event in events:
+        job = evolve(job, event)
+    assert job is not None
+    return job
+
+
+def payload_of(value: bytes) -> Any:
+    """JSON text as a value."""
+    return orjson.loads(value)
