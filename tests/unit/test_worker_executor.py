@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agents.worker import async_lane
 from agents.worker import executor as executor_module
 from agents.worker.context import Context
 from schemas.wire import OutcomePack
@@ -28,7 +29,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(executor_module, name, seconds)
 
 
-async def test_a_job_that_never_waits_ends_in_the_same_turn() -> None:
+async def test_a_job_that_never_waits_ends_in_the_same_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A busy machine must not end the turn between the two jobs.
+    monkeypatch.setattr(async_lane, "TURN_SECONDS", 60.0)
+
     async def echo(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
         return {**payload, "attempt": ctx.attempt}
 
