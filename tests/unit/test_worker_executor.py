@@ -350,7 +350,8 @@ async def test_a_record_that_is_no_pack_is_left_out_and_settled(value: bytes | N
         assert bench.settled == ["pack"]
 
 
-async def test_room_is_free_slots_and_one_pack() -> None:
+async def test_room_is_free_slots_and_one_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_lane, "TURN_SECONDS", 60.0)
     gate = asyncio.Event()
     asked: list[int] = []
 
