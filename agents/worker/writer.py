@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import orjson
 
+from agents.crash import crash_point
 from agents.worker.attempts import Attempt, Pack
 from agents.worker.ends import too_large
 from schemas import SCHEMA_VERSION
@@ -115,6 +116,7 @@ class OutcomeWriter:
         lane.in_flight += 1
         self.records_total += 1
         value = self._head + b",".join([item[0] for item in items]) + b"]}"
+        crash_point("worker.after_run_before_outcome")
         self._sink.send(
             lane.partition,
             value,
@@ -126,6 +128,7 @@ class OutcomeWriter:
         if is_too_large:
             self._split(lane, items)
         else:
+            crash_point("worker.after_outcome_before_commit")
             self.durable_total += len(items)
             self.pending -= len(items)
             for _, pack, _ in items:
