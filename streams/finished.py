@@ -38,11 +38,12 @@ class Ended(NamedTuple):
 class FinishedJobs:
     """Ended jobs by digest, oldest first."""
 
-    __slots__ = ("_by_digest", "_order")
+    __slots__ = ("_by_digest", "_order", "_taken")
 
     def __init__(self) -> None:
         self._by_digest: dict[bytes, int] = {}
         self._order: deque[bytes] = deque()
+        self._taken: list[tuple[bytes, int]] = []  # forgotten, not for good yet
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -59,22 +60,18 @@ class FinishedJobs:
         packed = self._by_digest.get(digest)
         return None if packed is None else _unpacked(packed)
 
-    def discard(self, digest: bytes) -> None:
-        """Forgets one; its place in the order is skipped later."""
-        self._by_digest.pop(digest, None)
-
     def sort(self) -> None:
         """Restores the order by time after rows were read in the order of a compacted topic."""
         self._order = deque(sorted(self._by_digest, key=self._by_digest.__getitem__))
 
     def forget_until(self, ended_before: int, *, count_max: int, at_most: int) -> list[bytes]:
-        """Takes out up to `at_most` that ended before the instant, or are beyond the count."""
+        """Takes out up to `at_most` that ended before the instant, or are beyond the count.
+
+        `settle` makes it final, `undo` puts them back.
+        """
         forgotten: list[bytes] = []
         while self._order and len(forgotten) < at_most:
-            packed = self._by_digest.get(self._order[0])
-            if packed is None:
-                self._order.popleft()
-                continue
+            packed = self._by_digest[self._order[0]]
             if (
                 _unpacked(packed).finished_at >= ended_before
                 and len(self._by_digest) <= count_max
@@ -82,8 +79,20 @@ class FinishedJobs:
                 break
             digest = self._order.popleft()
             del self._by_digest[digest]
+            self._taken.append((digest, packed))
             forgotten.append(digest)
         return forgotten
+
+    def settle(self) -> None:
+        """What was taken out stays out."""
+        self._taken = []
+
+    def undo(self) -> None:
+        """What was taken out since the last `settle` is back in its place."""
+        for digest, packed in reversed(self._taken):
+            self._by_digest[digest] = packed
+            self._order.appendleft(digest)
+        self._taken = []
 
 
 def _unpacked(packed: int) -> Ended:

@@ -10,6 +10,7 @@ but the decider reads it in between.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final, TypeVar
 
 from schemas.wire import Definition
@@ -139,6 +140,10 @@ class PartitionState:
         self._forgotten += self.finished.forget_until(
             now_ms - self._dedupe_retention_ms, count_max=COUNT_MAX, at_most=FORGET_AT_ONCE_MAX
         )
+        self._forget_dead_letters(now_ms)
+        self._forget_limits(now_ms)
+
+    def _forget_dead_letters(self, now_ms: int) -> None:
         for key in self._dead_letters:
             job = self.jobs[key]
             too_many = len(self._dead_letters) - len(self._buried) > DEAD_LETTERS_MAX
@@ -150,6 +155,17 @@ class PartitionState:
             if len(self._buried) >= FORGET_AT_ONCE_MAX:
                 break
 
+    def _forget_limits(self, now_ms: int) -> None:
+        """Drops what no window looks at any more; the rest goes behind the others."""
+        for name in list(islice(self._limits, FORGET_AT_ONCE_MAX)):
+            used = self._limits.pop(name)
+            definition = self.definitions.get(name[1])
+            specs = () if definition is None else definition.limits
+            if limits.is_idle(specs, used, now_ms):
+                self._old_limits.setdefault(name, used)
+            else:
+                self._limits[name] = used
+
     # --- the group's end ---
 
     @property
@@ -157,7 +173,8 @@ class PartitionState:
         """Whether there is anything to commit: a changed row or a new applied position."""
         old = self._old_position
         return bool(
-            self._old_jobs or self._old_definitions or self._forgotten or self._buried
+            self._old_jobs or self._old_definitions or self._old_limits
+            or self._forgotten or self._buried
             or (old is not None and old[0] != self.applied)
         )
 
@@ -170,8 +187,9 @@ class PartitionState:
             value = rows.ended_value(job) if is_over else rows.live_value(job)
             changed.append((rows.key_of(job.spec), value))
         for name in self._old_limits:
-            used = self._limits[name]
-            changed.append((rows.limit_key(*name), rows.limit_value(used)))
+            used = self._limits.get(name)
+            limit_row = None if used is None else rows.limit_value(used)
+            changed.append((rows.limit_key(*name), limit_row))
         for type_name in self._old_definitions:
             definition = self.definitions[type_name]
             changed.append((rows.definition_key(type_name), rows.definition_value(definition)))
@@ -196,6 +214,7 @@ class PartitionState:
         for key in self._buried:
             self._dead_letters.pop(key, None)
             del self.jobs[key]
+        self.finished.settle()
         self._drop_old()
 
     def undo(self) -> None:
@@ -208,9 +227,7 @@ class PartitionState:
             _put_back(self._unique, unique, holder)
         for type_name, definition in self._old_definitions.items():
             _put_back(self.definitions, type_name, definition)
-        for digest in self._forgotten:
-            # Its exact facts are gone with the packing; it was due to be forgotten anyway.
-            self.finished.discard(digest)
+        self.finished.undo()
         if self._old_position is not None:
             self.applied, self.clock_ms, self.accepted = self._old_position
         self._drop_old()
