@@ -13,9 +13,6 @@ from typing import Any, Final, Literal
 
 import structlog
 
-THROTTLE_SECONDS: Final = (
-    10.0  # one line of a kind in it; a lost broker gives one each 50 ms
-)
 READY_EVENT: Final = "role_ready"
 
 # Libraries that tell at INFO what only their authors want to know.

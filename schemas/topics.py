@@ -11,7 +11,6 @@ from typing import Final
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
-FOREVER: Final = "-1"
 
 DEV_PARTITIONS: Final = 4  # the ledger's N in `tidemill dev`
 READY_PARTITIONS: Final = 8  # partitions of each ready topic: bounds the workers of a queue

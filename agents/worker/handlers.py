@@ -125,10 +125,6 @@ class Registry:
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._handlers.values())
 
-    def as_mapping(self) -> Mapping[str, Handler]:
-        """A copy by type, for a worker that keeps what it was started with."""
-        return dict(self._handlers)
-
     def clear(self) -> None:
         """Forget everything; for tests."""
         self._handlers.clear()
