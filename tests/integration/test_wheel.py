@@ -66,7 +66,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout=60)
     python = folder / "venv" / "bin" / "python"
-    pip = (python, "-m", "pip", "install", "--quiet")
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile")
     run(*pip, "--require-hashes", "-r", ROOT / "locks" / "run.txt", cwd=folder, timeout=400)
     run(*pip, "--no-deps", wheel, cwd=folder, timeout=60)
     return python.parent
