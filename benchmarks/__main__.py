@@ -18,22 +18,55 @@ from benchmarks.harness import RESULTS_PATH, Plan, machine_facts, measure_all, w
 from benchmarks.peers import all_peers
 from benchmarks.program import Program
 from benchmarks.report import print_table, write_markdown
+from benchmarks.tidemill_programs import all_own
 
 # The size of the published comparison; three runs, as a median of two is no median.
 JOBS_DEFAULT = 100_000
 RUNS_DEFAULT = 3
 RATES_DEFAULT = "200,2000"
 LATENCY_SECONDS_DEFAULT = 10.0
+# A look: too short for a claim.
+QUICK_JOBS = 20_000
+QUICK_LATENCY_SECONDS = 3.0
 
 MEASURES = ("drain", "enqueue", "latency")
 EXIT_USAGE = 2
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def main() -> None:
-    """Benchmarks of Tidemill and its peers."""
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer jobs, one run: a look.")] = False,
+    results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+) -> None:
+    """Benchmarks of Tidemill and its peers. Without a command: everything, ours and the peers in
+    turn."""
+    if context.invoked_subcommand is not None:
+        return
+    plan = Plan(
+        jobs=QUICK_JOBS if quick else JOBS_DEFAULT,
+        runs=1 if quick else RUNS_DEFAULT,
+        rates=tuple(map(_whole_number, _names(RATES_DEFAULT))),
+        latency_seconds=QUICK_LATENCY_SECONDS if quick else LATENCY_SECONDS_DEFAULT,
+    )
+    run_session([*all_own(), *all_peers()], plan, results=results, baseline="bullmq")
+
+
+@app.command()
+def ours(
+    only: Annotated[str, typer.Option(help="Names with commas between; empty: all.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of a drain.")] = JOBS_DEFAULT,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = RUNS_DEFAULT,
+    measures: Annotated[str, typer.Option(help="What to measure.")] = ",".join(MEASURES),
+    rates: Annotated[str, typer.Option(help="Jobs/s of the latency runs.")] = RATES_DEFAULT,
+    latency_seconds: Annotated[float, typer.Option(min=1)] = LATENCY_SECONDS_DEFAULT,
+    results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+) -> None:
+    """Measures Tidemill alone."""
+    plan = _plan(jobs, runs, measures, rates, latency_seconds)
+    run_session(_chosen(all_own(), only), plan, results=results, baseline=None)
 
 
 @app.command()
@@ -47,15 +80,19 @@ def peers(
     results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
 ) -> None:
     """Measures the peers alone; the results go to a JSON file and a Markdown file beside it."""
+    plan = _plan(jobs, runs, measures, rates, latency_seconds)
+    run_session(_chosen(all_peers(), only), plan, results=results, baseline="bullmq")
+
+
+def _plan(jobs: int, runs: int, measures: str, rates: str, latency_seconds: float) -> Plan:
     chosen = tuple(_known("--measures", name, MEASURES) for name in _names(measures))
-    plan = Plan(
+    return Plan(
         jobs=jobs,
         runs=runs,
         latency_seconds=latency_seconds,
         rates=tuple(map(_whole_number, _names(rates))) if "latency" in chosen else (),
         measures=chosen,
     )
-    run_session(_chosen(all_peers(), only), plan, results=results, baseline="bullmq")
 
 
 def run_session(

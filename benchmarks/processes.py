@@ -49,12 +49,20 @@ def cache_folder(name: str) -> Path:
 
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on loopback that nobody listens on."""
+    found: list[int] = []
     for port in PORTS:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
-            return port
-    raise MissingError(f"no free port between {PORTS.start} and {PORTS.stop - 1}")
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise MissingError(f"no {count} free ports between {PORTS.start} and {PORTS.stop - 1}")
 
 
 def run_step(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> str:
