@@ -135,14 +135,20 @@ def _check_letter(inputs: Inputs, record: RawRecord, letter: RawRecord) -> None:
 def _check_both(
     inputs: Inputs, jobs: JobFold, position: Position, answer: tuple[str, JobId]
 ) -> None:
-    # A refused request whose job is known ends as failed at once, and is dead as well.
+    # A refused request is dead, and told to its owner where that is known: a new job ends as
+    # failed at once, an older one of the same name only hears of the conflict.
     trace = jobs.jobs[answer[1]]
-    kinds = [step.kind for step in trace.steps if step.sequence is not None]
-    if answer[0] != "requested" or kinds[:2] != ["requested", "failed"]:
+    is_told = answer[0] == "conflict_ignored" or (answer[0] == "requested" and _is_refused(trace))
+    if not is_told:
         inputs.report.violate(
             "processed_and_dead", f"{inputs.topic}{list(position)} was {answer[0]} and is dead",
             trace.story(),
         )
+
+
+def _is_refused(trace: Trace) -> bool:
+    kinds = [step.kind for step in trace.steps[:2]]
+    return kinds == ["requested", "failed"]
 
 
 def check_receipts(inputs: Inputs, receipts: Iterable[Receipt], jobs: JobFold) -> int:
@@ -247,7 +253,7 @@ def check_dead_jobs(report: Report, dead: DeadJobs, jobs: JobFold) -> None:
     """Each run that failed is one dead letter, and nothing else is."""
     for trace in jobs.jobs.values():
         failed = sum(end["event"] == "failed" for end in trace.end_of.values())
-        if trace.key in dead.refused:
+        if trace.key in dead.refused and _is_refused(trace):
             failed -= 1
         letters = dead.letters.pop(trace.key, 0)
         if letters != failed:
