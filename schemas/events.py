@@ -265,10 +265,6 @@ _EVENT_FORMAT: Final = (
 )
 
 
-def _json(value: object) -> bytes:
-    return _NULL if value is None else orjson.dumps(value)
-
-
 class EventWriter:
     """Events as the bytes of `JobEvent`, quickly: most of what the ledger writes is events.
 
@@ -280,15 +276,20 @@ class EventWriter:
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
-        self._head_of: tuple[str, str, str] = ("", "", "")
+        self._head_of: tuple[str, str, str, int] = ("", "", "", 0)
         self._head = self._id_head = b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
 
     def write(self, event: Event) -> bytes:
         """The record's value."""
-        user_id, job_id, queue = self._head_of
-        if event.job_id is not job_id or event.user_id is not user_id or event.queue is not queue:
+        user_id, job_id, queue, incarnation = self._head_of
+        if (
+            event.job_id is not job_id
+            or event.user_id is not user_id
+            or event.queue is not queue
+            or event.incarnation != incarnation
+        ):
             self._begin_job(event)
         cause = event.cause
         if cause is None:
@@ -300,19 +301,24 @@ class EventWriter:
         sequence = event.sequence
         tail = b"%d" % sequence if sequence is not None else _audit_tail(event).encode()
         instant = self._instants.json
-        wait_ms, run_ms = event.wait_ms, event.run_ms
+        wait_ms, run_ms, due_at = event.wait_ms, event.run_ms, event.due_at
+        reason, error, worker_id, data = event.reason, event.error, event.worker_id, event.data
+        dumps = orjson.dumps
         return _EVENT_FORMAT % (
             SCHEMA_VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, event.run,
             _NULL if sequence is None else tail, event.attempt, event.epoch,
             instant(event.occurred_at), _STATE_JSON[event.state_before],
-            _STATE_JSON[event.state_after], _json(event.reason), _json(event.error),
-            _json(event.worker_id), instant(event.due_at),
+            _STATE_JSON[event.state_after], _NULL if reason is None else dumps(reason),
+            _NULL if error is None else dumps(error),
+            _NULL if worker_id is None else dumps(worker_id),
+            _NULL if due_at is None else instant(due_at),
             _NULL if wait_ms is None else b"%d" % wait_ms,
-            _NULL if run_ms is None else b"%d" % run_ms, cause_json, _json(event.data),
+            _NULL if run_ms is None else b"%d" % run_ms, cause_json,
+            _NULL if data is None else dumps(data),
         )
 
     def _begin_job(self, event: Event) -> None:
-        self._head_of = (event.user_id, event.job_id, event.queue)
+        self._head_of = (event.user_id, event.job_id, event.queue, event.incarnation)
         head = {
             "job_id": event.job_id, "user_id": event.user_id, "type": event.type,
             "queue": event.queue, "priority": event.priority, "incarnation": event.incarnation,
