@@ -20,6 +20,7 @@ from streams.job import JobKey, Spec
 OPTIONAL_FACTS: Final = (
     "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
 )
+TRACEPARENT_LENGTH_MAX: Final = 128  # W3C's has 55; a later version may append
 UNIQUE_BY_USER_PREFIX: Final = "\x1ftype:"  # cannot collide: ids hold no control characters
 
 
@@ -53,8 +54,13 @@ def spec_of(command: Submit, now: int, number: int, definition: Definition | Non
         None if run_at is None else int(run_at.timestamp() * 1000),
         None if expires_at is None else int(expires_at.timestamp() * 1000),
         request.source, request.tags, request.batch_id, request.parent_job_id,
-        decoded.traceparent,
+        _traceparent_of(decoded.traceparent),
     )
+
+
+def _traceparent_of(given: str | None) -> str | None:
+    """A header is as long as its sender likes, and every record of the job would carry it."""
+    return given if given is None or len(given) <= TRACEPARENT_LENGTH_MAX else None
 
 
 def unique_key_of(asked: str | None, definition: Definition) -> str | None:

@@ -19,7 +19,7 @@ from schemas.codec import (
     decode_command,
     decode_request,
 )
-from schemas.requests import ID_LENGTH_MAX
+from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
 from schemas.topics import Topics
 from schemas.words import ErrorCode, EventKind, Reason, State
 from streams.commands import (
@@ -35,7 +35,12 @@ from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
 from streams.lifecycle import repeat_of_finished
-from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER
+from streams.outbox import (
+    CARRIED_BYTES_MAX,
+    ORIGIN_HEADER,
+    ORIGIN_KIND_HEADER,
+    carried_bytes,
+)
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
@@ -118,9 +123,27 @@ class Intake:
         origin: Cause = (topic, partition, record.offset)
         self._command(record, record.headers, origin, may_forward=True)
 
+    def _is_too_large(
+        self, record: InRecord, headers: Headers, origin: Cause, stage: str
+    ) -> bool:
+        """Whether a record cannot even be passed on; it is then buried where it was read."""
+        size = carried_bytes(record.key, record.value, headers)
+        if size <= CARRIED_BYTES_MAX:
+            return False
+        refusal = Refusal(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"key, value and headers have {size} bytes together, too many to be passed on; only "
+            f"the beginning is kept. A value may have {REQUEST_BYTES_MAX} bytes; store the data "
+            "elsewhere and send a reference",
+        )
+        self._bury(record, headers, origin, stage, refusal)
+        return True
+
     def _request(
         self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
     ) -> None:
+        if self._is_too_large(record, headers, origin, "request"):
+            return
         decoded = decode_request(record.value, headers)
         user_id = decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
         if user_id is not None and may_forward:
@@ -164,6 +187,8 @@ class Intake:
     def _command(
         self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
     ) -> None:
+        if self._is_too_large(record, headers, origin, "command"):
+            return
         command = decode_command(record.value)
         if isinstance(command, Refusal):
             self._bury(record, headers, origin, "command", command)

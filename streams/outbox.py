@@ -15,7 +15,7 @@ from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
 from schemas.events import Event, EventWriter, InstantCache, completed_headers
-from schemas.topics import Topics
+from schemas.topics import BIG_RECORD_BYTES, Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
 from streams.job import Job
 
@@ -26,6 +26,23 @@ ORIGIN_HEADER: Final = "tidemill-origin"
 """Of a forwarded record: "topic/partition/offset" of the record as it first arrived."""
 ORIGIN_KIND_HEADER: Final = "tidemill-kind"
 """Of a forwarded record: "request" or "command"."""
+
+
+CARRIED_BYTES_MAX: Final = BIG_RECORD_BYTES - 65_536
+"""Key, value and headers of a record that is forwarded or buried. The topics it goes to take no
+more than the ones it came from, and a compressed record is larger than what the broker saw."""
+
+CUT_KEY_BYTES: Final = 1_024  # what is kept of the key of a record that is too large
+CUT_VALUE_BYTES: Final = 65_536  # and of its value: enough to see whose it was
+
+
+def carried_bytes(
+    key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
+) -> int:
+    """What a record costs that is passed on."""
+    return len(key or b"") + len(value or b"") + sum(
+        len(name) + len(text or b"") for name, text in headers
+    )
 
 
 class Outbox:
@@ -118,7 +135,11 @@ class Outbox:
         stage: str,
         refusal: Refusal,
     ) -> None:
-        """A refused record on jobs.dead, as it was."""
+        """A refused record on jobs.dead, as it was; cut when it is too large to be written."""
+        if carried_bytes(key, value, headers) > CARRIED_BYTES_MAX:
+            key = None if key is None else key[:CUT_KEY_BYTES]
+            value = None if value is None else value[:CUT_VALUE_BYTES]
+            headers = ()
         ours = dead_headers(
             list(headers), topic=topic, partition=partition, offset=offset, timestamp=timestamp,
             stage=stage, code=refusal.code.value, message=refusal.message, field=refusal.field,

@@ -74,7 +74,8 @@ class Partition:
         """All rows are loaded. Every lease gets its full time from now on."""
         self.state.loaded()
         self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
-        self._leases_run_from = now_ms
+        # The partition's clock may be ahead of ours: it was another machine's.
+        self._leases_run_from = max(now_ms, self.state.clock_ms)
 
     def set_capacity(self, capacity: Mapping[str, QueueCapacity]) -> None:
         """Free slots and ready partitions by queue, from the workers' heartbeats."""
@@ -226,6 +227,9 @@ class Partition:
             if alive is None:
                 # A worker that nobody has heard yet is not lost yet.
                 return Reason.WORKER_LOST if now_ms - since >= LEASE_MS else None
+            if alive < incarnation:
+                # Its first beat may be on its way. Or its clock has gone back since.
+                return Reason.WORKER_RESTARTED if now_ms - since > DISPATCH_LOST_MS else None
             return Reason.WORKER_RESTARTED if alive > incarnation else None
         is_lost = has_workers and now_ms - since > DISPATCH_LOST_MS
         return Reason.DISPATCH_LOST if is_lost else None

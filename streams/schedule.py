@@ -134,3 +134,8 @@ class Schedule:
         for job in sorted(jobs, key=lambda job: job.spec.number):
             self.place(None, job)
             self.ready_if_due(job, now_ms)
+        # A job's own due_at is an estimate from when others were before it: ask the limit at once.
+        self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.GATE]
+        heapq.heapify(self._timers)
+        for name in self.gates:
+            self.set_timer(now_ms, TimerKind.GATE, name)

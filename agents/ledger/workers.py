@@ -4,7 +4,8 @@ Owns the reading of jobs.heartbeats and jobs.definitions, and the rule when a wo
 missing. Refuses to decide anything: partitions take what is here in their next group.
 
 A worker is missing after 10 s of silence, but silence counts only while this process could hear:
-a broker outage, a stopped process and a fresh start give everyone the full time again.
+a broker outage, a stopped process and a fresh start give everyone the full time again. Only our own
+monotonic clock counts; the clocks of other machines may be wrong by more than that silence.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ POLL_SECONDS: Final = 0.2  # one wait for records; also how soon a stop is notic
 BATCH_RECORDS_MAX: Final = 1_000  # records taken from the client at once
 DEAF_AFTER_SECONDS: Final = 2.0  # a longer pause between two polls means that we were stopped
 METADATA_SECONDS: Final = 10.0  # one question to the broker at the start
+# Without any beat for this long the broker is asked for the log's end: an answer proves that the
+# silence is real. The client tells of a lost broker once and then keeps quiet for half a minute.
+PROBE_AFTER_SECONDS: Final = 1.0
+PROBE_SECONDS: Final = 1.0  # one such question
+FORGET_SECONDS: Final = 600.0  # of silence, after which a worker's id is forgotten
 
 
 class WorkerBook:
@@ -37,33 +43,50 @@ class WorkerBook:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
-        self._hears_since = time.monotonic()
+        self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
 
     def note_deaf(self) -> None:
         """Nothing could be heard until now: silence is counted anew."""
         with self._lock:
-            self._hears_since = time.monotonic()
+            self._hears_since = self._heard_until = time.monotonic()
 
-    def note_beat(self, beat: Heartbeat, age_seconds: float) -> None:
-        """A heartbeat that was written `age_seconds` ago."""
-        seen_at = time.monotonic() - max(0.0, age_seconds)
+    def note_hearing(self) -> None:
+        """What was written until now would have been heard. Silence counts up to here and not up
+        to the reader's clock: a process that was stopped asks before its reader has run again."""
         with self._lock:
+            self._heard_until = time.monotonic()
+
+    def note_beat(self, beat: Heartbeat) -> None:
+        """A heartbeat that was read now, whenever its writer's clock says that it was written."""
+        now = time.monotonic()
+        with self._lock:
+            self._heard_until = now
             known = self._beats.get(beat.worker_id)
-            if known is None or beat.incarnation >= known[0].incarnation:
-                self._beats[beat.worker_id] = (beat, seen_at)
+            if known is None:
+                self._forget_silent(now)
+            elif beat.incarnation < known[0].incarnation and not self._is_missing(known[1]):
+                return  # a late word of the process that this one replaced
+            self._beats[beat.worker_id] = (beat, now)
 
     def note_definition(self, definition: Definition) -> None:
         with self._lock:
             self.definitions[definition.type] = definition
 
+    def _is_missing(self, seen_at: float) -> bool:
+        silence = self._heard_until - max(seen_at, self._hears_since)
+        return silence >= HEARTBEAT_MISSING_SECONDS
+
+    def _forget_silent(self, now: float) -> None:
+        """Ids that are made from a process id would gather for ever."""
+        for worker_id, (_, seen_at) in list(self._beats.items()):
+            if now - seen_at > FORGET_SECONDS and self._is_missing(seen_at):
+                del self._beats[worker_id]
+
     def _living(self) -> list[Heartbeat]:
-        now = time.monotonic()
         with self._lock:
             return [
-                beat
-                for beat, seen_at in self._beats.values()
-                if now - max(seen_at, self._hears_since) < HEARTBEAT_MISSING_SECONDS
+                beat for beat, seen_at in self._beats.values() if not self._is_missing(seen_at)
             ]
 
     def alive(self) -> dict[str, int]:
@@ -105,6 +128,7 @@ class WorkerReader:
         self._book = book
         self._on_change = on_change
         self._stopping = threading.Event()
+        self._was_behind = False  # at the last probe: one beat may be on its way
         self._thread = threading.Thread(target=self._run, name="worker-book", daemon=True)
 
     def start(self) -> None:
@@ -150,18 +174,37 @@ class WorkerReader:
         return [start, TopicPartition(self._topics.definitions, 0, 0)]
 
     def _poll(self, consumer: Consumer) -> None:
-        polled_at = time.monotonic()
+        polled_at = told_at = time.monotonic()
         while not self._stopping.is_set():
             messages = consumer.consume(BATCH_RECORDS_MAX, POLL_SECONDS)
             now = time.monotonic()
             if now - polled_at > DEAF_AFTER_SECONDS:
                 self._book.note_deaf()
-            polled_at = now
             changed = False
             for message in messages:
                 changed |= self._note(message)
             if changed:
+                told_at, self._was_behind = now, False
                 self._on_change()
+            elif now - told_at > PROBE_AFTER_SECONDS:
+                self._probe(consumer)
+                told_at = now = time.monotonic()
+            polled_at = now
+
+    def _probe(self, consumer: Consumer) -> None:
+        """Nobody speaks: find out whether nobody does, or whether we cannot hear."""
+        beats = TopicPartition(self._topics.heartbeats, 0)
+        try:
+            end = consumer.get_watermark_offsets(beats, timeout=PROBE_SECONDS, cached=False)[1]
+            is_behind = consumer.position([beats])[0].offset < end
+        except KafkaException:
+            self._book.note_deaf()
+            return
+        if not is_behind:
+            self._book.note_hearing()
+        elif self._was_behind:
+            self._book.note_deaf()  # a beat is there and does not come
+        self._was_behind = is_behind
 
     def _note(self, message: Message) -> bool:
         if message.error() is not None or message.value() is None:
@@ -179,10 +222,7 @@ class WorkerReader:
     def _note_value(self, message: Message) -> None:
         value = message.value()
         if message.topic() == self._topics.heartbeats:
-            _, written_ms = message.timestamp()
-            self._book.note_beat(
-                Heartbeat.model_validate_json(value or b""), time.time() - written_ms / 1000
-            )
+            self._book.note_beat(Heartbeat.model_validate_json(value or b""))
         else:
             self._book.note_definition(Definition.model_validate_json(value or b""))
 

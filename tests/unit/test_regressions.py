@@ -1,0 +1,240 @@
+"""Faults that reading found, each with the smallest scene that shows it."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import orjson
+import pytest
+
+from agents.ledger.workers import WorkerBook
+from schemas.topics import BIG_RECORD_BYTES, Topics
+from schemas.wire import (
+    HEARTBEAT_MISSING_SECONDS,
+    Definition,
+    Heartbeat,
+    LimitSpec,
+    QueueSlots,
+)
+from streams.outbox import OutRecord
+from streams.partition import DISPATCH_LOST_MS, Partition, QueueCapacity
+from streams.state import PartitionState
+from tests.chaos.rawlog import RawRecord
+
+TOPICS: Final = Topics()
+NOW: Final = 1_760_000_000_000
+HOUR_MS: Final = 3_600_000
+ROOM: Final = QueueCapacity(4, 4, 1, (0, 1))
+
+
+class Scene:
+    """One partition over rows in memory; `partitions` > 1 makes some users strangers."""
+
+    def __init__(self, *, partitions: int = 1) -> None:
+        self._partitions = partitions
+        self._offsets: dict[str, int] = {}
+        self.rows: dict[bytes, bytes] = {}
+        self.alive = {"w": 7}
+        self.definitions: list[Definition] = []
+        self.restore(NOW)
+
+    def restore(self, now_ms: int) -> None:
+        state = PartitionState()
+        for key, value in self.rows.items():
+            state.load(key, value)
+        self.engine = Partition(0, self._partitions, TOPICS, state)
+        self.engine.restored(now_ms)
+
+    def group(
+        self,
+        now_ms: int,
+        *inputs: tuple[str, bytes],
+        headers: tuple[tuple[str, bytes | None], ...] = (),
+    ) -> list[OutRecord]:
+        """A committed group; what it wrote."""
+        engine = self.engine
+        engine.begin(now_ms)
+        engine.set_workers(self.alive)
+        engine.set_capacity({"default": ROOM})
+        for definition in self.definitions:
+            engine.define(definition)
+        for topic, value in inputs:
+            offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
+            engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
+        engine.tick()
+        records = engine.seal()
+        engine.settle()
+        for topic, _, key, value_out, _ in records:
+            if topic == TOPICS.state and key is not None:
+                if value_out is None:
+                    self.rows.pop(key, None)
+                else:
+                    self.rows[key] = value_out
+        return records
+
+
+def request(job_id: str, **fields: object) -> tuple[str, bytes]:
+    body = {"type": "t", "user_id": "u", "job_id": job_id, "payload": {}, **fields}
+    return TOPICS.requested, orjson.dumps(body)
+
+
+def started(job_id: str, epoch: int, incarnation: int) -> tuple[str, bytes]:
+    outcome = {
+        "kind": "started", "user_id": "u", "job_id": job_id, "run": 1, "attempt": 1,
+        "epoch": epoch,
+    }
+    body = {
+        "schema_version": 1, "worker_id": "w", "incarnation": incarnation, "outcomes": [outcome]
+    }
+    return TOPICS.outcomes, orjson.dumps(body)
+
+
+def events_of(records: list[OutRecord], job_id: str = "j") -> list[str]:
+    found = [
+        orjson.loads(value)
+        for topic, _, _, value, _ in records
+        if topic == TOPICS.events and value is not None
+    ]
+    return [event["event"] for event in found if event["job_id"] == job_id]
+
+
+def plain(*limits: LimitSpec) -> Definition:
+    return Definition(schema_version=1, type="t", limits=limits)
+
+
+# --- leases -------------------------------------------------------------------------------------
+
+
+def test_a_lease_has_its_full_time_when_the_former_owners_clock_was_ahead() -> None:
+    scene = Scene()
+    scene.definitions = [plain()]
+    ahead = NOW + 60_000
+    scene.group(ahead, request("j"))
+    scene.group(ahead + 1_000, started("j", 1, 7))
+    scene.restore(NOW + 15_000)  # our clock is 46 s behind the partition's
+    scene.alive = {}  # nobody was heard yet
+    assert "rescued" not in events_of(scene.group(NOW + 15_000))
+    assert "rescued" not in events_of(scene.group(ahead + 10_000))
+    assert "rescued" in events_of(scene.group(ahead + 12_000))
+
+
+def test_a_worker_that_came_back_with_an_earlier_clock_is_found_out() -> None:
+    scene = Scene()
+    scene.definitions = [plain()]
+    scene.group(NOW, request("j"))
+    scene.group(NOW + 1_000, started("j", 1, 7))
+    scene.alive = {"w": 6}
+    assert "rescued" not in events_of(scene.group(NOW + DISPATCH_LOST_MS - 1_000))
+    assert "rescued" in events_of(scene.group(NOW + DISPATCH_LOST_MS + 2_000))
+
+
+# --- gates --------------------------------------------------------------------------------------
+
+
+def test_a_restored_gate_asks_the_limit_and_not_an_old_estimate() -> None:
+    scene = Scene()
+    scene.definitions = [plain(LimitSpec(limit=1, window_ms=HOUR_MS, over="delay"))]
+    scene.group(NOW, request("first"), request("second"), request("third"))
+    cancel = {"command": "cancel", "user_id": "u", "job_id": "second"}
+    scene.group(NOW + 1_000, (TOPICS.commands, orjson.dumps(cancel)))
+    scene.restore(NOW + 2_000)
+    scene.group(NOW + 2_000)
+    # "third" was told two hours, with "second" before it.
+    assert "dispatched" in events_of(scene.group(NOW + HOUR_MS + 1_000), "third")
+
+
+# --- records that are too large to be passed on ---------------------------------------------------
+
+
+@pytest.mark.parametrize("partitions", [1, 64])
+@pytest.mark.parametrize("topic", [TOPICS.requested, TOPICS.commands])
+def test_a_record_that_grew_in_unpacking_stops_nobody(topic: str, partitions: int) -> None:
+    scene = Scene(partitions=partitions)
+    body = {"type": "t", "user_id": "u", "job_id": "j", "payload": "x" * 3 * BIG_RECORD_BYTES}
+    records = scene.group(NOW, (topic, orjson.dumps(body)))
+    assert [record[0] for record in records] == [TOPICS.dead, TOPICS.state]
+    headers = dict(records[0][4] or [])
+    assert b"REQUEST_TOO_LARGE" in headers.values()
+    assert sum(len(record[3] or b"") for record in records) < BIG_RECORD_BYTES
+
+
+def test_large_headers_are_not_passed_on() -> None:
+    scene = Scene(partitions=64)
+    headers = (("h", b"x" * BIG_RECORD_BYTES),)
+    records = scene.group(NOW, request("j"), headers=headers)
+    assert [record[0] for record in records] == [TOPICS.dead, TOPICS.state]
+    assert "h" not in dict(records[0][4] or [])
+
+
+def test_a_long_traceparent_does_not_reach_the_jobs_records() -> None:
+    scene = Scene()
+    scene.definitions = [plain()]
+    records = scene.group(NOW, request("j"), headers=(("traceparent", b"0" * 3_000_000),))
+    assert "dispatched" in events_of(records)
+    assert max(len(record[3] or b"") for record in records) < 10_000
+
+
+# --- who is alive ---------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made.monotonic)
+    return made
+
+
+def beat(worker_id: str = "w", incarnation: int = 1) -> Heartbeat:
+    return Heartbeat(
+        schema_version=1, worker_id=worker_id, incarnation=incarnation, at=NOW, types=("t",),
+        running=0, queues={"default": QueueSlots(slots=1, free=1, partitions=(0,))},
+    )
+
+
+def test_a_stopped_process_loses_no_worker_before_its_reader_runs_again(clock: Clock) -> None:
+    book = WorkerBook()
+    book.note_beat(beat())
+    clock.now += 60  # nothing ran in between, neither the reader nor we
+    assert book.alive() == {"w": 1}
+    book.note_deaf()
+    clock.now += HEARTBEAT_MISSING_SECONDS
+    book.note_hearing()
+    assert book.alive() == {}
+
+
+def test_silence_counts_when_another_worker_is_heard(clock: Clock) -> None:
+    book = WorkerBook()
+    book.note_beat(beat("a"))
+    for _ in range(6):
+        clock.now += 2
+        book.note_beat(beat("b"))
+    assert book.alive() == {"b": 1}
+
+
+def test_a_worker_whose_clock_went_back_is_heard_again(clock: Clock) -> None:
+    book = WorkerBook()
+    book.note_beat(beat("w", 9))
+    book.note_beat(beat("w", 8))
+    assert book.alive() == {"w": 9}
+    clock.now += HEARTBEAT_MISSING_SECONDS
+    book.note_hearing()
+    book.note_beat(beat("w", 8))
+    assert book.alive() == {"w": 8}
+
+
+def test_ids_that_come_no_more_are_forgotten(clock: Clock) -> None:
+    book = WorkerBook()
+    for number in range(100):
+        book.note_beat(beat(f"host-{number}"))
+        clock.now += 60
+        book.note_hearing()
+    assert len(book._beats) < 15
