@@ -1,0 +1,289 @@
+"""Rows give back what was written; a group is kept or undone; what is old is forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.words import State
+from streams import rows
+from streams.commands import Dispatch, Resolve
+from streams.decision import Accepted
+from streams.finished import Ended
+from streams.job import Job, Spec
+from streams.lifecycle import decide
+from streams.limits import LimitState
+from streams.state import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS, PartitionState
+from tests.unit.core_kit import (
+    CANCEL,
+    FATAL,
+    NOW,
+    REDRIVE,
+    after,
+    define,
+    job_in,
+    report,
+    submit,
+)
+
+SKIP = define(limits=[{"limit": 2, "window_ms": 60_000, "over": "skip"}])
+
+
+def same(found: Job, wanted: Job) -> None:
+    for name in set(Job.__slots__) - {"spec"}:
+        assert getattr(found, name) == getattr(wanted, name), name
+    for name in set(Spec.__slots__) - {"row_key"}:
+        assert getattr(found.spec, name) == getattr(wanted.spec, name), name
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_live_row_keeps_the_whole_job(state: State) -> None:
+    job = job_in(state)
+    assert job is not None
+    found = rows.read_job(rows.live_value(job))
+    assert isinstance(found, Job)
+    same(found, job)
+
+
+def test_a_row_keeps_everything_that_was_asked() -> None:
+    job = after(
+        None,
+        submit(
+            payload={"text": "line\nbreak", "n": 2**64 - 1}, queue="q", priority="low",
+            run_at=NOW + 1, expires_at=NOW + 2, unique_key="\U0001f409", max_attempts=9,
+            timeout_seconds=1.5, source="s", tags=["a", "b"], batch_id="b", parent_job_id="p",
+        ),
+    )
+    found = rows.read_job(rows.live_value(job))
+    assert isinstance(found, Job)
+    same(found, job)
+
+
+def test_an_ended_row_keeps_what_a_repeat_needs() -> None:
+    job = job_in(State.CANCELLED)
+    assert job is not None
+    found = rows.read_job(rows.ended_value(job))
+    assert found == Ended(NOW, job.spec.fingerprint, State.CANCELLED)
+    assert rows.key_of(job.spec) == rows.job_key(job.key)
+
+
+def test_a_row_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="version 2"):
+        rows.read_job(b'[2,"pending"]\n{}')
+
+
+def test_limits_definitions_and_positions_come_back() -> None:
+    used = LimitState(2, (1, 5))
+    key = rows.limit_key('u"', "t")
+    assert rows.read_limit(key, rows.limit_value(used)) == (('u"', "t"), used)
+    assert rows.read_definition(rows.definition_value(SKIP)) == SKIP
+    position = ({"jobs.requested": 7}, NOW, 3)
+    assert rows.read_position(rows.position_value(*position)) == position
+
+
+def has_changes(state: PartitionState) -> bool:
+    """The property, read anew each time."""
+    return state.has_changes
+
+
+class Store:
+    """A state with the rows that its settled groups wrote."""
+
+    def __init__(self) -> None:
+        self.state = PartitionState()
+        self.rows: dict[bytes, bytes] = {}
+
+    def decide(self, command: Any, now: int = NOW) -> Job:
+        """One decision about job (u, j)."""
+        self.state.begin(now)
+        job = self.state.jobs.get(("u", "j"))
+        decision = decide(job, command, self.state.clock_ms, self.state)
+        assert isinstance(decision, Accepted)
+        self.state.put(job, decision.job)
+        return decision.job
+
+    def settle(self) -> None:
+        for key, value in self.state.changed_rows():
+            if value is None:
+                del self.rows[key]
+            else:
+                self.rows[key] = value
+        self.state.settle()
+
+    def define(self, definition: Any) -> None:
+        self.state.begin(NOW)
+        self.state.define(definition)
+
+    def restored(self) -> PartitionState:
+        state = PartitionState()
+        state.load(b"j" + b"0" * 16, b"replaced")
+        state.load(b"j" + b"0" * 16, None)
+        for key, value in self.rows.items():
+            state.load(key, value)
+        state.loaded()
+        return state
+
+
+def test_ended_jobs_are_packed_only_when_settled() -> None:
+    store = Store()
+    store.define(define())
+    store.decide(submit())
+    ended = store.decide(CANCEL)
+    assert store.state.jobs[ended.key] is ended
+    assert store.state.ended(ended.key) is None
+    store.settle()
+    assert ended.key not in store.state.jobs
+    for state in (store.state, store.restored()):
+        assert state.ended(ended.key) == Ended(NOW, ended.spec.fingerprint, State.CANCELLED)
+        assert state.ended_with(rows.job_key(ended.key)) is not None
+
+
+def test_ended_jobs_are_forgotten_after_their_retention() -> None:
+    store = Store()
+    store.define(define())
+    store.decide(submit())
+    store.decide(CANCEL)
+    store.settle()
+    at = NOW + DEDUPE_RETENTION_MS
+    store.state.begin(at)
+    store.state.forget_old(at)
+    assert not has_changes(store.state)
+    store.state.forget_old(at + 1)
+    assert has_changes(store.state)
+    assert store.state.ended(("u", "j")) is None
+    store.state.undo()
+    assert store.state.ended(("u", "j")) is not None
+    store.state.begin(at)
+    store.state.forget_old(at + 1)
+    store.settle()
+    assert rows.job_key(("u", "j")) not in store.rows
+    assert store.restored().ended(("u", "j")) is None
+
+
+def failed(store: Store) -> Job:
+    store.define(define())
+    for command in (submit(), Dispatch(), report("failed", error=FATAL)):
+        job = store.decide(command)
+    store.settle()
+    return job
+
+
+def test_dead_letters_stay_whole_for_their_own_retention() -> None:
+    store = Store()
+    job = failed(store)
+    assert store.restored().jobs.keys() == {job.key}
+    for state in (store.state, store.restored()):
+        state.begin(NOW)
+        state.forget_old(NOW + DEAD_RETENTION_MS - 1)
+        assert not has_changes(state)
+        state.forget_old(NOW + DEAD_RETENTION_MS)
+        assert has_changes(state)
+        assert (rows.job_key(job.key), None) in state.changed_rows()
+        state.undo()
+        assert job.key in state.jobs
+        state.begin(NOW)
+        state.forget_old(NOW + DEAD_RETENTION_MS)
+        state.settle()
+        assert job.key not in state.jobs
+
+
+def test_a_dead_letter_that_runs_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    job = failed(store)
+    store.decide(REDRIVE)
+    store.state.forget_old(NOW + DEAD_RETENTION_MS)  # this group changes it
+    store.settle()
+    store.state.begin(NOW)
+    store.state.forget_old(NOW + 2 * DEAD_RETENTION_MS)
+    assert job.key in store.state.jobs
+    assert store.restored().jobs[job.key].run == 2
+
+
+def test_too_many_dead_letters_go_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
+    store = Store()
+    job = failed(store)
+    store.state.begin(NOW)
+    store.state.forget_old(NOW)
+    store.settle()
+    assert job.key not in store.state.jobs
+
+
+def test_unique_keys_are_held_while_their_job_lives() -> None:
+    store = Store()
+    store.define(define())
+    store.decide(submit(unique_key="k"))
+    assert store.state.unique_holder("u", "k") == ("u", "j")
+    store.settle()
+    assert store.restored().unique_holder("u", "k") == ("u", "j")
+    store.decide(CANCEL)
+    assert store.state.unique_holder("u", "k") is None
+    store.state.undo()
+    assert store.state.unique_holder("u", "k") == ("u", "j")
+
+
+def test_a_held_limit_is_released_even_when_the_type_lost_its_limits() -> None:
+    store = Store()
+    store.define(SKIP)
+    store.decide(submit())
+    store.settle()
+    assert store.state.limit_state("u", "t") == LimitState(1, ())
+    store.define(define())
+    store.decide(Dispatch())
+    store.define(SKIP)
+    assert store.state.limit_state("u", "t").held == 0
+
+
+def test_limits_are_kept_undone_and_forgotten() -> None:
+    store = Store()
+    store.define(SKIP)
+    store.decide(submit())
+    store.decide(Dispatch())
+    store.state.undo()
+    store.define(SKIP)
+    assert store.state.limit_state("u", "t") == LimitState(0, ())
+    store.decide(submit())
+    store.decide(Dispatch())
+    store.settle()
+    assert store.restored().limit_state("u", "t") == LimitState(0, (NOW,))
+    store.state.begin(NOW)
+    store.state.forget_old(NOW + 59_999)
+    assert not has_changes(store.state)
+    store.state.forget_old(NOW + 60_000)
+    store.settle()
+    assert rows.limit_key("u", "t") not in store.rows
+    assert store.state.limit_state("u", "t") == LimitState(0, ())
+
+
+def test_a_resolved_job_takes_its_limit_and_its_key() -> None:
+    unique = define(unique_by="user", limits=[{"limit": 2, "window_ms": 9, "over": "skip"}])
+    store = Store()
+    store.decide(submit())
+    store.define(unique)
+    job = store.decide(Resolve(unique))
+    assert store.state.limit_state("u", "t") == LimitState(1, ())
+    assert store.state.unique_holder("u", "\x1ftype:t") == job.key
+
+
+def test_the_clock_never_goes_back_but_with_an_undo() -> None:
+    state = PartitionState()
+    assert state.begin(NOW) == NOW
+    state.settle()
+    assert state.begin(NOW - 1) == NOW
+    assert state.begin(NOW + 5) == NOW + 5
+    state.undo()
+    assert state.clock_ms == NOW
+
+
+def test_an_undone_group_leaves_no_trace() -> None:
+    store = Store()
+    store.define(SKIP)
+    store.decide(submit(unique_key="k"))
+    store.state.applied["jobs.requested"] = 9
+    assert has_changes(store.state)
+    store.state.undo()
+    assert (store.state.jobs, store.state.definitions, store.state.applied) == ({}, {}, {})
+    assert store.state.accepted == 0
+    assert not has_changes(store.state)
+    assert store.state.unique_holder("u", "k") is None
