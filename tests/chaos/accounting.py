@@ -270,3 +270,17 @@ def check_all_ended(report: Report, jobs: JobFold) -> None:
     for trace in jobs.jobs.values():
         if trace.state not in TERMINAL:
             report.violate("never_ended", f"{trace.key} is {trace.state}", trace.story())
+
+
+def check_children(report: Report, jobs: JobFold, prefixes: Mapping[str, str]) -> None:
+    """Who succeeded has the child that it asked for, who did not has none."""
+    for trace in list(jobs.jobs.values()):
+        prefix = prefixes.get(trace.type)
+        if prefix is None:
+            continue
+        has_child = (trace.user_id, prefix + trace.job_id) in jobs.jobs
+        if has_child != (trace.state == "succeeded"):
+            report.violate(
+                "child_lost" if not has_child else "child_invented",
+                f"{trace.key} is {trace.state}", trace.story(),
+            )

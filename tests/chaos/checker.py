@@ -22,6 +22,7 @@ from tests.chaos.accounting import (
     DeadJobs,
     Inputs,
     check_all_ended,
+    check_children,
     check_dead_jobs,
     check_inputs,
     check_receipts,
@@ -41,16 +42,18 @@ class Expectations:
 
     max_attempts: dict[str, int] = field(default_factory=dict)
     limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    children: dict[str, str] = field(default_factory=dict)  # type -> prefix of its child's id
 
     @classmethod
     def from_json(cls, text: str) -> Expectations:
-        """{"max_attempts": {type: n}, "limits": {type: [[most, window_ms, over], …]}}"""
+        """{"max_attempts": {type: n}, "limits": {type: [[most, window_ms, over], …]},
+        "children": {type: prefix}}"""
         body: dict[str, Any] = json.loads(text)
         limits = {
             name: tuple(Limit(int(most), int(window), str(over)) for most, window, over in listed)
             for name, listed in body.get("limits", {}).items()
         }
-        return cls(dict(body.get("max_attempts", {})), limits)
+        return cls(dict(body.get("max_attempts", {})), limits, dict(body.get("children", {})))
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class Checker:
         check_receipts(self.inputs, self.receipts, self.jobs)
         if self.evidence.is_over:
             check_all_ended(self.report, self.jobs)
+        check_children(self.report, self.jobs, self.evidence.expectations.children)
         if self.evidence.state is not None:
             rows = read_rows(self.report, self.evidence.state)
             check_rows(self.report, rows, self.jobs, self.limits)

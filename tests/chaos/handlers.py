@@ -21,6 +21,7 @@ EXPECT: Final[dict[str, Any]] = {
         "chaos.parent": 3, "chaos.child": 3,
     },
     "limits": {"chaos.skip": [[5, 5_000, "skip"]], "chaos.delay": [[5, 2_000, "delay"]]},
+    "children": {"chaos.parent": "child-of-"},
 }
 """What the checker is told: attempts and limits by type."""
 

@@ -437,6 +437,24 @@ def test_skipped_as_duplicate_without_a_holder() -> None:
     assert log.check().kinds == {"skipped_without_need"}
 
 
+def family(child: str, ending: str) -> History:
+    log = History()
+    log.expectations = Expectations(children={"p": "child-of-"})
+    cause = log.ask("ann", "p1")
+    log.tell("ann", "p1", "requested", "pending", type="p", cause=cause)
+    log.tell("ann", "p1", ending, ending, type="p")
+    log.tell("ann", child, "requested", "pending")
+    log.tell("ann", child, "skipped", "skipped")
+    return log
+
+
+def test_children_belong_to_parents_that_succeeded() -> None:
+    assert "child_lost" in family("other", "succeeded").check().kinds
+    assert "child_invented" in family("child-of-p1", "expired").check().kinds
+    assert family("other", "expired").check().is_clean
+    assert not {"child_lost", "child_invented"} & family("child-of-p1", "succeeded").check().kinds
+
+
 # --- wording and independence ---------------------------------------------------------------------
 
 
