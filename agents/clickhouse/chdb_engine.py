@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from agents.clickhouse.engine import (
 )
 
 LOCK_FILE = "tidemill.lock"
+INSERT_PREFIX = "insert-"
+"""Of files that hold the rows of an insert while it lasts; a killed process leaves them."""
 CLOSE_TIMEOUT_SECONDS = 30.0
 """How long `close` waits for calls in flight; longer than any query that the port lets run."""
 
@@ -84,6 +87,8 @@ class ChdbEngine:
                     "that one first"
                 )
             lock_file = _locked(folder)
+            for left_over in folder.glob(f"{INSERT_PREFIX}*"):
+                left_over.unlink(missing_ok=True)
             try:
                 engine = cls(folder, lock_file, _connect(folder, SERVER_OPTIONS))
             except BaseException:
@@ -146,14 +151,29 @@ class ChdbEngine:
         settings: Mapping[str, object] | None = None,
     ) -> int:
         names = f" ({', '.join(quoted_name(name) for name in columns)})" if columns else ""
-        sql = f"INSERT INTO {quoted_name(table)}{names}"
         with (
+            self._insert_file(data) as path,
             self._connection(settings) as connection,
             _translated_errors(),
-            connection.send_insert(sql, fmt) as stream,
         ):
-            stream.append(data)
-            return int(stream.finish().rows_written)
+            # Not chDB's `send_insert`: its `finish` reports success when the rows were parsed and
+            # then could not be written (a constraint, a full disk), and they would be lost.
+            sql = f"INSERT INTO {quoted_name(table)}{names} FROM INFILE '{path}' FORMAT {fmt}"
+            return int(connection.query(sql, "Null").rows_written())
+
+    @contextlib.contextmanager
+    def _insert_file(self, data: bytes) -> Iterator[str]:
+        try:
+            file = tempfile.NamedTemporaryFile(prefix=INSERT_PREFIX, dir=self._folder)
+        except OSError as error:
+            raise EngineUnavailable(f"chDB folder {self._folder}: {error}") from error
+        with file:
+            try:
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                raise EngineUnavailable(f"chDB folder {self._folder}: {error}") from error
+            yield file.name
 
     def close(self) -> None:
         with _open_lock:

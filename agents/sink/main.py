@@ -29,7 +29,7 @@ from agents.runtime.chunk import Chunk
 from agents.runtime.inputs import InputPolicy
 from agents.runtime.producer import OutboxProducer
 from agents.runtime.run import run_app
-from agents.settings import SinkSettings, StackSettings
+from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from agents.sink.batches import BatchLimits
 from agents.sink.writer import SinkWriter
 from schemas.topics import Topics
@@ -189,17 +189,18 @@ def run_stack(settings: StackSettings) -> int:
     """Run sink, page, API and ClickHouse port in this process; returns the exit code."""
     configure_logging("sink", settings.log_format, settings.log_level)
     os.nice(NICENESS)
-    try:
-        engine = open_migrated(settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS)
-        port = PortThread(engine, "127.0.0.1", settings.clickhouse_port)
-        port.start()
-    except EngineError as error:
-        logger.error("the stack cannot start: %s", error.message)
-        return exit_codes.FAILED
+    # Late, since the sink alone needs no web framework.
     from agents.api.main import ApiServer, build_api
 
-    api = ApiServer(build_api(engine, settings), settings.http_host, settings.http_port)
-    api.start()
+    try:
+        engine = open_migrated(settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS)
+        port = PortThread(engine, DEFAULT_HOST, settings.clickhouse_port)
+        port.start()
+        api = ApiServer(build_api(engine, settings), settings.http_host, settings.http_port)
+        api.start()
+    except (EngineError, SettingsError) as error:
+        logger.error("the stack cannot start: %s", error)
+        return exit_codes.FAILED
     http = f"http://{settings.http_host}:{api.port}"
     code = _run(settings, engine, clickhouse=port.url, http=http)
     # Readers first: they hold queries open over the engine.

@@ -10,7 +10,7 @@ whole insert; then, and only then, every record of the batch is read and checked
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -71,7 +71,7 @@ class Encoded:
         return b"\n".join(self.rows)
 
 
-def encode(partition: int, records: Iterable[Record], *, is_careful: bool) -> Encoded:
+def encode(partition: int, records: Sequence[Record], *, is_careful: bool) -> Encoded:
     """Rows of `records`; with `is_careful` no row is left that ClickHouse would refuse."""
     found = Encoded()
     add = found.rows.append
@@ -85,7 +85,17 @@ def encode(partition: int, records: Iterable[Record], *, is_careful: bool) -> En
             found.refused.append((record, checked))
         else:
             add(_ROW % (partition, record.offset, orjson.dumps(checked)[1:]))
+    if not is_careful and not _is_text(found.data):
+        return encode(partition, records, is_careful=True)
     return found
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check(value: bytes | None) -> dict[str, Any] | Refusal:

@@ -438,6 +438,22 @@ def test_bad_events_become_dead_letters_and_neighbours_go_on(
         assert headers["tidemill.dead.error.message"]
 
 
+@pytest.mark.parametrize("name", ["two events", "unknown field", "fields missing", "wrong type"])
+def test_a_record_that_looks_like_an_event_is_found_without_bad_neighbours(
+    log: Log, place: Place, kafka: str, name: str
+) -> None:
+    """ClickHouse itself refuses these: nothing else in their batch asks for a careful look."""
+    value, code = BAD[name]
+    log.produce_bad([value], partition=2)
+    log.produce(200)
+    place.start().wait_ready()
+    place.check(log)
+    letters = _dead_letters(kafka, log.topics.dead, 1)
+    assert [(found, h["tidemill.dead.error.code"].decode()) for found, h in letters] == [
+        (value, code)
+    ]
+
+
 def test_borders_name_exactly_what_was_inserted(log: Log, place: Place) -> None:
     """After the crash behind an insert, the note beside the offset and the rows agree."""
     log.produce(1_000)

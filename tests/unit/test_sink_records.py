@@ -61,6 +61,13 @@ def test_neighbours_of_a_refused_record_go_in() -> None:
     assert found.data.count(b"\n") == 1
 
 
+def test_bytes_that_are_no_text_are_found_inside_a_usual_event() -> None:
+    value = EVENTS[0].replace(b"hello", b"\xff\xfe")
+    found = encode(0, [Fake(1, value), Fake(2, EVENTS[1])], is_careful=False)
+    assert [refusal.code for _, refusal in found.refused] == ["UNDECODABLE"]
+    assert len(found.rows) == 1
+
+
 REFUSED: dict[str, tuple[bytes | None, str, str | None]] = {
     "tombstone": (None, "EMPTY_RECORD", None),
     "text": (b"hello", "UNDECODABLE", None),

@@ -4,10 +4,14 @@
 -- in front. What is nested there comes in through the EPHEMERAL columns, which are not stored.
 --
 -- Order: by time in steps of five minutes, since panels ask for windows; within a step by job, since
--- neighbours compress well. A job's story is found by the index on job_id.
+-- neighbours compress well. A job's story is found by the index on job_id. How many jobs are in
+-- which state now is the sum of all moves there ever were: the projection keeps them counted, and
+-- ClickHouse uses it by itself for queries of that form (WHERE sequence > 0).
+--
+-- The constraints refuse what is no event, and a second object in one record: it has no position.
 CREATE TABLE IF NOT EXISTS job_events
 (
-    kafka_partition UInt32,
+    kafka_partition UInt32 DEFAULT 4294967295,
     kafka_offset UInt64,
     event_id String CODEC(ZSTD(1)),
     event LowCardinality(String),
@@ -40,8 +44,14 @@ CREATE TABLE IF NOT EXISTS job_events
     error Tuple(code String, message String, retryable Bool) EPHEMERAL,
     cause Tuple(topic String, partition UInt32, offset UInt64) EPHEMERAL,
     INDEX job_id_index job_id TYPE bloom_filter(0.01) GRANULARITY 1,
+    PROJECTION moves
+    (
+        SELECT queue, state_before, state_after, sequence > 0, count()
+        GROUP BY queue, state_before, state_after, sequence > 0
+    ),
+    CONSTRAINT has_a_position CHECK kafka_partition != 4294967295,
     CONSTRAINT names_a_job CHECK event_id != '' AND event != '' AND job_id != '' AND user_id != '',
-    CONSTRAINT has_an_instant CHECK occurred_at > 0
+    CONSTRAINT has_an_instant CHECK occurred_at > 0 AND state_after != ''
 )
 ENGINE = MergeTree
 PARTITION BY toYYYYMM(occurred_at)

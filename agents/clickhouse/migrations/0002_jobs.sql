@@ -1,3 +1,9 @@
+-- The latest state of every job: its latest event wins, by sequence. `jobs` is the view to read; the
+-- table below it may hold several rows of a job until they are merged.
+--
+-- Order: by the hour of the request, so that a window of time reads little and the rows of ended
+-- jobs lie apart from those that still change; within it by job. A reuse of a job_id after its
+-- retention is a job of its own, with an incarnation of its own.
 CREATE TABLE IF NOT EXISTS jobs_latest
 (
     user_id String CODEC(ZSTD(1)),
@@ -56,4 +62,6 @@ CREATE VIEW IF NOT EXISTS jobs AS
 SELECT
     user_id, job_id, type, queue, priority, status, reason, error_code, error_message, run, attempts,
     sequence, incarnation, requested_at, updated_at, finished_at, due_at, wait_ms, run_ms, worker_id
-FROM jobs_latest FINAL;
+FROM jobs_latest FINAL
+-- A job never changes its month, so that months need no merging with each other.
+SETTINGS do_not_merge_across_partitions_select_final = 1;
