@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--outage", type=float, help="seconds in which ClickHouse is away")
     parser.add_argument("--mutations", action="store_true", help="only the three known bugs")
     parser.add_argument("--mutation", choices=[one.name for one in MUTATIONS])
     parser.add_argument("--no-history", action="store_true", help="without ClickHouse")
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
         kills=given.kills or (LONG_KILLS if given.long else short.kills),
         seconds=given.seconds or (LONG_SECONDS if given.long else short.seconds),
         seed=given.seed,
-        outage_seconds=OUTAGE_SECONDS if given.long and not given.no_history else 0.0,
+        outage_seconds=given.outage or (
+            OUTAGE_SECONDS if given.long and not given.no_history else 0.0
+        ),
         with_history=not given.no_history,
     )
     failed: list[str] = []

