@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -31,11 +31,23 @@ class Source:
 
 @cache
 def tracked_files() -> tuple[Path, ...]:
-    """Every file that git tracks or would add, relative to the root."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
-    paths = (Path(name) for name in listed.decode().split("\0") if name)
-    return tuple(sorted(path for path in paths if (ROOT / path).is_file()))
+    """Every file that git tracks or would add, relative to the root.
+
+    Found by .gitignore and not by git: a checkout may come without it, or belong to another user.
+    """
+    patterns = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
+
+    def is_ours(path: Path) -> bool:
+        names = (path.name, path.relative_to(ROOT).as_posix())
+        return not any(fnmatch(name, pattern) for pattern in (".git", *patterns) for name in names)
+
+    found: list[Path] = []
+    folders = [ROOT]
+    while folders:
+        ours = [path for path in folders.pop().iterdir() if is_ours(path)]
+        folders += [path for path in ours if path.is_dir() and not path.is_symlink()]
+        found += [path.relative_to(ROOT) for path in ours if path.is_file()]
+    return tuple(sorted(found))
 
 
 @cache
