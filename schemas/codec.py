@@ -200,10 +200,25 @@ def parse_json(value: bytes | None) -> Any | Refusal:
             user_id=user_id, job_id=job_id, type=type_name,
         )
     except (ValueError, RecursionError) as error:
-        return Refusal(
+        return _endless_number(value) or Refusal(
             ErrorCode.UNDECODABLE, f"not UTF-8 JSON: {error}; send a JSON object as the value"
         )
     return parsed
+
+
+def _endless_number(value: bytes) -> Refusal | None:
+    """A number so long that orjson gives up is no reason not to know whose request it was."""
+    if _LONG_DIGITS not in value.translate(_DIGITS_TO_ZERO):
+        return None
+    try:
+        user_id, job_id, type_name = owner_of(json.loads(value, parse_int=lambda _: 0))
+        orjson.dumps((user_id, job_id, type_name))  # json takes half a surrogate pair, we do not
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return Refusal(
+        ErrorCode.INTEGER_TOO_LARGE, "a number does not fit 64 bits; send it as a string",
+        user_id=user_id, job_id=job_id, type=type_name,
+    )
 
 
 def _header(headers: Headers, name: str) -> str | None:
