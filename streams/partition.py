@@ -103,6 +103,15 @@ class Partition:
         self.state.applied[topic] = record.offset
         return True
 
+    def pass_over(self, topic: str, next_offset: int) -> None:
+        """No record waits below `next_offset`: what is there are markers of transactions.
+
+        Without this a topic whose last record is followed by a marker would look, once retention
+        has emptied it, as if records had been deleted before they were applied.
+        """
+        if next_offset - 1 > self.state.applied.get(topic, -1):
+            self.state.applied[topic] = next_offset - 1
+
     def define(self, definition: Definition) -> None:
         """Takes a type's definition; jobs that waited for it go on."""
         known = self.state.definitions.get(definition.type)

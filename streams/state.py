@@ -137,6 +137,7 @@ class PartitionState:
 
     def forget_old(self, now_ms: int) -> None:
         """Forgets ended jobs beyond their retention, a bounded number at a time."""
+        self.clock_ms = max(self.clock_ms, now_ms)
         self._forgotten += self.finished.forget_until(
             now_ms - self._dedupe_retention_ms, count_max=COUNT_MAX, at_most=FORGET_AT_ONCE_MAX
         )
@@ -194,7 +195,10 @@ class PartitionState:
             definition = self.definitions[type_name]
             changed.append((rows.definition_key(type_name), rows.definition_value(definition)))
         changed += [(b"j" + digest, None) for digest in self._forgotten]
-        changed += [(rows.key_of(self.jobs[key].spec), None) for key in self._buried]
+        for key in self._buried:
+            dead = self.jobs[key]
+            left = rows.ended_value(dead) if self._is_remembered(dead) else None
+            changed.append((rows.key_of(dead.spec), left))
         position = rows.position_value(self.applied, self.clock_ms, self.accepted)
         changed.append((rows.POSITION_KEY, position))
         return changed
@@ -208,14 +212,23 @@ class PartitionState:
                 continue
             self._dead_letters.pop(key, None)
             if job.state in TERMINAL_STATES:
-                ended = Ended(job.finished_at or self.clock_ms, job.spec.fingerprint, job.state)
-                self.finished.add(rows.key_of(job.spec)[1:], ended)
+                self._remember(job)
                 del self.jobs[key]
         for key in self._buried:
             self._dead_letters.pop(key, None)
-            del self.jobs[key]
+            job = self.jobs.pop(key)
+            if self._is_remembered(job):
+                self._remember(job)
         self.finished.settle()
         self._drop_old()
+
+    def _is_remembered(self, job: Job) -> bool:
+        """Whether a repeat of an ended job must still be recognised."""
+        return (job.finished_at or 0) > self.clock_ms - self._dedupe_retention_ms
+
+    def _remember(self, job: Job) -> None:
+        ended = Ended(job.finished_at or self.clock_ms, job.spec.fingerprint, job.state)
+        self.finished.add(rows.key_of(job.spec)[1:], ended)
 
     def undo(self) -> None:
         """The transaction was aborted: everything is as it was before the group."""

@@ -183,10 +183,12 @@ class _BulkSend:
     def run(self, records: Iterable[Record]) -> int:
         try:
             for chunk in _chunks(records):
+                if self._failed:
+                    # Once one was refused no more are sent, and the caller learns of each.
+                    self._failed += [_job_id_of(message["value"]) for message in chunk]
+                    continue
                 self._hand_over(chunk)
                 self._wait_for_room()
-                if self._failed:
-                    break
         finally:
             # Also when `records` raised: what was handed over must be known to be safe.
             while self._producer.flush(POLL_SECONDS):
@@ -236,7 +238,11 @@ class _BulkSend:
 
     def _note(self, error: KafkaError, value: bytes | str) -> None:
         self._error = failure_text(error)
-        self._failed.append(str(orjson.loads(value)["job_id"]))
+        self._failed.append(_job_id_of(value))
+
+
+def _job_id_of(value: bytes | str) -> str:
+    return str(orjson.loads(value)["job_id"])
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:

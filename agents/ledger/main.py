@@ -49,6 +49,7 @@ class Ledger:
         self._runners: dict[int, PartitionRunner] = {}
         self._reader: WorkerReader | None = None
         self._is_announced = False
+        self.app: RoleApp | None = None  # set by `build_ledger`: each needs the other
 
     def runner(self, partition: int) -> PartitionRunner:
         return self._runners[partition]
@@ -68,7 +69,9 @@ class Ledger:
             "partition %s: %s rows, %s live jobs, %s ended",
             partition, rows, len(state.jobs), len(state.finished),
         )
-        runner = PartitionRunner(engine, producer, self.book, topics.ledger_inputs)
+        runner = PartitionRunner(
+            engine, producer, self.book, topics.ledger_inputs, self._passed_to
+        )
         self._runners[partition] = runner
         return runner
 
@@ -108,6 +111,9 @@ class Ledger:
         del self._runners[partition]
         await state.close()
 
+    def _passed_to(self, topic: str, partition: int) -> int | None:
+        return None if self.app is None else self.app.chunks.passed_to(topic, partition)
+
     def _start_reader(self) -> None:
         if self._reader is not None:
             return
@@ -135,6 +141,7 @@ def build_ledger(settings: LedgerSettings) -> RoleApp:
         instance_id=settings.instance_id or f"{socket.gethostname()}-{os.getpid()}",
     )
     ledger = Ledger(settings)
+    ledger.app = app
     app.partition_table(TABLE, ledger, settings.partitions)
 
     async def take(stream: Any) -> None:

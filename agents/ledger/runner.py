@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from agents.crash import crash_point
@@ -46,10 +47,12 @@ class PartitionRunner:
         producer: TransactionalProducer,
         book: WorkerBook,
         input_topics: tuple[str, ...],
+        passed_to: Callable[[str, int], int | None],
     ) -> None:
         self.partition = partition
         self.producer = producer
         self._book = book
+        self._passed_to = passed_to
         self._inbox: dict[str, deque[Chunk]] = {topic: deque() for topic in input_topics}
         self._work = asyncio.Event()
         self._may_commit = asyncio.Event()
@@ -168,6 +171,11 @@ class PartitionRunner:
             topic, number = chunk.topic, chunk.partition
             for record in chunk.records:
                 partition.take(topic, number, record)
+        # A topic that has nothing out has been read up to here, markers of transactions included.
+        for topic in self._inbox:
+            passed = self._passed_to(topic, partition.number)
+            if passed is not None:
+                partition.pass_over(topic, passed)
         partition.tick()
         return partition.seal()
 

@@ -50,7 +50,7 @@ def read_compacted(kafka: str, topic: str, partition: int) -> Iterator[list[Row]
         )
     )
     try:
-        start, end = _bounds(consumer, topic, partition)
+        start, end = _bounds(kafka, topic, partition)
         if start < end:
             consumer.assign([TopicPartition(topic, partition, start)])
             yield from _read_until(consumer, TopicPartition(topic, partition), end)
@@ -58,8 +58,31 @@ def read_compacted(kafka: str, topic: str, partition: int) -> Iterator[list[Row]
         consumer.close()
 
 
-def _bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the log's start and its last stable offset."""
+def _bounds(kafka: str, topic: str, partition: int) -> tuple[int, int]:
+    """Return the log's start and its end, uncommitted records included.
+
+    After the fence nothing is open any more, so the end is reached. Were a transaction to hang, the
+    last stable offset would hide rows that are committed behind it; this way the restore stalls and
+    says so.
+    """
+    consumer = Consumer(
+        client_settings(
+            kafka,
+            f"bounds-{topic}-{partition}",
+            {
+                "group.id": f"restore-{topic}",
+                "enable.auto.commit": False,
+                "isolation.level": "read_uncommitted",
+            },
+        )
+    )
+    try:
+        return _ask_bounds(consumer, topic, partition)
+    finally:
+        consumer.close()
+
+
+def _ask_bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     deadline = time.monotonic() + STALL_SECONDS_MAX
     while True:
         try:

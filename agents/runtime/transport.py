@@ -276,6 +276,16 @@ class ChunkConsumer(FaustConsumer):
         state = self._state_of(tp)
         return state.position if state is not None and state.has_valid_position else None
 
+    def passed_to(self, topic: str, partition: int) -> int | None:
+        """The offset below which everything was handed out and acked; None while something is out.
+
+        It passes markers of transactions, which are no records and are never acked.
+        """
+        entry = self._inputs.get(TP(topic, partition))
+        if entry is None or entry.buffer or entry.tracker.unacked_records:
+            return None
+        return self._position_of(entry.tp)
+
     # -- flow from outside ---------------------------------------------------------------------
 
     def hold(self, topic: str, partition: int) -> None:

@@ -238,3 +238,38 @@ def test_ids_that_come_no_more_are_forgotten(clock: Clock) -> None:
         clock.now += 60
         book.note_hearing()
     assert len(book._beats) < 15
+
+
+def test_a_marker_behind_the_last_record_is_passed_over() -> None:
+    # Retention may empty a topic whose last record is followed by a marker: its start is then
+    # behind applied + 1, and nothing was lost.
+    scene = Scene()
+    scene.group(NOW, request("j"))
+    applied = scene.engine.state.applied[TOPICS.requested]
+    scene.engine.begin(NOW + 1)
+    scene.engine.pass_over(TOPICS.requested, applied + 2)
+    rows = dict(record[2:4] for record in scene.engine.seal() if record[0] == TOPICS.state)
+    scene.engine.settle()
+    assert orjson.loads(rows[b"p"] or b"")["applied"][TOPICS.requested] == applied + 1
+    scene.engine.begin(NOW + 2)
+    scene.engine.pass_over(TOPICS.requested, applied + 1)  # never back
+    assert scene.engine.seal() == []
+
+
+def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
+    scene = Scene()
+    scene.definitions = [plain()]
+    scene.group(NOW, request("j"))
+    failed = {
+        "kind": "failed", "user_id": "u", "job_id": "j", "run": 1, "attempt": 1, "epoch": 1,
+        "error": {"code": "X", "message": "", "retryable": False},
+    }
+    pack = {"schema_version": 1, "worker_id": "w", "incarnation": 7, "outcomes": [failed]}
+    scene.group(NOW + 1, (TOPICS.outcomes, orjson.dumps(pack)))
+    scene.group(NOW + 10_000)
+    assert not scene.engine.state.jobs
+    again = scene.group(NOW + 10_001, request("j"))
+    assert events_of(again) == ["duplicate_ignored"]
+    scene.restore(NOW + 20_000)
+    assert events_of(scene.group(NOW + 20_001, request("j"))) == ["duplicate_ignored"]
