@@ -12,6 +12,7 @@ from schemas.codec import (
     Decoded,
     PlainRequest,
     Refusal,
+    check_request,
     decode_command,
     decode_request,
     depth_of,
@@ -187,6 +188,21 @@ def test_fingerprints_ignore_formatting_and_see_content() -> None:
         == taken(text(payload={"b": 2, "a": 1}, queue="a")).fingerprint
     )
     assert taken(text(queue="a")).fingerprint != taken(text(queue="b")).fingerprint
+
+
+@pytest.mark.parametrize("more", [{}, {"priority": "low"}])
+def test_a_body_that_never_was_text_is_checked_too(more: dict[str, Any]) -> None:
+    deep: list[Any] = []
+    for _ in range(400):
+        deep = [deep]
+    for payload, code in (
+        ({"x": deep}, ErrorCode.INVALID_FIELD), ({"x": 2**64}, ErrorCode.INVALID_FIELD),
+        ({"x": "x" * REQUEST_BYTES_MAX}, ErrorCode.REQUEST_TOO_LARGE),
+    ):
+        found = check_request({**BODY, **more, "payload": payload})
+        assert isinstance(found, Refusal)
+        assert (found.code, found.field) == (code, "payload")
+        assert (found.user_id, found.job_id, found.type) == KNOWN
 
 
 # --- CloudEvents ---------------------------------------------------------------------------------
