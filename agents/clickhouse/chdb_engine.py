@@ -163,17 +163,17 @@ class ChdbEngine:
 
     @contextlib.contextmanager
     def _insert_file(self, data: bytes) -> Iterator[str]:
+        path = ""
         try:
-            file = tempfile.NamedTemporaryFile(prefix=INSERT_PREFIX, dir=self._folder)
+            descriptor, path = tempfile.mkstemp(prefix=INSERT_PREFIX, dir=self._folder)
+            with open(descriptor, "wb") as file:
+                file.write(data)
+            yield path
         except OSError as error:
             raise EngineUnavailable(f"chDB folder {self._folder}: {error}") from error
-        with file:
-            try:
-                file.write(data)
-                file.flush()
-            except OSError as error:
-                raise EngineUnavailable(f"chDB folder {self._folder}: {error}") from error
-            yield file.name
+        finally:
+            if path:
+                Path(path).unlink(missing_ok=True)
 
     def close(self) -> None:
         with _open_lock:

@@ -314,7 +314,7 @@ def test_a_crash_at_any_step_leaves_each_event_once(
 def test_kills_at_random_moments_leave_each_event_once(log: Log, place: Place) -> None:
     rng = random.Random(20)
     log.produce(2_000)
-    for _ in range(5):
+    for _ in range(3):
         sink = place.start(batch_rows=rng.choice([50, 150, 2_000]), batch_seconds=0.05)
         sink.wait_ready()
         log.produce(1_500)
