@@ -13,9 +13,9 @@ from streams.commands import Defer, Dispatch, Resolve
 from streams.homes import partition_of
 from streams.intake import derived_job_id
 from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
-from streams.partition import DISPATCH_LOST_MS, Partition, QueueCapacity
+from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Partition, QueueCapacity
 from streams.schedule import Schedule, TimerKind
-from streams.state import PartitionState
+from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
 from tests.unit.core_kit import NOW, Around, after, define, job_in, submit
 
@@ -372,3 +372,25 @@ def test_a_queue_of_its_own_and_definitions_that_change() -> None:
     events = rig.commit(rig.records([ask("1")]), START_MS + 1)
     assert dispatched(events) == ["1"]
     assert rig.engine.state.jobs[("u", "1")].spec.queue == "side"
+
+
+def test_an_id_may_be_used_again_once_it_is_forgotten() -> None:
+    rig = rig_with()
+    rig.commit(rig.records([ask("0")]), START_MS)
+    rig.commit(rig.records(done(rig)), START_MS + 1)
+    later = START_MS + FORGET_EVERY_MS + DEDUPE_RETENTION_MS
+    engine = rig.engine
+    for now_ms, expected in ((later - FORGET_EVERY_MS, "duplicate_ignored"), (later, "requested")):
+        engine.begin(now_ms)
+        engine.tick()
+        engine.settle()
+        engine.begin(now_ms)
+        for topic, record in rig.records([ask("0")]):
+            engine.take(topic, 0, record)
+        events = [
+            orjson.loads(value or b"") for topic, _, _, value, _ in engine.seal()
+            if topic == TOPICS.events
+        ]
+        engine.settle()
+        assert events[0]["event"] == expected
+    assert (events[0]["sequence"], events[0]["incarnation"]) == (1, later)
