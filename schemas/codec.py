@@ -407,11 +407,14 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
     if plain is not None:
         try:
             text = orjson.dumps(plain.payload)
+            # Producers order the keys of one and the same request as they like.
+            canonical = orjson.dumps(plain.payload, option=orjson.OPT_SORT_KEYS)
         except TypeError as error:
             return _unusable_payload(str(error), body)
         if len(text) > REQUEST_BYTES_MAX:
             return _grown_payload(len(text), body)
-        return Decoded(plain, text, zlib.crc32(text, zlib.crc32(plain.type.encode())), traceparent)
+        fingerprint = zlib.crc32(canonical, zlib.crc32(plain.type.encode()))
+        return Decoded(plain, text, fingerprint, traceparent)
     try:
         request = JobRequest.model_validate(body)
     except ValidationError as error:

@@ -181,6 +181,10 @@ def test_fingerprints_ignore_formatting_and_see_content() -> None:
     spread = b' {"user_id":"u","type":"t",\n"job_id":"j"}'
     assert taken(text()).fingerprint == taken(spread).fingerprint
     assert taken(text()).fingerprint == taken(text(payload={})).fingerprint
+    ordered = text(payload={"a": 1, "b": {"c": 2, "d": 3}})
+    turned = text(payload={"b": {"d": 3, "c": 2}, "a": 1})
+    assert taken(ordered).fingerprint == taken(turned).fingerprint
+    assert taken(ordered).payload_json != taken(turned).payload_json
     assert taken(text(payload={"n": 1})).fingerprint != taken(text(payload={"n": 2})).fingerprint
     assert taken(text()).fingerprint != taken(text(type="t2")).fingerprint
     assert (
