@@ -58,9 +58,9 @@ JOBS: Final[dict[str, tuple[str, str]]] = {
     "updated_at": ("DateTime64(3, 'UTC')", "When the latest event was decided."),
     "finished_at": ("Nullable(DateTime64(3, 'UTC'))", "NULL while it lives."),
     "due_at": ("Nullable(DateTime64(3, 'UTC'))", "When a waiting job goes on."),
-    "wait_ms": ("Nullable(UInt64)", "From requested to the last start; NULL before."),
-    "run_ms": ("Nullable(UInt64)", "Of the last attempt; NULL before its end."),
-    "worker_id": ("LowCardinality(String)", "The last worker."),
+    "wait_ms": ("Nullable(UInt64)", "Of the latest event: from requested to the start; else NULL."),
+    "run_ms": ("Nullable(UInt64)", "Of the latest event, once an attempt ended; else NULL."),
+    "worker_id": ("LowCardinality(String)", "Of the latest event: whose attempt; '' when none."),
 }
 """`jobs` is a view that gives one row a job (no FINAL needed) over the table `jobs_latest`."""
 

@@ -255,6 +255,8 @@ class Story:
         if job is not None and started is not None:
             wait_ms = max(0, started - job.queued_at)
             run_ms = facts.pop("run_ms", None)
+        if job is not None and job.worker is not None:
+            facts.setdefault("worker_id", job.worker[0])
         self.tell(kind, reason=reason, wait_ms=wait_ms, run_ms=run_ms, **facts)
         return self.done()
 
