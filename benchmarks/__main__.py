@@ -14,10 +14,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.harness import RESULTS_PATH, Plan, machine_facts, measure_all, write_results
+from benchmarks.harness import Plan, machine_facts, measure_all, write_results
+from benchmarks.parts import PARTS, Part, measure_part
 from benchmarks.peers import all_peers
 from benchmarks.program import Program
-from benchmarks.report import print_table, write_markdown
+from benchmarks.report import print_table, print_targets, write_markdown, write_targets
+from benchmarks.results import RESULTS_PATH, read_document, write_part, write_sections
+from benchmarks.targets import targets
 from benchmarks.tidemill_programs import all_own
 
 # The size of the published comparison; three runs, as a median of two is no median.
@@ -42,7 +45,7 @@ def main(
     results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
 ) -> None:
     """Benchmarks of Tidemill and its peers. Without a command: everything, ours and the peers in
-    turn."""
+    turn, then each part of ours, then the targets."""
     if context.invoked_subcommand is not None:
         return
     plan = Plan(
@@ -52,6 +55,32 @@ def main(
         latency_seconds=QUICK_LATENCY_SECONDS if quick else LATENCY_SECONDS_DEFAULT,
     )
     run_session([*all_own(), *all_peers()], plan, results=results, baseline="bullmq")
+    for part in PARTS:
+        run_part(part, is_quick=quick, results=results)
+    show_targets(results)
+
+
+@app.command("targets")
+def show(
+    results: Annotated[Path, typer.Option(help="The JSON to read.")] = RESULTS_PATH,
+) -> None:
+    """Shows what was promised and what the results file says of it; measures nothing."""
+    show_targets(results)
+
+
+def _add_command(part: Part) -> None:
+    def command(
+        quick: Annotated[bool, typer.Option("--quick", help="Small: a look.")] = False,
+        results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+    ) -> None:
+        run_part(part, is_quick=quick, results=results)
+        show_targets(results)
+
+    app.command(part.name, help=part.help)(command)
+
+
+for _part in PARTS:
+    _add_command(_part)
 
 
 @app.command()
@@ -112,6 +141,23 @@ def run_session(
     write_markdown(results.with_suffix(".md"), plan, facts, found, baseline)
     print_table(console, found, plan, baseline)
     notify(f"written: {results}")
+
+
+def run_part(part: Part, *, is_quick: bool, results: Path) -> None:
+    """Measures one part, shows what was found and writes it into the results file."""
+    console = Console()
+    console.print(f"{part.name}: {part.help}", markup=False, highlight=False)
+    found = measure_part(part, is_quick=is_quick)
+    write_part(results, part.name, found)
+    console.print_json(data=found)
+
+
+def show_targets(results: Path) -> None:
+    """Prints the targets, and writes them into the results file and beside it."""
+    found = targets(read_document(results))
+    document = write_sections(results, {"targets": [target._asdict() for target in found]})
+    write_targets(results.with_name(f"{results.stem}-targets.md"), document, found)
+    print_targets(Console(), found)
 
 
 def _names(text: str) -> list[str]:

@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from schemas.topics import DEV_PARTITIONS
 JOBS_MODULE = Path(__file__).resolve().parent / "noop_jobs.py"
 ROLES = ("broker", "ledger", "worker", "stack")
 POLL_SECONDS = 0.05
+# What a role prints when it serves.
+ROLE_READY = '"role_ready"'
 # One question to the embedded ClickHouse.
 SQL_SECONDS = 60.0
 
@@ -75,19 +76,16 @@ class DevStack:
             "ready kafka=",
         )
         for number in range(1, self._extra_ledgers + 1):
-            self._add(
-                f"ledger-{number}",
-                [
-                    "ledger",
-                    "--kafka",
-                    self.kafka,
-                    "--partitions",
-                    str(DEV_PARTITIONS),
-                    "--instance-id",
-                    f"bench-ledger-{number}",
-                ],
-                '"role_ready"',
-            )
+            name = f"ledger-{number}"
+            self._add(name, self._role("ledger", "--instance-id", f"bench-{name}"), ROLE_READY)
+
+    def add_worker(self, name: str) -> Child:
+        """Another worker, which nobody starts again when it dies."""
+        words = self._role("worker", str(JOBS_MODULE), "--worker-id", name)
+        return self._add(name, [*words, "--concurrency", str(self._concurrency)], ROLE_READY)
+
+    def _role(self, role: str, *words: str) -> list[str]:
+        return [role, *words, "--kafka", self.kafka, "--partitions", str(DEV_PARTITIONS)]
 
     def stop(self) -> None:
         """Ends what was started, the first one last, and removes the folder."""
@@ -99,7 +97,7 @@ class DevStack:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder = Path()
 
-    def _add(self, name: str, words: Sequence[str], ready: str) -> None:
+    def _add(self, name: str, words: Sequence[str], ready: str) -> Child:
         log = self.folder / f"{name}.log"
         environment = {GATE_VARIABLE: str(self.gate), "PYTHONUNBUFFERED": "1"}
         child = Child([sys.executable, "-m", "tidemill", *words], log=log, env=environment)
@@ -111,6 +109,7 @@ class DevStack:
             return ready in log.read_text(errors="replace")
 
         wait_until(is_ready, READY_SECONDS, f"the start of {name}", POLL_SECONDS)
+        return child
 
     # -- which process is what -----------------------------------------------------------------
 
@@ -162,17 +161,18 @@ class DevStack:
         with urllib.request.urlopen(asked, timeout=SQL_SECONDS) as answer:
             return [json.loads(line) for line in answer.read().splitlines()]
 
-    def event_rows(self) -> int:
-        """Rows of `job_events`."""
-        return int(self.sql("SELECT count() AS n FROM job_events")[0]["n"])
+    def count(self, condition: str) -> int:
+        """Rows of `job_events` that meet a condition."""
+        return int(self.sql(f"SELECT count() AS n FROM job_events WHERE {condition}")[0]["n"])
 
-    def wait_rows(self, rows: int, deadline_seconds: float) -> float:
-        """Seconds until `job_events` has that many rows."""
-        begun = time.monotonic()
+    def wait_rows(self, rows: int, condition: str, deadline_seconds: float) -> None:
+        """Returns when `job_events` has that many rows that meet the condition."""
         wait_until(
-            lambda: self.event_rows() >= rows, deadline_seconds, f"{rows} rows", POLL_SECONDS
+            lambda: self.count(condition) >= rows,
+            deadline_seconds,
+            f"{rows} rows with {condition}",
+            POLL_SECONDS,
         )
-        return time.monotonic() - begun
 
 
 def _role_of(process: psutil.Process) -> str | None:

@@ -10,14 +10,12 @@ Between its turns a program is stopped with its servers: it takes no processor t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,7 @@ from typing import Any
 import psutil
 
 from benchmarks.program import Latency, MissingError, NotMeasuredError, Program
-
-# Version of the layout of the results file.
-RESULTS_VERSION = 1
-RESULTS_PATH = Path(__file__).resolve().parent / "results" / "latest.json"
+from benchmarks.results import now_text, write_sections
 
 # How long is looked at what else the machine does before a turn.
 BUSY_SECONDS = 1.0
@@ -238,20 +233,18 @@ def ratios(results: Mapping[str, Measured], measure: str) -> dict[str, dict[str,
 
 def write_results(
     path: Path, plan: Plan, facts: Mapping[str, Any], results: Mapping[str, Measured]
-) -> None:
-    """Writes the session as JSON, whole or not at all."""
-    document = {
-        "results_version": RESULTS_VERSION,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": dict(facts),
-        "plan": asdict(plan),
-        "programs": {name: _as_json(found) for name, found in results.items()},
-        "ratios": {measure: ratios(results, measure) for measure in ("drain", "enqueue")},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(document, indent=2) + "\n")
-    draft.replace(path)
+) -> dict[str, Any]:
+    """Writes the session into the results file; the whole document."""
+    return write_sections(
+        path,
+        {
+            "finished_at": now_text(),
+            "machine": dict(facts),
+            "plan": asdict(plan),
+            "programs": {name: _as_json(found) for name, found in results.items()},
+            "ratios": {measure: ratios(results, measure) for measure in ("drain", "enqueue")},
+        },
+    )
 
 
 def _as_json(found: Measured) -> dict[str, Any]:

@@ -177,6 +177,10 @@ class Child:
         """Lets a frozen group go on."""
         os.killpg(self.pid, signal.SIGCONT)
 
+    def kill(self) -> None:
+        """SIGKILL to the whole group, at once and without a word."""
+        os.killpg(self.pid, signal.SIGKILL)
+
     def is_alive(self) -> bool:
         return self._process.poll() is None
 

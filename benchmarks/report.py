@@ -1,7 +1,7 @@
 """Shows results: one table on the terminal, the same one as Markdown.
 
-Owns: columns, formats and footnotes. It refuses to measure or to compute anything but ratios to
-the baseline.
+Owns: columns, formats and footnotes, and the table of targets. It refuses to measure or to compute
+anything but ratios to the baseline.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import Measured, Plan
+from benchmarks.targets import Target
 
 NOTHING = "–"
 
@@ -116,3 +117,25 @@ def write_markdown(
 def _markdown_table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---"] + ["---:"] * (len(names) - 1)
     return ["| " + " | ".join(row) + " |" for row in (names, rule, *cells)]
+
+
+TARGET_COLUMNS = ("target", "wanted", "found", "verdict")
+
+
+def print_targets(console: Console, found: Sequence[Target]) -> None:
+    table = Table(title="targets")
+    for number, name in enumerate(TARGET_COLUMNS):
+        table.add_column(name, justify="right" if number in (1, 2) else "left")
+    for target in found:
+        table.add_row(*target)
+    console.print(table)
+
+
+def write_targets(path: Path, document: Mapping[str, Any], found: Sequence[Target]) -> None:
+    """The targets as Markdown, with what each part found and how loaded the machine was."""
+    lines = ["# Targets", "", *_markdown_table(TARGET_COLUMNS, found), "", "## Parts", ""]
+    for name, part in document.get("parts", {}).items():
+        facts = "; ".join(f"{key}: {value}" for key, value in part.items())
+        lines.append(f"- **{name}**: {facts}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")

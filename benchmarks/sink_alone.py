@@ -4,13 +4,10 @@ Owns three measurements over a real broker and a real engine, with nothing else 
 a log of many events is caught up with (events/s, CPU per event), then jobs come at a steady rate
 (time from the produced event to its row, CPU), then nothing comes (CPU). Refuses to know how the
 sink does it: it is started as `tidemill dev` starts it, with page and port in the same process.
-
-Run: python -m benchmarks.sink_alone [--jobs N] [--rate JOBS_PER_SECOND] [--kafka HOST:PORT]
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -33,9 +30,11 @@ from agents import topics as topics_
 from agents.embedded.broker import Broker
 from benchmarks.event_log import make_events
 from benchmarks.processes import free_port
+from benchmarks.program import NotMeasuredError
 from schemas.topics import Topics
 
 JOBS: Final = 100_000  # about 400,000 events
+QUICK_JOBS: Final = 10_000
 RATE: Final = 2_000  # jobs per second of the steady part
 STEADY_SECONDS: Final = 20.0
 IDLE_SECONDS: Final = 5.0
@@ -94,7 +93,7 @@ class Sink:
         for line in self._popen.stdout:
             if "role_ready" in line:
                 return
-        raise RuntimeError("the sink ended before it was ready; its log is above")
+        raise NotMeasuredError("the sink ended before it was ready; its log is above")
 
     def cpu_seconds(self) -> float:
         used = self._process.cpu_times()
@@ -122,20 +121,25 @@ class Sink:
 
 
 def catch_up(log: Log, sink: Sink) -> dict[str, Any]:
-    """From the first row until every event of the log is one."""
+    """From the sink's readiness until every event of the log is a row."""
     deadline = time.monotonic() + DEADLINE_SECONDS
+    # The sink was not idle between its start and this call.
+    before = sum(sink.rows())
     begun, cpu = time.monotonic(), sink.cpu_seconds()
     while sum(sink.rows()) < log.total:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{sum(sink.rows())} of {log.total} rows after the deadline")
+            raise NotMeasuredError(f"{sum(sink.rows())} of {log.total} rows after the deadline")
         time.sleep(POLL_SECONDS)
     seconds, used = time.monotonic() - begun, sink.cpu_seconds() - cpu
+    events = log.total - before
+    if not events:
+        raise NotMeasuredError(f"all {log.total} events were rows at once: too few for a measure")
     return {
-        "events": log.total,
+        "events": events,
         "seconds": round(seconds, 2),
-        "events_per_second": round(log.total / seconds),
-        "cpu_us_per_event": round(used / log.total * 1e6, 2),
-        "events_per_cpu_second": round(log.total / used),
+        "events_per_second": round(events / seconds),
+        "cpu_us_per_event": round(used / events * 1e6, 2),
+        "events_per_cpu_second": round(events / used),
     }
 
 
@@ -186,8 +190,16 @@ def idle(sink: Sink) -> dict[str, Any]:
     }
 
 
-def measure(kafka: str, folder: Path, jobs: int, rate: int) -> dict[str, Any]:
-    """All three, over a log of `jobs` jobs."""
+def measure(*, is_quick: bool) -> dict[str, Any]:
+    """All three, over a broker of its own."""
+    jobs = QUICK_JOBS if is_quick else JOBS
+    with tempfile.TemporaryDirectory(prefix="tidemill-sink-") as name:
+        folder = Path(name)
+        with broker_of(folder / "kafka") as kafka:
+            return _measure(kafka, folder / "clickhouse", jobs, RATE)
+
+
+def _measure(kafka: str, folder: Path, jobs: int, rate: int) -> dict[str, Any]:
     prefix = f"bench{uuid.uuid4().hex[:8]}."
     topics_.apply(kafka, Topics(prefix), PARTITIONS)
     log = Log(kafka, prefix)
@@ -207,32 +219,11 @@ def measure(kafka: str, folder: Path, jobs: int, rate: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def broker_of(address: str | None, folder: Path) -> Iterator[str]:
-    """The broker that was named, or one of our own."""
-    if address is not None:
-        yield address
-        return
+def broker_of(folder: Path) -> Iterator[str]:
+    """A broker of our own; its address."""
     broker = Broker(folder, free_port())
     broker.start()
     try:
         yield broker.bootstrap
     finally:
         broker.stop()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=JOBS)
-    parser.add_argument("--rate", type=int, default=RATE)
-    parser.add_argument("--kafka", help="HOST:PORT of a broker; default: one of its own")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tidemill-sink-") as name:
-        folder = Path(name)
-        with broker_of(options.kafka, folder / "kafka") as kafka:
-            found = measure(kafka, folder / "clickhouse", options.jobs, options.rate)
-    print(json.dumps(found, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

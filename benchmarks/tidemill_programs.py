@@ -13,14 +13,13 @@ when a read_committed consumer has seen the last record on `jobs.completed`.
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 
 from benchmarks.dev_stack import DevStack
 from benchmarks.noop_jobs import GATE_POLL_SECONDS
+from benchmarks.pace import Pace
 from benchmarks.processes import wait_until
 from benchmarks.program import (
     LATENCY_WARMUP_SECONDS,
@@ -45,8 +44,6 @@ FREEZE_SECONDS_MAX = 9.0
 STALL_SECONDS = 30.0
 # Between two looks at whether the backlog was accepted.
 POLL_SECONDS = 0.05
-# The sending thread must be able to interrupt the reading one in time.
-SWITCH_SECONDS = 0.0005
 
 
 def noops(jobs: int, tag: str) -> Iterator[Request]:
@@ -85,7 +82,8 @@ class Tidemill:
             "drain": "from the thaw of a ledger that had seen none of the jobs to the last record "
             "on jobs.completed, read_committed",
             "enqueue": "Client.enqueue_many from a generator, acks=all",
-            "latency": "until a read_committed consumer has the record of jobs.completed",
+            "latency": "AsyncClient.enqueue of each job when it is due, no answer awaited, until "
+            "a read_committed consumer has the record of jobs.completed",
         }
 
     @property
@@ -128,10 +126,10 @@ class Tidemill:
         jobs = warmup + round(rate * seconds)
         tag = new_tag()
         with EndWatcher(self.stack.kafka, TOPICS.completed) as ends:
-            pace = _Pace(self.client, jobs, rate, tag)
+            pace = Pace(self.stack.kafka, list(noops(jobs, tag)), rate)
             pace.start()
             seen = ends.instants(jobs, STALL_SECONDS)
-            pace.join()
+            pace.finish()
         check_rate_held(rate=rate, jobs=jobs, seconds=pace.seconds)
         return Latency.of(
             [
@@ -197,42 +195,7 @@ class TidemillAccepted(Tidemill):
         return self._rows("requested", "")
 
     def _rows(self, event: str, tag: str) -> int:
-        found = self.stack.sql(
-            "SELECT count() AS n FROM job_events "
-            f"WHERE event = '{event}' AND startsWith(job_id, '{tag}')"
-        )
-        return int(found[0]["n"])
-
-
-class _Pace(threading.Thread):
-    """Sends one job whenever it is due, waiting for no answer."""
-
-    def __init__(self, client: Client, jobs: int, rate: int, tag: str) -> None:
-        super().__init__(name="pace", daemon=True)
-        self._client = client
-        self._jobs = jobs
-        self._rate = rate
-        self._requests = list(noops(jobs, tag))
-        self.begun = 0.0
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        sys.setswitchinterval(SWITCH_SECONDS)
-        self.begun = time.perf_counter()
-        super().start()
-
-    def run(self) -> None:
-        for number, request in enumerate(self._requests):
-            wait_seconds = self.begun + number / self._rate - time.perf_counter()
-            if wait_seconds > 0:
-                time.sleep(wait_seconds)
-            self._client.enqueue(
-                request.type,
-                user_id=request.user_id,
-                job_id=request.job_id,
-                payload=request.payload,
-            )
-        self.seconds = time.perf_counter() - self.begun
+        return self.stack.count(f"event = '{event}' AND startsWith(job_id, '{tag}')")
 
 
 def dev() -> Tidemill:

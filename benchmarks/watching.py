@@ -78,7 +78,7 @@ class EndWatcher:
 
         moved_at = time.perf_counter()
         while len(seen) < ends:
-            found = self._each(note)
+            found = self.each(note)
             now = time.perf_counter()
             if found:
                 moved_at = now
@@ -88,7 +88,8 @@ class EndWatcher:
                 )
         return seen
 
-    def _each(self, note: Callable[[Message, float], None]) -> int:
+    def each(self, note: Callable[[Message, float], None]) -> int:
+        """Hands over what is there, with the instant at which it was seen; how many."""
         messages = self._consumer.consume(BATCH_RECORDS, POLL_SECONDS)
         now = time.perf_counter()
         for message in messages:
