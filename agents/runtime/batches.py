@@ -8,21 +8,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from agents.runtime.chunk import Record
 from agents.runtime.errors import RecoverableError
+from agents.runtime.odd_headers import decode_leniently, keep_bytes_of_fetches
 
 # Bytes that a record costs beside its key and value, so that empty records count too.
 RECORD_OVERHEAD_BYTES = 64
+
+keep_bytes_of_fetches()
+
+
+FetchedBatch: TypeAlias = tuple[int, Any, bytes]
+"""The lowest wanted offset, aiokafka's batch, and the bytes of the fetch that it is in."""
 
 
 class CorruptBatchError(RecoverableError):
     """A batch whose checksum does not match its bytes."""
 
 
-def readable_batches(partition_records: Any) -> tuple[list[tuple[int, Any]], int]:
-    """Return (lowest wanted offset, batch) pairs and the offset to fetch next.
+def readable_batches(partition_records: Any) -> tuple[list[FetchedBatch], int]:
+    """Return (lowest wanted offset, batch, fetched bytes) and the offset to fetch next.
 
     ``partition_records`` is aiokafka's ``PartitionRecords``; its own iterator makes a Python object
     per record, this reads its batches and leaves the records to the C extension.
@@ -30,7 +37,7 @@ def readable_batches(partition_records: Any) -> tuple[list[tuple[int, Any]], int
     memory = partition_records._records
     aborted = partition_records._aborted_producers
     next_offset: int = partition_records.next_fetch_offset
-    found: list[tuple[int, Any]] = []
+    found: list[FetchedBatch] = []
     while memory.has_next():
         batch = memory.next_batch()
         if not batch.validate_crc():
@@ -41,7 +48,7 @@ def readable_batches(partition_records: Any) -> tuple[list[tuple[int, Any]], int
             if partition_records._contains_abort_marker(batch):
                 aborted.discard(batch.producer_id)
         elif not (batch.is_transactional and batch.producer_id in aborted):
-            found.append((next_offset, batch))
+            found.append((next_offset, batch, memory.raw))
         next_offset = batch.next_offset
     return found, next_offset
 
@@ -52,14 +59,14 @@ class PartitionBuffer:
     __slots__ = ("_batches", "_records", "_start")
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[int, Any]] = deque()
+        self._batches: deque[FetchedBatch] = deque()
         self._records: Sequence[Record] = ()
         self._start = 0
 
     def __bool__(self) -> bool:
         return self._start < len(self._records) or bool(self._batches)
 
-    def add(self, batches: list[tuple[int, Any]]) -> None:
+    def add(self, batches: list[FetchedBatch]) -> None:
         self._batches.extend(batches)
 
     def clear(self) -> None:
@@ -83,8 +90,13 @@ class PartitionBuffer:
 
     def _decode_next(self) -> bool:
         while self._batches:
-            lowest, batch = self._batches.popleft()
-            records: list[Record] = list(batch)
+            lowest, batch, raw = self._batches.popleft()
+            records: list[Record]
+            try:
+                records = list(batch)
+            except UnicodeDecodeError:
+                # The name of a header; see odd_headers.
+                records = decode_leniently(raw, batch.base_offset)
             if records and records[0].offset < lowest:
                 records = [record for record in records if record.offset >= lowest]
             if records:

@@ -7,8 +7,11 @@ writes rubbish into the engine's own topics.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -138,6 +141,25 @@ def test_neighbours_go_on_and_the_record_is_kept(
         body = ends.wait_for({("u", name)})[("u", name)]
         assert (body["status"], body["error"]["code"]) == ("failed", code.value)
         assert (head["user_id"], head["job_id"]) == ("u", name)
+
+
+def test_header_whose_name_is_no_text(engine: Engine, ends: Ends, dead: Tail) -> None:
+    offsets = []
+    for value in (good("odd", "odd-1"), b"{", good("odd", "odd-2")):
+        script = Path(__file__).with_name("odd_producer.py")
+        done = subprocess.run(
+            [sys.executable, str(script), engine.kafka, TOPIC, "3", value.decode()],
+            capture_output=True, text=True, timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        offsets.append(int(done.stdout))
+    ended = ends.wait_for({("odd", "odd-1"), ("odd", "odd-2")})
+    assert {body["status"] for body in ended.values()} == {"succeeded"}
+    letter = letter_of(dead, TOPIC, 3, offsets[1])
+    assert letter.value == b"{"
+    # The name cannot be written again as it was; its value and the other headers can.
+    assert [value for _, value in letter.headers[:2]] == [b"v", b"w"]
+    assert letter.headers[1] == ("even", b"w")
 
 
 def test_unknown_type_fails_in_time(engine: Engine, ends: Ends) -> None:

@@ -111,7 +111,7 @@ def check_inputs(inputs: Inputs, requested: Iterable[RawRecord], jobs: JobFold) 
 
 
 def _check_letter(inputs: Inputs, record: RawRecord, letter: RawRecord) -> None:
-    kept = letter.headers[: len(record.headers)]
+    kept = () if record.has_odd_headers else letter.headers[: len(record.headers)]
     for name, was, now in (
         ("value", record.value, letter.value),
         ("key", record.key, letter.key),

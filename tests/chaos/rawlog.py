@@ -36,6 +36,7 @@ class RawRecord:
     key: bytes | None
     value: bytes | None
     headers: RawHeaders = ()
+    has_odd_headers: bool = False  # a name is no text, so none could be read
 
 
 class LogUnreadable(RuntimeError):
@@ -112,15 +113,16 @@ def _is_at_end(positions: list[int], ends: list[int]) -> bool:
 
 def raw_of(message: Any) -> RawRecord:
     """A consumed message as it lies in the log."""
-    return RawRecord(
-        topic=message.topic(),
-        partition=message.partition(),
-        offset=message.offset(),
-        timestamp=message.timestamp()[1],
-        key=message.key(),
-        value=message.value(),
-        headers=tuple(message.headers() or ()),
+    known = (
+        message.topic(), message.partition(), message.offset(), message.timestamp()[1],
+        message.key(), message.value(),
     )
+    try:
+        return RawRecord(*known, tuple(message.headers() or ()))
+    except (UnicodeDecodeError, SystemError):
+        # A name that is no UTF-8: the Python client cannot give these headers at all. It tells so
+        # only when the next object is made, by the second of these errors.
+        return RawRecord(*known, (), has_odd_headers=True)
 
 
 def record_count(kafka: str, topic: str) -> int:
