@@ -7,6 +7,7 @@ Owns the reading of a request into a `Spec` and the checks at the door. Refuses 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, Final, Protocol
 
 import orjson
@@ -40,15 +41,17 @@ def spec_of(command: Submit, now: int, number: int, definition: Definition | Non
     request = decoded.request
     queue, max_attempts = request.queue or "", request.max_attempts or 0
     timeout_ms = math.ceil(request.timeout_seconds * 1000) if request.timeout_seconds else 0
-    unique_key = request.unique_key
+    unique_key, type_name = request.unique_key, request.type
     if definition is not None:
+        type_name = definition.type  # one string for all of its jobs
         queue = queue or definition.queue
         max_attempts = max_attempts or definition.max_attempts
         timeout_ms = timeout_ms or definition.timeout_ms
         unique_key = unique_key_of(unique_key, definition)
     run_at, expires_at = request.run_at, request.expires_at
     return Spec(
-        request.user_id, command.job_id, request.type, queue, PRIORITY_TEXT[request.priority],
+        sys.intern(request.user_id), command.job_id, type_name, queue,
+        PRIORITY_TEXT[request.priority],
         decoded.payload_json, now, decoded.fingerprint, number, max_attempts, timeout_ms,
         unique_key,
         None if run_at is None else int(run_at.timestamp() * 1000),

@@ -23,6 +23,7 @@ class Spec:
         "expires_at",
         "fingerprint",
         "job_id",
+        "key",
         "max_attempts",
         "number",
         "parent_job_id",
@@ -66,6 +67,7 @@ class Spec:
     ) -> None:
         self.user_id = user_id
         self.job_id = job_id
+        self.key: JobKey = (user_id, job_id)  # made once: every index holds this very tuple
         self.type = type
         self.queue = queue  # "" until the type is known
         self.priority = priority
@@ -84,10 +86,6 @@ class Spec:
         self.parent_job_id = parent_job_id
         self.traceparent = traceparent
         self.row_key = row_key  # of its state row: made once, written several times
-
-    @property
-    def key(self) -> JobKey:
-        return (self.user_id, self.job_id)
 
     def resolved(
         self, queue: str, max_attempts: int, timeout_ms: int, unique_key: str | None
@@ -181,7 +179,7 @@ class Job:
 
     @property
     def key(self) -> JobKey:
-        return (self.spec.user_id, self.spec.job_id)
+        return self.spec.key
 
     @property
     def is_dead_letter(self) -> bool:

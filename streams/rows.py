@@ -13,6 +13,7 @@ payload; an ended one is a short JSON array. A missing value (tombstone) forgets
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 import orjson
@@ -86,7 +87,8 @@ def read_job(value: bytes) -> Job | Ended:
     worker = row[13]
     # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between
     asked = Spec(
-        spec[0], spec[1], spec[2], spec[3], spec[4], payload, spec[5], spec[6], spec[7], spec[8],
+        sys.intern(spec[0]), spec[1], sys.intern(spec[2]), sys.intern(spec[3]), spec[4],
+        payload, spec[5], spec[6], spec[7], spec[8],
         spec[9], spec[10], spec[11], spec[12], spec[13], tuple(spec[14]), spec[15], spec[16],
         spec[17],
     )

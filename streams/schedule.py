@@ -72,7 +72,7 @@ class Schedule:
         line = self.waiting.get(queue)
         if line is None:
             line = self.waiting[queue] = WaitingQueue()
-        line.push((job.spec.user_id, job.spec.job_id), job.spec.priority, is_first=is_first)
+        line.push(job.spec.key, job.spec.priority, is_first=is_first)
 
     def place(self, before: Job | None, job: Job) -> None:
         """Puts a job where its new state belongs. Called for each decision, and on a restore."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from typing import Final
 
 import orjson
@@ -273,3 +274,28 @@ def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyP
     assert events_of(again) == ["duplicate_ignored"]
     scene.restore(NOW + 20_000)
     assert events_of(scene.group(NOW + 20_001, request("j"))) == ["duplicate_ignored"]
+
+
+def test_a_waiting_job_holds_no_more_memory_than_it_needs() -> None:
+    # A million of them must fit a ledger of 1.5 GB; once each payload held a 4 KiB buffer.
+    count = 500
+    scene = Scene()
+    requests = [request(f"job-{number}", payload={"text": "x" * 100}) for number in range(count)]
+    scene.definitions = [plain()]
+    scene.engine.set_capacity({})
+    scene.group(NOW)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        engine = scene.engine
+        engine.begin(NOW)
+        engine.set_capacity({})
+        for offset, (topic, value) in enumerate(requests):
+            engine.take(topic, 0, RawRecord(topic, 0, offset, NOW, b"k", value, ()))
+        engine.seal()
+        engine.settle()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(engine.state.jobs) == count
+    assert (after - before) / count < 1_400  # bytes; 1.5 GB for a million leaves the rest
