@@ -29,7 +29,7 @@ from confluent_kafka import Producer
 from agents import topics as topics_
 from agents.embedded.broker import Broker
 from benchmarks.event_log import make_events
-from benchmarks.processes import free_port
+from benchmarks.processes import LOG_TAIL_CHARACTERS, free_port
 from benchmarks.program import NotMeasuredError
 from schemas.topics import Topics
 
@@ -77,6 +77,7 @@ class Sink:
 
     def __init__(self, kafka: str, prefix: str, folder: Path) -> None:
         self._port = free_port()
+        self._log = folder.with_suffix(".log")
         self._popen = subprocess.Popen(
             [
                 sys.executable, "-m", "tidemill", "stack", "--kafka", kafka,
@@ -84,7 +85,7 @@ class Sink:
                 "--clickhouse", f"chdb://{folder}", "--clickhouse-port", str(self._port),
                 "--http-port", "0", "--instance-id", "bench-sink-0",
             ],
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=self._log.open("w"), text=True,
         )
         self._process = psutil.Process(self._popen.pid)
 
@@ -93,7 +94,9 @@ class Sink:
         for line in self._popen.stdout:
             if "role_ready" in line:
                 return
-        raise NotMeasuredError("the sink ended before it was ready; its log is above")
+        raise NotMeasuredError(
+            f"the sink ended before it was ready: {self._log.read_text()[-LOG_TAIL_CHARACTERS:]}"
+        )
 
     def cpu_seconds(self) -> float:
         used = self._process.cpu_times()
