@@ -33,7 +33,20 @@ QUICK_JOBS = 20_000
 QUICK_LATENCY_SECONDS = 3.0
 
 MEASURES = ("drain", "enqueue", "latency")
+MEASURES_DEFAULT = ",".join(MEASURES)
 EXIT_USAGE = 2
+
+# A session of ours or of the peers alone must not replace the comparison.
+OURS_PATH = RESULTS_PATH.with_name("ours.json")
+PEERS_PATH = RESULTS_PATH.with_name("peers.json")
+
+Only = Annotated[str, typer.Option(help="Names with commas between; empty: all.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Jobs of a drain.")]
+Runs = Annotated[int, typer.Option(min=1, help="Runs of each program.")]
+Measures = Annotated[str, typer.Option(help="What to measure.")]
+Rates = Annotated[str, typer.Option(help="Jobs/s of the latency runs.")]
+Seconds = Annotated[float, typer.Option(min=1, help="Length of a latency run.")]
+Results = Annotated[Path, typer.Option(help="The JSON to write.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,14 +97,30 @@ for _part in PARTS:
 
 
 @app.command()
+def compare(
+    only: Only = "",
+    jobs: Jobs = JOBS_DEFAULT,
+    runs: Runs = RUNS_DEFAULT,
+    measures: Measures = MEASURES_DEFAULT,
+    rates: Rates = RATES_DEFAULT,
+    latency_seconds: Seconds = LATENCY_SECONDS_DEFAULT,
+    results: Results = RESULTS_PATH,
+) -> None:
+    """Measures ours and the peers in one session, without the parts."""
+    plan = _plan(jobs, runs, measures, rates, latency_seconds)
+    run_session(_chosen([*all_own(), *all_peers()], only), plan, results=results, baseline="bullmq")
+    show_targets(results)
+
+
+@app.command()
 def ours(
-    only: Annotated[str, typer.Option(help="Names with commas between; empty: all.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs of a drain.")] = JOBS_DEFAULT,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = RUNS_DEFAULT,
-    measures: Annotated[str, typer.Option(help="What to measure.")] = ",".join(MEASURES),
-    rates: Annotated[str, typer.Option(help="Jobs/s of the latency runs.")] = RATES_DEFAULT,
-    latency_seconds: Annotated[float, typer.Option(min=1)] = LATENCY_SECONDS_DEFAULT,
-    results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+    only: Only = "",
+    jobs: Jobs = JOBS_DEFAULT,
+    runs: Runs = RUNS_DEFAULT,
+    measures: Measures = MEASURES_DEFAULT,
+    rates: Rates = RATES_DEFAULT,
+    latency_seconds: Seconds = LATENCY_SECONDS_DEFAULT,
+    results: Results = OURS_PATH,
 ) -> None:
     """Measures Tidemill alone."""
     plan = _plan(jobs, runs, measures, rates, latency_seconds)
@@ -100,13 +129,13 @@ def ours(
 
 @app.command()
 def peers(
-    only: Annotated[str, typer.Option(help="Names with commas between; empty: all.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs of a drain.")] = JOBS_DEFAULT,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = RUNS_DEFAULT,
-    measures: Annotated[str, typer.Option(help="What to measure.")] = ",".join(MEASURES),
-    rates: Annotated[str, typer.Option(help="Jobs/s of the latency runs.")] = RATES_DEFAULT,
-    latency_seconds: Annotated[float, typer.Option(min=1)] = LATENCY_SECONDS_DEFAULT,
-    results: Annotated[Path, typer.Option(help="The JSON to write.")] = RESULTS_PATH,
+    only: Only = "",
+    jobs: Jobs = JOBS_DEFAULT,
+    runs: Runs = RUNS_DEFAULT,
+    measures: Measures = MEASURES_DEFAULT,
+    rates: Rates = RATES_DEFAULT,
+    latency_seconds: Seconds = LATENCY_SECONDS_DEFAULT,
+    results: Results = PEERS_PATH,
 ) -> None:
     """Measures the peers alone; the results go to a JSON file and a Markdown file beside it."""
     plan = _plan(jobs, runs, measures, rates, latency_seconds)
