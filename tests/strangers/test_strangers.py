@@ -88,6 +88,35 @@ def test_default_settings_of_librdkafka(engine: Engine, ends: Ends, notes: Path)
     assert_each_ran_once(ends, set(jobs), notes)
 
 
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_every_compression(engine: Engine, ends: Ends, notes: Path, codec: str) -> None:
+    jobs = many(codec, notes)
+    client = producer(engine, **{"compression.codec": codec, "linger.ms": 50})
+    for job, request in jobs.items():
+        client.produce(TOPIC, json.dumps(request), key=job[0])
+    assert client.flush(30) == 0
+    assert_each_ran_once(ends, set(jobs), notes)
+
+
+def test_only_committed_transactions_count(engine: Engine, ends: Ends, notes: Path) -> None:
+    client = producer(engine, **{"transactional.id": "a-stranger"})
+    client.init_transactions(30)
+    kept: set[Job] = set()
+    for n in range(20):
+        job = (f"txn-{n % 4}", f"txn-{n}")
+        client.begin_transaction()
+        client.produce(TOPIC, json.dumps(body(*job, notes)), job[0])
+        client.flush(30)
+        if n % 2:
+            client.commit_transaction(30)
+            kept.add(job)
+        else:
+            client.abort_transaction(30)
+    assert_each_ran_once(ends, kept, notes)
+    known = {event["job_id"] for event in events_of(engine) if event["user_id"].startswith("txn-")}
+    assert known == {job_id for _, job_id in kept}
+
+
 @pytest.mark.parametrize("key", [None, b"", b"somebody else", b"\xff\xfe"])
 def test_no_key_and_wrong_keys(
     engine: Engine, ends: Ends, notes: Path, key: bytes | None
@@ -129,8 +158,7 @@ def test_request_without_job_id_is_named_after_its_place(
     answers: dict[tuple[int, int], str] = {}
 
     def names() -> set[Job]:
-        for record in read_topic(engine.kafka, "jobs.events"):
-            event = json.loads(record.value or b"")
+        for event in events_of(engine):
             if event["user_id"] == "nameless" and event["event"] == "requested":
                 place = (event["cause"]["partition"], event["cause"]["offset"])
                 answers[place] = event["job_id"]
@@ -236,14 +264,18 @@ def test_ten_times_at_once_from_two_producers(engine: Engine, ends: Ends, notes:
     assert ran(notes) == {job: 1}
 
 
+def events_of(engine: Engine) -> list[dict[str, Any]]:
+    """The whole log so far."""
+    return [json.loads(r.value or b"") for r in read_topic(engine.kafka, "jobs.events")]
+
+
 def repeats(engine: Engine, job: Job) -> int:
     """How many repeats of a job the log has told of."""
 
     def count() -> int:
-        events = (json.loads(r.value or b"") for r in read_topic(engine.kafka, "jobs.events"))
         return sum(
             event["event"] == "duplicate_ignored" and (event["user_id"], event["job_id"]) == job
-            for event in events
+            for event in events_of(engine)
         )
 
     return wait_until(lambda: (n := count()) >= AT_ONCE - 1 and n, 30, "not all were answered")
