@@ -36,7 +36,7 @@ def schedule(
     *, kills: int, seconds: float, seed: int, with_history: bool = True,
     outage_seconds: float = 0.0,
 ) -> list[Fault]:
-    """`kills` kill -9 over the roles, one stopped ledger, one killed broker, spread over a run."""
+    """`kills` kill -9 over the roles, a stopped ledger, a stopped worker, a killed broker."""
     random = Random(seed)
     targets = [*LEDGERS, *WORKERS] + ([STACK] if with_history else [])
     # Each role at least once, then by chance; the ledger twice as often, it has most to lose.
@@ -45,6 +45,7 @@ def schedule(
         roles.append(random.choice([*targets, *LEDGERS]))
     faults: list[tuple[What, str, float]] = [("kill", role, 0.0) for role in roles]
     faults.append(("stop", random.choice(LEDGERS), STOPPED_SECONDS))
+    faults.append(("stop", random.choice(WORKERS), STOPPED_SECONDS))
     faults.append(("broker", "broker", BROKER_AWAY_SECONDS))
     random.shuffle(faults)
     step = max(GAP_SECONDS, seconds / (len(faults) + 1))
