@@ -33,7 +33,7 @@ from streams.partition import Partition, QueueCapacity
 from streams.state import PartitionState
 from tidemill.requests import encode
 
-ROWS = 400_000
+ROWS = 200_000
 QUICK_ROWS = 40_000
 GROUP_RECORDS = 1_000
 SLOTS = 2_000
