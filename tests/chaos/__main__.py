@@ -7,6 +7,7 @@ is caught. Refuses to know how a run works.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -96,8 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
             began = time.monotonic()
             outcome = chaos(plan, folder / "engine")
             print(outcome.report.text())
-            print(f"{len(outcome.deaths)} deaths; all ended {outcome.ended_seconds:.1f} s after "
-                  f"the last request; took {time.monotonic() - began:.0f} s; seed {plan.seed}")
+            kills = sum(death.exit_code == -signal.SIGKILL for death in outcome.deaths)
+            print(
+                f"{kills} kill -9, {len(outcome.deaths)} deaths; all ended "
+                f"{outcome.ended_seconds:.1f} s after the last request; took "
+                f"{time.monotonic() - began:.0f} s; seed {plan.seed}"
+            )
             if not outcome.report.is_clean:
                 failed.append("the engine")
         for mutation in MUTATIONS:

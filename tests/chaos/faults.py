@@ -95,9 +95,7 @@ class FaultRunner(threading.Thread):
     def _carry_out(self, fault: Fault) -> None:
         match fault.what:
             case "kill":
-                # A stopped process is to come back as a zombie: its sibling dies in its place.
-                role = self._sibling(fault.role) if fault.role in self._stopped else fault.role
-                self._engine.roles[role].kill()
+                self._engine.roles[self._victim(fault.role)].kill()
             case "stop":
                 self._last(self._stop_and_continue, fault)
             case "broker":
@@ -120,7 +118,12 @@ class FaultRunner(threading.Thread):
         role.send(signal.SIGCONT)
         self._stopped.discard(fault.role)
 
-    def _sibling(self, role: str) -> str:
+    def _victim(self, role: str) -> str:
+        """Who dies: another one, when this one is down already or is to come back as a zombie."""
+        if role in self._engine.held:
+            role = WORKERS[0]
+        if role not in self._stopped:
+            return role
         names = [name for name in self._engine.roles if name.startswith(role.split("-")[0])]
         return names[(names.index(role) + 1) % len(names)]
 
