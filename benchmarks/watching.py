@@ -61,7 +61,7 @@ class EndWatcher:
         seen = 0
         moved_at = time.perf_counter()
         while seen < ends:
-            found = len(self._consumer.consume(BATCH_RECORDS, POLL_SECONDS))
+            found = len(self._take())
             now = time.perf_counter()
             if found:
                 seen, moved_at = seen + found, now
@@ -90,8 +90,19 @@ class EndWatcher:
 
     def each(self, note: Callable[[Message, float], None]) -> int:
         """Hands over what is there, with the instant at which it was seen; how many."""
-        messages = self._consumer.consume(BATCH_RECORDS, POLL_SECONDS)
+        messages = self._take()
         now = time.perf_counter()
         for message in messages:
             note(message, now)
         return len(messages)
+
+    def _take(self) -> list[Message]:
+        """What is there, as soon as anything is.
+
+        `consume(n, timeout)` alone waits out its time-out unless there are n, which would add up to
+        that to each latency.
+        """
+        first = self._consumer.poll(POLL_SECONDS)
+        if first is None:
+            return []
+        return [first, *self._consumer.consume(BATCH_RECORDS, 0)]
