@@ -88,20 +88,6 @@ class Measured:
 Notify = Callable[[str], None]
 
 
-def median_of(runs: int, measure: Callable[[], float]) -> float:
-    """The median of `runs` calls."""
-    return statistics.median(measure() for _ in range(runs))
-
-
-def in_turn(runs: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Calls the measures in turn, `runs` times each: A B C A B C."""
-    results: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(runs):
-        for name, measure in measures.items():
-            results[name].append(measure())
-    return results
-
-
 def measure_all(programs: Iterable[Program], plan: Plan, notify: Notify) -> dict[str, Measured]:
     """Installs all programs, then measures them in turn. One that cannot run, or that fails, is
     reported and stops nobody else."""

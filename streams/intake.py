@@ -34,7 +34,7 @@ from streams.decision import Rejected
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
-from streams.lifecycle import repeat_of_finished
+from streams.lifecycle import repeat_of
 from streams.outbox import (
     CARRIED_BYTES_MAX,
     ORIGIN_HEADER,
@@ -169,7 +169,7 @@ class Intake:
         if job is None:
             ended = self._state.ended(key)
             if ended is not None:
-                rejected = repeat_of_finished(ended.fingerprint, decoded.fingerprint)
+                rejected = repeat_of(ended.fingerprint, decoded.fingerprint)
                 self._desk.audit(key, decoded.request.type, ended.state, rejected, origin)
                 return
         self._desk.decide(key, job, Submit(decoded, job_id, origin))

@@ -297,7 +297,7 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
 
 def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
     if job is not None:  # duplicates first: a repeat must not touch a limit
-        return _repeat(job.spec.fingerprint, command.decoded.fingerprint)
+        return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
     definition = situation.definition(command.decoded.request.type)
     spec = admission.spec_of(command, now, situation.accepted, definition)
     story = Story(None, now, command.cause)
@@ -321,15 +321,11 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
     return story.done()
 
 
-def _repeat(known: int, repeated: int) -> Rejected:
+def repeat_of(known: int, repeated: int) -> Rejected:
+    """What becomes of a request for a job that is known, live or ended: by both fingerprints."""
     if known == repeated:
         return Rejected(Reason.SAME_BODY, _E.DUPLICATE_IGNORED)
     return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
-
-
-def repeat_of_finished(known_fingerprint: int, decoded_fingerprint: int) -> Rejected:
-    """A request for a job that ended within the dedupe retention."""
-    return _repeat(known_fingerprint, decoded_fingerprint)
 
 
 def _refuse(job: Job | None, command: Refuse, now: int, situation: Situation) -> Decision:

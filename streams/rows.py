@@ -36,7 +36,7 @@ def job_key(key: JobKey) -> bytes:
 def key_of(spec: Spec) -> bytes:
     """The key of a job's row; the digest is made once per job."""
     if spec.row_key is None:
-        spec.row_key = b"j" + digest_of(spec.key)
+        spec.row_key = job_key(spec.key)
     return spec.row_key
 
 

@@ -70,10 +70,6 @@ class PartitionState:
         """What is remembered of an ended job whose row is packed."""
         return self.finished.get(digest_of(key)) if len(self.finished) else None
 
-    def ended_with(self, row_key: bytes) -> Ended | None:
-        """The same by the key of its row."""
-        return self.finished.get(row_key[1:])
-
     # --- what a decision changes ---
 
     def begin(self, now_ms: int) -> int:

@@ -19,7 +19,7 @@ from streams.lifecycle import (
     InvalidTransition,
     Story,
     decide,
-    repeat_of_finished,
+    repeat_of,
 )
 from streams.limits import LimitState
 from tests.unit.core_kit import (
@@ -306,8 +306,8 @@ def test_replay_gives_the_live_job(state: State) -> None:
 
 
 def test_a_repeat_of_an_ended_job() -> None:
-    assert repeat_of_finished(1, 1).audit == "duplicate_ignored"
-    assert repeat_of_finished(1, 2).audit == "conflict_ignored"
+    assert repeat_of(1, 1).audit == "duplicate_ignored"
+    assert repeat_of(1, 2).audit == "conflict_ignored"
 
 
 def test_a_story_without_a_job_is_a_bug() -> None:

@@ -136,7 +136,7 @@ def test_ended_jobs_are_packed_only_when_settled() -> None:
     assert ended.key not in store.state.jobs
     for state in (store.state, store.restored()):
         assert state.ended(ended.key) == Ended(NOW, ended.spec.fingerprint, State.CANCELLED)
-        assert state.ended_with(rows.job_key(ended.key)) is not None
+        assert state.finished.get(rows.job_key(ended.key)[1:]) is not None
 
 
 def test_ended_jobs_are_forgotten_after_their_retention() -> None:
