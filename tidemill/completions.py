@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import orjson
 from confluent_kafka import (
-    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -208,31 +207,34 @@ class Completions:
         late = [p for p in partitions if p not in self._seen or self._seen[p].since_ms > since_ms]
         if not late:
             return
-        asked = [TopicPartition(self._topic, p, since_ms) for p in late]
-        while not self._is_closed:
-            try:
-                starts = consumer.offsets_for_times(asked, timeout=LOOKUP_SECONDS)
-                break
-            except KafkaException as error:
-                logger.warning("no answer from Kafka: %s; asking again", error.args[0].str())
-        else:
-            return
         added = []
-        for start in starts:
-            offset = start.offset if start.offset >= 0 else OFFSET_END
-            if start.offset < 0:
-                # Nothing is younger than that instant. The end of now, not of later: an end that
-                # is written before the first fetch must not be jumped over.
-                offset = consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, start.partition), timeout=LOOKUP_SECONDS
-                )[1]
-            self._forget_partition(start.partition)
-            self._seen[start.partition] = _Seen(since_ms, offset)
-            added.append(TopicPartition(self._topic, start.partition, offset))
+        for partition in late:
+            offset = self._first_since(consumer, partition, since_ms)
+            if offset is None:
+                return
+            self._forget_partition(partition)
+            self._seen[partition] = _Seen(since_ms, offset)
+            added.append(TopicPartition(self._topic, partition, offset))
         consumer.incremental_unassign(
             [p for p in consumer.assignment() if p.partition in {one.partition for one in added}]
         )
         consumer.incremental_assign(added)
+
+    def _first_since(self, consumer: Consumer, partition: int, since_ms: int) -> int | None:
+        """The offset of the first record of that instant or later; None once closed."""
+        here = TopicPartition(self._topic, partition, since_ms)
+        while not self._is_closed:
+            try:
+                # 1. The end comes first: what is written between the two answers lies behind it,
+                #    and an end that was asked for second would jump over that.
+                _, end = consumer.get_watermark_offsets(here, timeout=LOOKUP_SECONDS)
+                # 2. Where that instant is.
+                (found,) = consumer.offsets_for_times([here], timeout=LOOKUP_SECONDS)
+            except KafkaException as error:
+                logger.warning("no answer from Kafka: %s; asking again", error.args[0].str())
+                continue
+            return int(found.offset) if found.offset >= 0 else int(end)
+        return None
 
     def _forget_partition(self, partition: int) -> None:
         """Its records come again; remember none twice."""

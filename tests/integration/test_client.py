@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ from schemas.events import instant_text
 from schemas.requests import Command
 from schemas.topics import Topics
 from streams.homes import Homes
+from tests.waiting import wait_until
 from tidemill import (
     AsyncClient,
     Client,
@@ -37,6 +39,7 @@ from tidemill import (
     JobHandle,
     Request,
     WaitTimeout,
+    completions,
 )
 
 PARTITIONS = 4
@@ -78,6 +81,7 @@ class Ledger:
     """Writes ends, in transactions, to the partition of the user."""
 
     def __init__(self, kafka: str, topics: Topics) -> None:
+        self._kafka = kafka
         self._topics = topics
         self._homes = Homes(PARTITIONS)
         self._producer = Producer(
@@ -87,7 +91,7 @@ class Ledger:
 
     def end(
         self, user_id: str, job_id: str, *, run: int = 1, status: str = "succeeded",
-        commit: bool = True,
+        commit: bool | None = True,
     ) -> None:
         now = instant_text(time.time_ns() // 1_000_000)
         body = {
@@ -101,11 +105,29 @@ class Ledger:
             self._topics.completed, orjson.dumps(body), user_id,
             partition=self._homes.of(user_id),
         )
+        self._producer.flush(SECONDS)
         if commit:
-            self._producer.commit_transaction(SECONDS)
-        else:
-            self._producer.flush(SECONDS)
+            self.commit()
+        elif commit is not None:
             self._producer.abort_transaction(SECONDS)
+
+    def commit(self) -> None:
+        """Commit what `end(commit=None)` left open."""
+        self._producer.commit_transaction(SECONDS)
+
+    def end_in_sight(self, user_id: str, job_id: str) -> None:
+        """`end`, and return once a read_committed reader is told of it."""
+        self.end(user_id, job_id)
+        here = TopicPartition(self._topics.completed, self._homes.of(user_id))
+        reader = Consumer(
+            {"bootstrap.servers": self._kafka, "group.id": "t",
+             "isolation.level": "read_committed"}
+        )
+        wait_until(
+            lambda: reader.get_watermark_offsets(here)[1] or None, SECONDS,
+            lambda: "the end is not in sight",
+        )
+        reader.close()
 
 
 @pytest.fixture
@@ -254,6 +276,52 @@ def test_wait_finds_an_end_that_was_there_before(client: Client, ledger: Ledger)
     assert client.wait(handle, SECONDS).job_id == handle.job_id
     # Again: from memory now.
     assert client.wait(handle, SECONDS).job_id == handle.job_id
+
+
+def after_each_answer(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Call `act` with the number of the answer whenever the reader was told an offset."""
+    told = count(1)
+
+    class Told(Consumer):
+        def get_watermark_offsets(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+            found = super().get_watermark_offsets(*args, **kwargs)
+            act(next(told))
+            return found
+
+        def offsets_for_times(self, *args: Any, **kwargs: Any) -> list[TopicPartition]:
+            found = super().offsets_for_times(*args, **kwargs)
+            act(next(told))
+            return found
+
+    monkeypatch.setattr(completions, "Consumer", Told)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_end_while_the_reader_looks_for_its_start_is_not_jumped_over(
+    client: Client, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    handle = client.enqueue("t", user_id="u")
+
+    def end_now(answer: int) -> None:
+        if answer == number:
+            ledger.end_in_sight(handle.user_id, handle.job_id)
+
+    after_each_answer(monkeypatch, end_now)
+    assert client.wait(handle, SECONDS).status == "succeeded"
+
+
+def test_an_end_in_an_open_transaction_is_not_jumped_over(
+    client: Client, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = client.enqueue("t", user_id="u")
+    ledger.end(handle.user_id, handle.job_id, commit=None)
+
+    def commit_now(answer: int) -> None:
+        if answer == 2:
+            ledger.commit()
+
+    after_each_answer(monkeypatch, commit_now)
+    assert client.wait(handle, SECONDS).status == "succeeded"
 
 
 def test_wait_for_one_of_many(client: Client, ledger: Ledger) -> None:

@@ -103,11 +103,15 @@ def test_wheel_alone_runs_a_job(installed: Path, tmp_path: Path) -> None:
     ):
         try:
             kafka = ready_kafka(dev, tmp_path / "dev.log")
-            answer = run(
-                installed / "tidemill", "enqueue", "greet", "--user", "ada",
-                "--json", '{"name": "Ada"}', "--wait", "--kafka", kafka,
-                cwd=tmp_path, timeout=90,
-            )
+            try:
+                answer = run(
+                    installed / "tidemill", "enqueue", "greet", "--user", "ada",
+                    "--json", '{"name": "Ada"}', "--wait", "--kafka", kafka,
+                    cwd=tmp_path, timeout=90,
+                )
+            except AssertionError as error:
+                error.add_note((tmp_path / "dev.log").read_text()[-10_000:])
+                raise
             assert json.loads(answer)["result"] == {"hello": "Ada"}
             dev.send_signal(signal.SIGTERM)
             assert dev.wait(20) == 0, (tmp_path / "dev.log").read_text()
