@@ -98,6 +98,10 @@ class Topics:
         return self._name("tidemill-state")
 
     @property
+    def owners(self) -> str:
+        return self._name("tidemill-owners")
+
+    @property
     def ledger_table(self) -> str:
         return self._name("tidemill-ledger-partitions-changelog")
 
@@ -165,6 +169,11 @@ class Topics:
             TopicSpec(
                 self.state, 0, "row key", "ledger", "ledger",
                 "The ledger's rows and applied positions, compacted.", _compacted(),
+            ),
+            TopicSpec(
+                self.owners, 0, "none", "ledger", "ledger",
+                "Which transactional id may write a ledger partition, and whether it has let go.",
+                _compacted(),
             ),
             TopicSpec(
                 self.ledger_table, 0, "none", "nobody", "nobody",

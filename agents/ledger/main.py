@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agents.ledger.claim import Claim
+from agents.ledger.lane import Lane
 from agents.ledger.runner import PartitionRunner
 from agents.ledger.workers import WorkerBook, WorkerReader
 from agents.logging import announce_ready, configure_logging
@@ -34,6 +36,9 @@ from streams.state import PartitionState
 logger = logging.getLogger("tidemill.ledger")
 
 TABLE: Final = "partitions"  # its empty changelog ties partition p of all inputs to one process
+# Transactions that this process has in flight at once; its partitions share them. Each costs
+# the broker much the same whatever is in it.
+LANES: Final = 1
 # Jobs are no cycles: young garbage dies by its count, and old jobs need not be looked at.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -44,24 +49,29 @@ class Ledger:
     def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
         self.topics = Topics(settings.topic_prefix)
+        self.instance_id = settings.instance_id or f"{socket.gethostname()}-{os.getpid()}"
         self._homes = Homes(settings.partitions)
         self.book = WorkerBook()
         self._runners: dict[int, PartitionRunner] = {}
+        self._lanes: list[Lane] = []
         self._reader: WorkerReader | None = None
+        self._starting = asyncio.Lock()
         self._is_announced = False
         self.app: RoleApp | None = None  # set by `build_ledger`: each needs the other
 
-    def runner(self, partition: int) -> PartitionRunner:
-        return self._runners[partition]
+    def add(self, chunk: Chunk) -> None:
+        """A chunk of an input of an owned partition."""
+        self._runners[chunk.partition].add(chunk)
+        self._lane(chunk.partition).wake()
 
     async def restore(self, partition: int) -> PartitionRunner:
         """Fence the former owner, then read its rows to the end that stands after the fence."""
         settings, topics = self._settings, self.topics
-        self._start_reader()
-        producer = TransactionalProducer(
-            settings.kafka, f"{settings.topic_prefix}tidemill-ledger-{partition}"
-        )
-        await producer.init()
+        async with self._starting:
+            await self._start()
+        lane = self._lane(partition)
+        claim = Claim(settings.kafka, topics, partition, lane.producer.transactional_id)
+        await claim.take()
         state = PartitionState(dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000))
         engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
         rows = await asyncio.to_thread(self._load, engine, partition)
@@ -69,11 +79,26 @@ class Ledger:
             "partition %s: %s rows, %s live jobs, %s ended",
             partition, rows, len(state.jobs), len(state.finished),
         )
-        runner = PartitionRunner(
-            engine, producer, self.book, topics.ledger_inputs, self._passed_to
-        )
+        runner = PartitionRunner(engine, claim, self.book, topics.ledger_inputs, self._passed_to)
         self._runners[partition] = runner
+        lane.join(runner)
         return runner
+
+    def _lane(self, partition: int) -> Lane:
+        return self._lanes[partition % len(self._lanes)]
+
+    async def _start(self) -> None:
+        """At the first partition: the lanes, which fence a former process of our name."""
+        if self._lanes:
+            return
+        self._start_reader()
+        name = f"{self._settings.topic_prefix}tidemill-ledger-{self.instance_id}"
+        lanes = [
+            Lane(TransactionalProducer(self._settings.kafka, f"{name}-{number}"))
+            for number in range(LANES)
+        ]
+        await asyncio.gather(*(lane.start() for lane in lanes))
+        self._lanes = lanes
 
     def _load(self, engine: Partition, partition: int) -> int:
         count = 0
@@ -97,11 +122,15 @@ class Ledger:
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         for number in partitions:
-            await self._runners[number].quiesce()
+            self._runners[number].is_active = False
+        await asyncio.gather(*(lane.quiesce() for lane in self._lanes))
+        await asyncio.gather(*(self._runners[number].claim.let_go() for number in partitions))
 
     async def resume(self, partitions: frozenset[int]) -> None:
+        await asyncio.gather(*(self._runners[number].claim.renew() for number in partitions))
         for number in partitions:
-            self._runners[number].resume()
+            self._runners[number].is_active = True
+        self._wake_all()
         logger.info("owns partitions %s", sorted(partitions))
         if not self._is_announced:
             self._is_announced = True
@@ -109,14 +138,13 @@ class Ledger:
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
-        await state.close()
+        self._lane(partition).leave(state)
+        await state.claim.close()
 
     def _passed_to(self, topic: str, partition: int) -> int | None:
         return None if self.app is None else self.app.chunks.passed_to(topic, partition)
 
     def _start_reader(self) -> None:
-        if self._reader is not None:
-            return
         loop = asyncio.get_running_loop()
 
         def on_change() -> None:
@@ -129,27 +157,28 @@ class Ledger:
     def _wake_all(self) -> None:
         for runner in self._runners.values():
             runner.wake()
+        for lane in self._lanes:
+            lane.wake()
 
 
 def build_ledger(settings: LedgerSettings) -> RoleApp:
     """The Faust app of the ledger; importing and building it needs no broker."""
-    topics = Topics(settings.topic_prefix)
+    ledger = Ledger(settings)
     app = create_app(
         f"{settings.topic_prefix}tidemill-ledger",
         kafka=settings.kafka,
         partitions=settings.partitions,
-        instance_id=settings.instance_id or f"{socket.gethostname()}-{os.getpid()}",
+        instance_id=ledger.instance_id,
     )
-    ledger = Ledger(settings)
     ledger.app = app
     app.partition_table(TABLE, ledger, settings.partitions)
 
     async def take(stream: Any) -> None:
         chunk: Chunk
         async for chunk in stream:
-            ledger.runner(chunk.partition).add(chunk)
+            ledger.add(chunk)
 
-    for priority, topic in enumerate(topics.ledger_inputs):
+    for priority, topic in enumerate(ledger.topics.ledger_inputs):
         source = app.input_topic(topic, InputPolicy(priority=priority))
         app.agent(source, name=f"take-{topic}")(take)
     return app

@@ -136,7 +136,7 @@ def _refused(error: KafkaError, topic: str, value: bytes | None) -> Exception:
 class TransactionalProducer:
     """One transactional id; one transaction at a time.
 
-    A group either becomes visible as a whole (``commit_group`` returns), or not at all
+    A group either becomes visible as a whole (``commit`` returns), or not at all
     (``AbortableError``: do the same group again), or this process must end (``FatalError``).
     """
 
@@ -175,28 +175,30 @@ class TransactionalProducer:
         if wait_seconds > 0:
             await asyncio.sleep(wait_seconds)
 
-    async def commit_group(
-        self, records: Sequence[Outgoing], on_produced: Callable[[], None] | None = None
-    ) -> None:
-        """Write ``records`` in one transaction and return when they are visible.
+    async def commit_group(self, records: Sequence[Outgoing]) -> None:
+        """Write ``records`` in one transaction and return when they are visible."""
+        await self.begin()
+        await self.add(records)
+        await self.commit()
 
-        ``on_produced`` is called between step 2 and step 3, for tests that end the process there.
-        """
+    async def begin(self) -> None:
+        """Open a transaction; local, no round trip."""
         await self.settled()
-        # 1. Open the transaction; local, no round trip.
         try:
             self._producer.begin_transaction()
         except KafkaException as error:
             raise to_fatal(kafka_error_of(error), "beginning a transaction") from error
-        # 2. Queue the records; librdkafka begins to send them while we go on.
+
+    async def add(self, records: Sequence[Outgoing]) -> None:
+        """Queue ``records``; librdkafka sends them while the caller decides on the next ones."""
         try:
             queue_records(self._producer, records)
         except (AbortableError, PoisonMessage):
             await self._thread.call(self._abort)
             raise
-        if on_produced is not None:
-            on_produced()
-        # 3. Flush and commit; returns only with a definite answer.
+
+    async def commit(self) -> None:
+        """Flush and commit; returns only with a definite answer."""
         await self._thread.call(self._commit)
         self._settled_at = time.monotonic() + SETTLE_SECONDS
 
@@ -242,7 +244,11 @@ class TransactionalProducer:
 
     def _close(self) -> None:
         self._producer.purge()
-        self._producer.close()
+        try:
+            self._producer.close()
+        except (KafkaException, SystemError) as error:
+            # The client's answer when this producer was fenced: there is nothing left to close.
+            logger.info("closing %s: %s", self.transactional_id, error.__cause__ or error)
 
 
 class OutboxProducer:

@@ -70,12 +70,12 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "no_fence",
-        "each owner of a partition has a transactional id of its own: nobody fences anybody",
+        "who takes a partition over does not fence the process that wrote it before",
         (
             Patch(
-                "agents/ledger/main.py",
-                'f"{settings.topic_prefix}tidemill-ledger-{partition}"',
-                'f"{settings.topic_prefix}tidemill-ledger-{partition}-{os.getpid()}"',
+                "agents/ledger/claim.py",
+                "            await self._fence(former)\n",
+                "            logger.debug(former)\n",
             ),
         ),
         (Fault(5.0, "stop", "ledger-0", 15.0), Fault(24.0, "stop", "ledger-1", 15.0)),

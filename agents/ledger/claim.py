@@ -1,0 +1,113 @@
+"""The right to write one partition: who has it, and how it passes from one process to the next.
+
+Owns the protocol of a hand-over. Refuses to know what is written under that right.
+
+A process writes all its partitions with the producer of a lane, so the lane's transactional id
+names a process and not a partition. Whoever takes a partition over must therefore learn whose id
+wrote it last, and fence that id:
+
+1. *Lock*: `init_transactions` of the partition's own id fences everybody else who is claiming it.
+2. *Read* the partition's last claim: a transactional id, and whether its owner has let go.
+3. *Fence* that id, unless it has let go or is ours. A zombie's next commit then fails.
+4. *Claim*: write our id through the lock. Somebody who locked after us has made this fail.
+
+An owner that hands over in good order writes that it lets go, and claims anew when the partition
+comes back to it; the lock tells it when somebody else has had the partition in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+import orjson
+
+from agents.runtime.errors import AbortableError
+from agents.runtime.producer import TransactionalProducer
+from agents.runtime.restore import read_compacted
+from schemas.topics import Topics
+
+logger = logging.getLogger("tidemill.ledger")
+
+CLAIM_KEY: Final = b"owner"
+# A hand-over goes on without an answer from the broker: the next owner then has to fence.
+LET_GO_SECONDS_MAX: Final = 5.0
+
+
+class Claim:
+    """One partition's claim, held by this process from `take` to `close`."""
+
+    def __init__(self, kafka: str, topics: Topics, partition: int, transactional_id: str) -> None:
+        self._kafka = kafka
+        self._topic = topics.owners
+        self._partition = partition
+        self._transactional_id = transactional_id
+        self._lock = TransactionalProducer(kafka, f"{topics.prefix}tidemill-owner-{partition}")
+        self._is_held = False
+        self._letting_go: asyncio.Task[None] | None = None
+
+    async def take(self) -> None:
+        """Return once nobody but this process can write the partition. FatalError: fenced."""
+        await self._lock.init()
+        former = await asyncio.to_thread(self._read)
+        if former is not None and former != self._transactional_id:
+            await self._fence(former)
+        await self._write(has_let_go=False)
+
+    async def renew(self) -> None:
+        """Claim again what was let go. FatalError when somebody else has had it since."""
+        if self._letting_go is not None:
+            await self._letting_go
+            self._letting_go = None
+        if not self._is_held:
+            await self._write(has_let_go=False)
+
+    async def let_go(self) -> None:
+        """Note that this process writes no more: who comes next need not fence it."""
+        self._is_held = False
+        self._letting_go = asyncio.create_task(self._write(has_let_go=True))
+        done, _ = await asyncio.wait({self._letting_go}, timeout=LET_GO_SECONDS_MAX)
+        if not done:
+            logger.warning("partition %s is handed over without a note yet", self._partition)
+            return
+        # FatalError here: another owner came while this process was away.
+        self._letting_go.result()
+
+    async def close(self) -> None:
+        """The partition has gone elsewhere; a note that is still on its way does not matter."""
+        if self._letting_go is not None and not self._letting_go.done():
+            self._letting_go.cancel()
+        await self._lock.close()
+
+    def _read(self) -> str | None:
+        """The id that may still be writing; None when there is none."""
+        owner: str | None = None
+        for batch in read_compacted(self._kafka, self._topic, self._partition):
+            for _, value in batch:
+                if value is not None:
+                    row = orjson.loads(value)
+                    owner = None if row["has_let_go"] else row["transactional_id"]
+        return owner
+
+    async def _fence(self, transactional_id: str) -> None:
+        logger.info("partition %s: fencing %s", self._partition, transactional_id)
+        fence = TransactionalProducer(self._kafka, transactional_id)
+        try:
+            await fence.init()
+        finally:
+            await fence.close()
+
+    async def _write(self, *, has_let_go: bool) -> None:
+        value = orjson.dumps(
+            {"transactional_id": self._transactional_id, "has_let_go": has_let_go}
+        )
+        while True:
+            try:
+                await self._lock.commit_group(
+                    [(self._topic, self._partition, CLAIM_KEY, value, None)]
+                )
+                break
+            except AbortableError as error:
+                logger.warning("partition %s: %s; again", self._partition, error)
+        self._is_held = not has_let_go
