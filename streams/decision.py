@@ -5,7 +5,7 @@ Owns the two answers of `lifecycle.decide`. Refuses to know how they are reached
 
 from __future__ import annotations
 
-from schemas.events import Event
+from schemas.event_writer import Event
 from schemas.words import EventKind, Reason
 from streams.job import Job
 

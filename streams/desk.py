@@ -6,7 +6,7 @@ commands come from: records (`streams.intake`) and time (`streams.partition`) bo
 
 from __future__ import annotations
 
-from schemas.events import Event
+from schemas.event_writer import Event
 from schemas.topics import Topics
 from schemas.wire import Definition
 from schemas.words import Reason, State

@@ -15,7 +15,7 @@ from typing import Any, Final, assert_never
 
 import orjson
 
-from schemas.events import Event
+from schemas.event_writer import Event
 from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State, direct
 from streams import admission, attempts
 from streams.admission import Situation

@@ -14,7 +14,7 @@ import orjson
 from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
-from schemas.events import Event, EventWriter, InstantCache, completed_headers
+from schemas.event_writer import Event, EventWriter, InstantCache, completed_headers
 from schemas.topics import BIG_RECORD_BYTES, Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
 from streams.job import Job

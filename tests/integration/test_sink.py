@@ -29,7 +29,7 @@ from agents.clickhouse.engine import open_engine
 from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
 from agents.embedded.broker import free_port
 from benchmarks.event_log import make_events
-from schemas.events import Event
+from schemas.event_writer import Event
 from schemas.topics import Topics
 from tests.waiting import wait_until
 

@@ -16,7 +16,8 @@ from agents import exit_codes
 from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal, decode_request
 from schemas.dead import dead_headers
-from schemas.events import Event, EventWriter, InstantCache, JobEvent
+from schemas.event_writer import Event, EventWriter, InstantCache
+from schemas.events import JobEvent
 from schemas.topics import Topics
 from schemas.words import ErrorCode, EventKind, Reason, State
 from streams.lifecycle import TRANSITIONS

@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from schemas.codec import Decoded, Refusal, check_request
-from schemas.events import Event
+from schemas.event_writer import Event
 from schemas.wire import Definition
 from schemas.words import ErrorCode, EventKind, Reason, State
 from streams.commands import (

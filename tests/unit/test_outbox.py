@@ -9,14 +9,8 @@ import pytest
 
 from schemas.codec import Refusal
 from schemas.dead import HEADER_MEANINGS, ORIGINAL_HEADERS_MAX
-from schemas.events import (
-    CompletedJob,
-    Event,
-    EventWriter,
-    InstantCache,
-    JobEvent,
-    instant_text,
-)
+from schemas.event_writer import Event, EventWriter, InstantCache, instant_text
+from schemas.events import CompletedJob, JobEvent
 from schemas.topics import Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
 from schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
