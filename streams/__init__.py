@@ -5,3 +5,7 @@ threads: instants come in as arguments, effects go out as values.
 
 Read `lifecycle` first: its TRANSITIONS, then `decide`, `evolve` and `react`.
 """
+
+from schemas.native import prefer_compiled
+
+prefer_compiled(__name__, __path__, demand=True)

@@ -1,0 +1,141 @@
+"""Compiles the engine's core with mypyc, into a folder that `schemas.native` finds.
+
+Owns which modules are compiled, when that has to be done again, and what is said when it cannot be
+done. Refuses to know when the result is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from schemas.native import HOME, PACKAGES, PLACES, folder_name
+
+CONTRACTS: Final = ("codec", "dead", "event_writer")
+"""The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,
+which stay what they are. All of `streams` is."""
+
+STAMP: Final = "compiled-with.txt"
+"""In each folder: the compiler, its options and the modules. Another text: compile again."""
+
+OPTIMISATION: Final = "3"
+LOG_LINES: Final = 40  # of the compiler's output that are shown when it fails
+
+
+class BrokenBuild(RuntimeError):
+    """There is a compiler, and it did not take the sources."""
+
+
+def compiled_sources(home: Path) -> list[str]:
+    """What is compiled, relative to `home`."""
+    core = sorted(f"streams/{path.name}" for path in (home / "streams").glob("*.py"))
+    return [
+        *(f"schemas/{name}.py" for name in CONTRACTS),
+        *(name for name in core if not name.endswith("__init__.py")),
+    ]
+
+
+def missing_compiler() -> str | None:
+    """What the C part of the build lacks, with the way out; None when all is there."""
+    words = (sysconfig.get_config_var("CC") or "cc").split()
+    if os.name != "nt" and shutil.which(os.environ.get("CC", "").split(" ")[0] or words[0]) is None:
+        return f"no C compiler ({words[0]}); on Debian and Ubuntu: apt-get install gcc libc6-dev"
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").exists():
+        return f"no Python.h in {headers}; on Debian and Ubuntu: apt-get install python3-dev"
+    return None
+
+
+def stamp(home: Path) -> str:
+    """What else than the sources decides what comes out. Raises BrokenBuild without mypyc."""
+    try:
+        tools = [f"{name} {version(name)}" for name in ("mypy", "setuptools")]
+    except PackageNotFoundError as error:
+        raise BrokenBuild(f"{error.name} is not installed: `make native` brings it") from error
+    return "\n".join([*tools, f"optimisation {OPTIMISATION}", *compiled_sources(home), ""])
+
+
+def build(home: Path = HOME, place: Path | None = None) -> tuple[Path, bool]:
+    """Compiles what lies below `home` into `place`; (the folder, whether there was work to do).
+
+    Raises BrokenBuild with the end of the compiler's output.
+    """
+    place = place or home / PLACES[0]
+    if _is_built(target := place / folder_name(home), stamp(home)):
+        return target, False
+    place.mkdir(parents=True, exist_ok=True)
+    scratch = place / f".building-{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        # A copy: what is compiled is what is hashed, even when somebody edits meanwhile.
+        for package in PACKAGES:
+            shutil.copytree(home / package, scratch / package, ignore=_no_sources)
+        target = place / folder_name(scratch)
+        _compile(scratch)
+        (scratch / "out" / STAMP).write_text(stamp(scratch), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)  # of another compiler, or of other options
+        (scratch / "out").rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _remove_others(place, target)
+    return target, True
+
+
+def _is_built(target: Path, expected: str) -> bool:
+    try:
+        return (target / STAMP).read_text(encoding="utf-8") == expected
+    except OSError:
+        return False
+
+
+def _no_sources(_: str, names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".py")}
+
+
+def _compile(scratch: Path) -> None:
+    script = Path(__file__).with_name("extension.py")
+    done = subprocess.run(
+        [sys.executable, str(script), OPTIMISATION, *compiled_sources(scratch)],
+        cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        env={**os.environ, "MYPYPATH": "", "PYTHONPATH": ""},
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.splitlines()[-LOG_LINES:])
+        raise BrokenBuild(f"the compiler did not take the core:\n{tail}")
+
+
+def _remove_others(place: Path, target: Path) -> None:
+    """Folders of sources as they were; those of another Python stay."""
+    kind = target.name.rpartition("-")[0]
+    for folder in place.iterdir():
+        if folder.name.rpartition("-")[0] == kind and folder != target:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    """The exit code: 0 also without a C compiler, as everything works without; 1 when it fails."""
+    lacks = missing_compiler()
+    if lacks is not None:
+        print(
+            f"native: the core stays interpreted, a decision takes three times as long: {lacks}",
+            flush=True,
+        )
+        return 0
+    begun = time.monotonic()
+    try:
+        if not _is_built(HOME / PLACES[0] / folder_name(HOME), stamp(HOME)):
+            print("native: compiling the core, about 40 s …", flush=True)
+        folder, is_new = build()
+    except BrokenBuild as error:
+        print(f"native: {error}", file=sys.stderr)
+        return 1
+    if is_new:
+        print(f"native: compiled into {folder} in {time.monotonic() - begun:.0f} s")
+    return 0
