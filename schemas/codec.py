@@ -192,11 +192,11 @@ def parse_json(value: bytes | None) -> Any | Refusal:
         if _LONG_DIGITS in value.translate(_DIGITS_TO_ZERO):
             # orjson reads integers beyond 64 bits as floats, which would change them silently.
             json.loads(value, parse_int=_checked_int)
-    except IntegerTooLarge as error:
+    except IntegerTooLarge as too_large:
         user_id, job_id, type_name = owner_of(parsed)
         return Refusal(
             ErrorCode.INTEGER_TOO_LARGE,
-            f"the integer {error} does not fit 64 bits; send it as a string",
+            f"the integer {too_large} does not fit 64 bits; send it as a string",
             user_id=user_id, job_id=job_id, type=type_name,
         )
     except (ValueError, RecursionError) as error:
@@ -423,13 +423,13 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
         return Decoded(plain, _fitted(text), fingerprint, traceparent)
     try:
         request = JobRequest.model_validate(body)
-    except ValidationError as error:
-        return _refusal_of(error, body, JobRequest)
+    except ValidationError as invalid:
+        return _refusal_of(invalid, body, JobRequest)
     try:
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
         payload_json = orjson.dumps(request.payload)
-    except (TypeError, ValueError) as error:
-        return _unusable_payload(str(error), body)
+    except (TypeError, ValueError) as unwritable:
+        return _unusable_payload(str(unwritable), body)
     if len(payload_json) > REQUEST_BYTES_MAX:
         return _grown_payload(len(payload_json), body)
     return Decoded(request, _fitted(payload_json), zlib.crc32(canonical), traceparent)

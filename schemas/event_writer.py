@@ -94,7 +94,7 @@ class Event:
         "type",
         "user_id",
         "wait_ms",
-        "worker_id",
+        "worker",
     )
 
     def __init__(
@@ -116,7 +116,7 @@ class Event:
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,
-        worker_id: str | None = None,
+        worker: tuple[str, int] | None = None,
         due_at: int | None = None,
         started_at: int | None = None,
         wait_ms: int | None = None,
@@ -142,7 +142,7 @@ class Event:
         self.state_after = state_after
         self.reason = reason
         self.error = error
-        self.worker_id = worker_id
+        self.worker = worker  # (worker_id, incarnation) of an attempt; only the id is written
         self.due_at = due_at
         self.started_at = started_at
         self.wait_ms = wait_ms
@@ -174,11 +174,13 @@ _KIND_JSON: Final = {kind: f'"{kind}"'.encode() for kind in EventKind}
 _STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
 }
-_EVENT_FORMAT: Final = (
-    b'{"schema_version":%d,"event_id":"%b/%b","event":%b,%b,"run":%d,"sequence":%b,"attempt":%d,'
-    b'"epoch":%d,"occurred_at":%b,"state_before":%b,"state_after":%b,"reason":%b,"error":%b,'
-    b'"worker_id":%b,"due_at":%b,"wait_ms":%b,"run_ms":%b,"cause":%b,"data":%b}'
-)
+_BEGIN: Final = b'{"schema_version":%d,"event_id":"' % SCHEMA_VERSION
+_SMALL: Final = tuple(b"%d" % number for number in range(1_000))
+
+
+def _digits(number: int) -> bytes:
+    """Decimal; most numbers of an event are small."""
+    return _SMALL[number] if 0 <= number < 1_000 else b"%d" % number
 
 
 class EventWriter:
@@ -210,28 +212,34 @@ class EventWriter:
         cause = event.cause
         if cause is None:
             cause_json = _NULL
-        elif cause is self._cause:
+        elif cause == self._cause:
             cause_json = self._cause_json
         else:
             cause_json = self._write_cause(cause)
         sequence = event.sequence
-        tail = b"%d" % sequence if sequence is not None else _audit_tail(event).encode()
-        instant = self._instants.json
-        wait_ms, run_ms, due_at = event.wait_ms, event.run_ms, event.due_at
-        reason, error, worker_id, data = event.reason, event.error, event.worker_id, event.data
-        dumps = orjson.dumps
-        return _EVENT_FORMAT % (
-            SCHEMA_VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, event.run,
-            _NULL if sequence is None else tail, event.attempt, event.epoch,
-            instant(event.occurred_at), _STATE_JSON[event.state_before],
-            _STATE_JSON[event.state_after], _NULL if reason is None else dumps(reason),
-            _NULL if error is None else dumps(error),
-            _NULL if worker_id is None else dumps(worker_id),
-            _NULL if due_at is None else instant(due_at),
-            _NULL if wait_ms is None else b"%d" % wait_ms,
-            _NULL if run_ms is None else b"%d" % run_ms, cause_json,
-            _NULL if data is None else dumps(data),
-        )
+        tail = _audit_tail(event).encode() if sequence is None else _digits(sequence)
+        reason, error, worker, data = event.reason, event.error, event.worker, event.data
+        return b"".join([
+            _BEGIN, self._id_head, b"/", tail,
+            b'","event":', _KIND_JSON[event.kind],
+            b",", self._head,
+            b',"run":', _digits(event.run),
+            b',"sequence":', _NULL if sequence is None else tail,
+            b',"attempt":', _digits(event.attempt),
+            b',"epoch":', _digits(event.epoch),
+            b',"occurred_at":', self._instants.json(event.occurred_at),
+            b',"state_before":', _STATE_JSON[event.state_before],
+            b',"state_after":', _STATE_JSON[event.state_after],
+            b',"reason":', _NULL if reason is None else orjson.dumps(reason),
+            b',"error":', _NULL if error is None else orjson.dumps(error),
+            b',"worker_id":', _NULL if worker is None else orjson.dumps(worker[0]),
+            b',"due_at":', self._instants.json(event.due_at),
+            b',"wait_ms":', _NULL if event.wait_ms is None else _digits(event.wait_ms),
+            b',"run_ms":', _NULL if event.run_ms is None else _digits(event.run_ms),
+            b',"cause":', cause_json,
+            b',"data":', _NULL if data is None else orjson.dumps(data),
+            b"}",
+        ])
 
     def _begin_job(self, event: Event) -> None:
         self._head_of = (event.user_id, event.job_id, event.queue, event.incarnation)

@@ -2,7 +2,8 @@
 
 Owns the arguments of `lifecycle.decide`. Refuses to know where a command came from: a record, a
 timer and a silent worker all end up here. Nobody changes a command; they are not frozen only
-because making a frozen one costs four times as much, and there are three of them a job.
+because making a frozen one costs four times as much, and there are three of them a job. Those that
+every job needs are plain classes: of a dataclass only the fields are compiled, not the making.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import Any
 from schemas.codec import Decoded, Refusal
 from schemas.wire import Definition
 from schemas.words import Reason
+from streams.job import Worker
 
 Cause = tuple[str, int, int]
 """(topic, partition, offset) of the input that led here."""
 
 
-@dataclass(slots=True)
 class Submit:
     """Accept a request. `job_id` is the request's own or the one derived from its origin."""
 
-    decoded: Decoded
-    job_id: str
-    cause: Cause
+    __slots__ = ("cause", "decoded", "job_id")
+
+    def __init__(self, decoded: Decoded, job_id: str, cause: Cause) -> None:
+        self.decoded = decoded
+        self.job_id = job_id
+        self.cause = cause
 
 
 @dataclass(slots=True)
@@ -68,13 +72,15 @@ class Rescue:
     reason: Reason
 
 
-@dataclass(slots=True)
 class Report:
     """A worker says what became of an attempt: the dict of a `schemas.wire.Outcome`."""
 
-    outcome: dict[str, Any]
-    worker: tuple[str, int]  # (worker_id, incarnation)
-    cause: Cause
+    __slots__ = ("cause", "outcome", "worker")
+
+    def __init__(self, outcome: dict[str, Any], worker: Worker, cause: Cause) -> None:
+        self.outcome = outcome
+        self.worker = worker
+        self.cause = cause
 
 
 @dataclass(slots=True)

@@ -1,12 +1,15 @@
 """What a decision is: the events that a command causes, or why it causes none.
 
-Owns the two answers of `lifecycle.decide`. Refuses to know how they are reached.
+Owns the two answers of `lifecycle.decide`, the words of `lifecycle.react`, and the error that is a
+bug. Refuses to know how they are reached.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from schemas.event_writer import Event
-from schemas.words import EventKind, Reason
+from schemas.words import EventKind, Reason, direct
 from streams.job import Job
 
 
@@ -31,3 +34,29 @@ class Rejected:
 
 
 Decision = Accepted | Rejected
+
+
+class InvalidTransition(Exception):
+    """A bug: an event that the state does not allow. Carries the job's story."""
+
+    def __init__(self, job: Job | None, kind: EventKind) -> None:
+        story = "no such job"
+        if job is not None:
+            story = (
+                f"{job.spec.user_id}/{job.spec.job_id} type={job.spec.type} state={job.state} "
+                f"sequence={job.sequence} run={job.run} attempt={job.attempt} epoch={job.epoch}"
+            )
+        super().__init__(f"event {kind} is not legal here: {story}")
+
+
+@direct
+class Effect(StrEnum):
+    """What the edge must write because of an event, beside the event itself."""
+
+    COMPLETE = "complete"  # a record on jobs.completed
+    DEAD_LETTER = "dead_letter"  # a record on jobs.dead; the row is kept for a redrive
+    DISPATCH = "dispatch"  # an entry of a ready pack
+    ANNOUNCE_RETRY = "announce_retry"  # a record on jobs.retry
+    SET_TIMER = "set_timer"  # wake the job at `due_at`
+    TELL_WORKER = "tell_worker"  # a word on jobs.control
+    MAKE_READY = "make_ready"  # it waits for a slot

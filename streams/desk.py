@@ -12,9 +12,8 @@ from schemas.wire import Definition
 from schemas.words import Reason, State
 from streams import lifecycle
 from streams.commands import Cause, CoreCommand, Resolve
-from streams.decision import Rejected
+from streams.decision import Effect, Rejected
 from streams.job import Job, JobKey
-from streams.lifecycle import Effect
 from streams.outbox import Outbox
 from streams.schedule import Schedule
 from streams.state import PartitionState

@@ -14,6 +14,9 @@ from schemas.words import State
 JobKey = tuple[str, str]
 """(user_id, job_id): identity everywhere."""
 
+Worker = tuple[str, int]
+"""(worker_id, incarnation): who runs an attempt."""
+
 
 class Spec:
     """What was asked for, with the handler's policy filled in. Times are epoch ms."""
@@ -137,7 +140,7 @@ class Job:
         dispatched_at: int | None,
         started_at: int | None,
         finished_at: int | None,
-        worker: tuple[str, int] | None,
+        worker: Worker | None,
         is_cancel_requested: bool,
         holds_limit: bool,
         error: dict[str, Any] | None,
@@ -155,7 +158,7 @@ class Job:
         self.dispatched_at = dispatched_at
         self.started_at = started_at  # of the last attempt
         self.finished_at = finished_at
-        self.worker = worker  # (worker_id, incarnation) while it runs
+        self.worker = worker  # while it runs
         self.is_cancel_requested = is_cancel_requested
         self.holds_limit = holds_limit  # accepted under a `skip` limit and not dispatched yet
         self.error = error  # of the last failed attempt

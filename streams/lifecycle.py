@@ -10,13 +10,12 @@ or into a rejection with a reason. `evolve` folds one event into a job and is th
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any, Final, assert_never
 
 import orjson
 
 from schemas.event_writer import Event
-from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State, direct
+from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State
 from streams import admission, attempts
 from streams.admission import Situation
 from streams.commands import (
@@ -33,8 +32,8 @@ from streams.commands import (
     Resolve,
     Submit,
 )
-from streams.decision import Accepted, Decision, Rejected
-from streams.job import Job, Spec
+from streams.decision import Accepted, Decision, Effect, InvalidTransition, Rejected
+from streams.job import Job, Spec, Worker
 
 _S, _E = State, EventKind
 TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
@@ -86,32 +85,6 @@ RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so f
 UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
 
 
-class InvalidTransition(Exception):
-    """A bug: an event that the state does not allow. Carries the job's story."""
-
-    def __init__(self, job: Job | None, kind: EventKind) -> None:
-        story = "no such job"
-        if job is not None:
-            story = (
-                f"{job.spec.user_id}/{job.spec.job_id} type={job.spec.type} state={job.state} "
-                f"sequence={job.sequence} run={job.run} attempt={job.attempt} epoch={job.epoch}"
-            )
-        super().__init__(f"event {kind} is not legal here: {story}")
-
-
-@direct
-class Effect(StrEnum):
-    """What the edge must write because of an event, beside the event itself."""
-
-    COMPLETE = "complete"  # a record on jobs.completed
-    DEAD_LETTER = "dead_letter"  # a record on jobs.dead; the row is kept for a redrive
-    DISPATCH = "dispatch"  # an entry of a ready pack
-    ANNOUNCE_RETRY = "announce_retry"  # a record on jobs.retry
-    SET_TIMER = "set_timer"  # wake the job at `due_at`
-    TELL_WORKER = "tell_worker"  # a word on jobs.control
-    MAKE_READY = "make_ready"  # it waits for a slot
-
-
 # --- the fold -----------------------------------------------------------------------------------
 
 
@@ -155,7 +128,7 @@ def _fold_dispatched(new: Job, event: Event) -> None:
 def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
     if kind in (_E.ATTEMPT_STARTED, _E.ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED):
         new.started_at = event.started_at
-        new.worker = event.spec
+        new.worker = event.worker
         if event.error is not None:
             new.error = event.error
     elif kind in (_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED):
@@ -225,15 +198,28 @@ class Story:
         self.job = evolve(None, event)
         self.events.append(event)
 
-    def tell(self, kind: EventKind, **facts: Any) -> Story:
-        """One more event; `facts` are the optional fields of `Event`."""
+    def tell(
+        self,
+        kind: EventKind,
+        *,
+        reason: str | None = None,
+        error: dict[str, Any] | None = None,
+        worker: Worker | None = None,
+        due_at: int | None = None,
+        started_at: int | None = None,
+        wait_ms: int | None = None,
+        run_ms: int | None = None,
+        data: dict[str, Any] | None = None,
+        new_spec: Spec | None = None,
+    ) -> Story:
+        """One more event; the facts are the optional fields of `Event`."""
         job = self.job
         if job is None:
             raise InvalidTransition(None, kind)
         after = TRANSITIONS.get((job.state, kind))
         if after is None:
             raise InvalidTransition(job, kind)
-        spec: Spec = job.spec
+        spec = job.spec
         begins = kind is _E.DISPATCHED
         gives_back = kind is _E.RETURNED or kind is _E.RESCUED
         redriven = kind is _E.REDRIVEN
@@ -241,23 +227,37 @@ class Story:
             kind, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
             spec.requested_at, job.run + redriven, job.sequence + 1,
             0 if redriven else job.attempt + begins - gives_back, job.epoch + begins,
-            self._now, job.state, after, cause=self._cause, **facts,
+            self._now, job.state, after, cause=self._cause, reason=reason, error=error,
+            worker=worker, due_at=due_at, started_at=started_at, wait_ms=wait_ms, run_ms=run_ms,
+            data=data, spec=new_spec,
         )
         self.job = evolve(job, event)
         self.events.append(event)
         return self
 
-    def end(self, kind: EventKind, reason: str | None = None, **facts: Any) -> Accepted:
+    def end(
+        self,
+        kind: EventKind,
+        reason: str | None = None,
+        *,
+        error: dict[str, Any] | None = None,
+        worker: Worker | None = None,
+        run_ms: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> Accepted:
         """The terminal event, with the waiting and running time of the last attempt."""
         job = self.job
-        started = job.started_at if job is not None else None
-        wait_ms = run_ms = None
-        if job is not None and started is not None:
-            wait_ms = max(0, started - job.queued_at)
-            run_ms = facts.pop("run_ms", None)
-        if job is not None and job.worker is not None:
-            facts.setdefault("worker_id", job.worker[0])
-        self.tell(kind, reason=reason, wait_ms=wait_ms, run_ms=run_ms, **facts)
+        wait_ms = None
+        if job is None or job.started_at is None:
+            run_ms = None
+        else:
+            wait_ms = max(0, job.started_at - job.queued_at)
+        if job is not None and worker is None:
+            worker = job.worker
+        self.tell(
+            kind, reason=reason, error=error, worker=worker, wait_ms=wait_ms, run_ms=run_ms,
+            data=data,
+        )
         return self.done()
 
     def done(self) -> Accepted:
@@ -361,7 +361,7 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
         "unique_key": spec.unique_key, "holds_limit": holds_limit,
     }
     reason = Reason.RUN_AT if due_at > now else None
-    story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, spec=spec)
+    story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, new_spec=spec)
     return story.done()
 
 
@@ -382,43 +382,41 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
     if kind == "started":
         if job.state is _S.RUNNING:
             return Rejected(Reason.SAME_BODY, None)
-        worker_id, _ = command.worker
         started_at, wait_ms, _ = attempts.times(job, outcome, now)
         story.tell(
-            _E.ATTEMPT_STARTED, worker_id=worker_id, started_at=started_at,
-            wait_ms=wait_ms, spec=command.worker,
+            _E.ATTEMPT_STARTED, worker=command.worker, started_at=started_at, wait_ms=wait_ms
         )
         return story.done()
     if kind == "progressed":
         if job.state is not _S.RUNNING:
             return Rejected(Reason.STALE_EPOCH, None)
-        story.tell(_E.PROGRESSED, worker_id=command.worker[0], data=attempts.progress_of(outcome))
+        story.tell(_E.PROGRESSED, worker=command.worker, data=attempts.progress_of(outcome))
         return story.done()
     if kind == "returned":
         reason = attempts.reason_of(outcome) or Reason.NO_FREE_SLOT
         return _give_back(job, _E.RETURNED, reason, now, command.cause)
     reason = attempts.reason_of(outcome) or "skipped by its handler"
-    return story.end(_E.SKIPPED, reason, worker_id=command.worker[0])
+    return story.end(_E.SKIPPED, reason, worker=command.worker)
 
 
 def _attempt_succeeded(story: Story, job: Job, command: Report, now: int) -> Decision:
     outcome = command.outcome
-    worker_id = command.worker[0]
+    worker = command.worker
     started_at, wait_ms, run_ms = attempts.times(job, outcome, now)
     result_json = attempts.result_json(outcome.get("result"))
     if isinstance(result_json, dict):
         error = result_json
         story.tell(
-            _E.ATTEMPT_FAILED, worker_id=worker_id, started_at=started_at, wait_ms=wait_ms,
-            run_ms=run_ms, error=error, spec=command.worker,
+            _E.ATTEMPT_FAILED, worker=worker, started_at=started_at, wait_ms=wait_ms,
+            run_ms=run_ms, error=error,
         )
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
     story.tell(
-        _E.ATTEMPT_SUCCEEDED, worker_id=worker_id, started_at=started_at, wait_ms=wait_ms,
-        run_ms=run_ms, spec=command.worker,
+        _E.ATTEMPT_SUCCEEDED, worker=worker, started_at=started_at, wait_ms=wait_ms,
+        run_ms=run_ms,
     )
     story.tell(
-        _E.SUCCEEDED, worker_id=worker_id, wait_ms=wait_ms, run_ms=run_ms,
+        _E.SUCCEEDED, worker=worker, wait_ms=wait_ms, run_ms=run_ms,
         data={"result": orjson.Fragment(result_json)},
     )
     return story.done()
@@ -431,8 +429,8 @@ def _attempt_failed(
     error = attempts.error_of(outcome)
     started_at, wait_ms, run_ms = attempts.times(job, outcome, now)
     story.tell(
-        _E.ATTEMPT_FAILED, worker_id=command.worker[0], started_at=started_at, wait_ms=wait_ms,
-        run_ms=run_ms, error=error, spec=command.worker,
+        _E.ATTEMPT_FAILED, worker=command.worker, started_at=started_at, wait_ms=wait_ms,
+        run_ms=run_ms, error=error,
     )
     if job.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, run_ms=run_ms)

@@ -151,7 +151,7 @@ def event_of(
     return Event(
         kind, known.user_id, known.job_id, known.type, known.queue, known.priority,
         known.requested_at, 1, 1 if job is None else job.sequence + 1, 0, 0, NOW,
-        None if job is None else job.state, state_after, spec=spec or known,
+        None if job is None else job.state, state_after, spec=spec or known, worker=WORKER,
     )
 
 
@@ -162,6 +162,12 @@ def fold(events: list[Event]) -> Job:
         job = evolve(job, event)
     assert job is not None
     return job
+
+
+def fields_of(made: type) -> list[str]:
+    """The names of its fields and properties, whether it is compiled or not."""
+    names = [name for name in dir(made) if not name.startswith("_")]
+    return [name for name in names if not callable(getattr(made, name))]
 
 
 def payload_of(value: bytes) -> Any:

@@ -11,12 +11,11 @@ from schemas.wire import BackoffSpec
 from schemas.words import Reason, State
 from streams.attempts import RETRY_AFTER_MS_MAX
 from streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
-from streams.decision import Accepted, Rejected
+from streams.decision import Accepted, InvalidTransition, Rejected
 from streams.job import Job
 from streams.lifecycle import (
     RESCUES_MAX,
     UNKNOWN_TYPE_WAIT_MS,
-    InvalidTransition,
     Story,
     decide,
     repeat_of,
@@ -33,6 +32,7 @@ from tests.unit.core_kit import (
     Around,
     after,
     define,
+    fields_of,
     fold,
     job_in,
     refuse,
@@ -301,7 +301,7 @@ def test_replay_gives_the_live_job(state: State) -> None:
         job = decision.job
     assert job is not None
     replayed = fold(events)
-    for name in Job.__slots__:
+    for name in fields_of(Job):
         assert getattr(replayed, name) == getattr(job, name), name
 
 
@@ -318,6 +318,6 @@ def test_a_story_without_a_job_is_a_bug() -> None:
 def test_nothing_is_shared_between_a_job_and_what_follows_it() -> None:
     job = job_in(State.FAILED)
     assert job is not None
-    copy = {name: getattr(job, name) for name in Job.__slots__}
+    copy = {name: getattr(job, name) for name in fields_of(Job)}
     after(job, Redrive(None, None, CAUSE))
-    assert {name: getattr(job, name) for name in Job.__slots__} == copy
+    assert {name: getattr(job, name) for name in fields_of(Job)} == copy

@@ -7,8 +7,8 @@ from typing import Final
 import pytest
 
 from schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
-from streams.decision import Accepted
-from streams.lifecycle import TRANSITIONS, Effect, InvalidTransition, decide, evolve, react
+from streams.decision import Accepted, Effect, InvalidTransition
+from streams.lifecycle import TRANSITIONS, decide, evolve, react
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
 from tests.unit.core_kit import KNOWN, NOW, command_named, event_of, job_in
 

@@ -22,6 +22,7 @@ from tests.unit.core_kit import (
     REDRIVE,
     after,
     define,
+    fields_of,
     job_in,
     report,
     submit,
@@ -31,9 +32,9 @@ SKIP = define(limits=[{"limit": 2, "window_ms": 60_000, "over": "skip"}])
 
 
 def same(found: Job, wanted: Job) -> None:
-    for name in set(Job.__slots__) - {"spec"}:
+    for name in set(fields_of(Job)) - {"spec"}:
         assert getattr(found, name) == getattr(wanted, name), name
-    for name in set(Spec.__slots__) - {"row_key"}:
+    for name in set(fields_of(Spec)) - {"row_key"}:
         assert getattr(found.spec, name) == getattr(wanted.spec, name), name
 
 
