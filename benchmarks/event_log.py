@@ -63,7 +63,7 @@ class Life:
             return
         cause = ("jobs.outcomes", self._partition, self._number // OUTCOMES_PER_RECORD)
         facts: dict[str, Any] = {
-            "worker_id": "dev-worker-0", "cause": cause, "wait_ms": 12, "run_ms": 2,
+            "worker": ("dev-worker-0", 1), "cause": cause, "wait_ms": 12, "run_ms": 2,
         }
         error = {"code": "SMTP_421", "message": "421 4.7.0 try again later", "retryable": True}
         if self._number % 60 == 3:

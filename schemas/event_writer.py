@@ -154,6 +154,10 @@ class Event:
         self.spec = spec
 
     @property
+    def worker_id(self) -> str | None:
+        return None if self.worker is None else self.worker[0]
+
+    @property
     def event_id(self) -> str:
         """`user/job/incarnation/sequence`; audit events name the input that they answer.
 
@@ -174,88 +178,115 @@ _KIND_JSON: Final = {kind: f'"{kind}"'.encode() for kind in EventKind}
 _STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
 }
-_BEGIN: Final = b'{"schema_version":%d,"event_id":"' % SCHEMA_VERSION
-_SMALL: Final = tuple(b"%d" % number for number in range(1_000))
+_DIGITS: Final = tuple(str(number).encode() for number in range(1_000))
+_VERSION: Final = str(SCHEMA_VERSION).encode()
 
 
 def _digits(number: int) -> bytes:
     """Decimal; most numbers of an event are small."""
-    return _SMALL[number] if 0 <= number < 1_000 else b"%d" % number
+    return _DIGITS[number] if 0 <= number < 1_000 else str(number).encode()
 
 
 class EventWriter:
-    """Events as the bytes of `JobEvent`, quickly: most of what the ledger writes is events.
+    """Events as the bytes of `JobEvent` and `CompletedJob`, quickly: most of what the ledger writes
+    is events.
 
     What events share is written once: the head of a job's events, a cause, an instant. `data` may
-    hold `orjson.Fragment`s of JSON that is kept as bytes.
+    hold `orjson.Fragment`s of JSON that is kept as bytes. The formats are written where they are
+    used, with nothing but %b: compiled, that is one copy of the parts into place.
     """
 
-    __slots__ = ("_cause", "_cause_json", "_head", "_head_of", "_id_head", "_instants")
+    __slots__ = (
+        "_cause", "_cause_json", "_head", "_head_of", "_id_head", "_ids", "_instants", "_type"
+    )
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
         self._head_of: tuple[str, str, str, int] = ("", "", "", 0)
-        self._head = self._id_head = b""
+        self._head = self._id_head = self._ids = self._type = b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
 
     def write(self, event: Event) -> bytes:
-        """The record's value."""
-        user_id, job_id, queue, incarnation = self._head_of
-        if (
-            event.job_id is not job_id
-            or event.user_id is not user_id
-            or event.queue is not queue
-            or event.incarnation != incarnation
-        ):
-            self._begin_job(event)
-        cause = event.cause
-        if cause is None:
-            cause_json = _NULL
-        elif cause == self._cause:
-            cause_json = self._cause_json
-        else:
-            cause_json = self._write_cause(cause)
+        """The value of a record on jobs.events."""
+        self._look_at(event)
         sequence = event.sequence
         tail = _audit_tail(event).encode() if sequence is None else _digits(sequence)
         reason, error, worker, data = event.reason, event.error, event.worker, event.data
-        return b"".join([
-            _BEGIN, self._id_head, b"/", tail,
-            b'","event":', _KIND_JSON[event.kind],
-            b",", self._head,
-            b',"run":', _digits(event.run),
-            b',"sequence":', _NULL if sequence is None else tail,
-            b',"attempt":', _digits(event.attempt),
-            b',"epoch":', _digits(event.epoch),
-            b',"occurred_at":', self._instants.json(event.occurred_at),
-            b',"state_before":', _STATE_JSON[event.state_before],
-            b',"state_after":', _STATE_JSON[event.state_after],
-            b',"reason":', _NULL if reason is None else orjson.dumps(reason),
-            b',"error":', _NULL if error is None else orjson.dumps(error),
-            b',"worker_id":', _NULL if worker is None else orjson.dumps(worker[0]),
-            b',"due_at":', self._instants.json(event.due_at),
-            b',"wait_ms":', _NULL if event.wait_ms is None else _digits(event.wait_ms),
-            b',"run_ms":', _NULL if event.run_ms is None else _digits(event.run_ms),
-            b',"cause":', cause_json,
-            b',"data":', _NULL if data is None else orjson.dumps(data),
-            b"}",
-        ])
-
-    def _begin_job(self, event: Event) -> None:
-        self._head_of = (event.user_id, event.job_id, event.queue, event.incarnation)
-        head = {
-            "job_id": event.job_id, "user_id": event.user_id, "type": event.type,
-            "queue": event.queue, "priority": event.priority, "incarnation": event.incarnation,
-        }
-        self._head = orjson.dumps(head)[1:-1]
-        self._id_head = orjson.dumps(_name_of(event))[1:-1]
-
-    def _write_cause(self, cause: tuple[str, int, int]) -> bytes:
-        self._cause = cause
-        self._cause_json = b'{"topic":%b,"partition":%d,"offset":%d}' % (
-            orjson.dumps(cause[0]), cause[1], cause[2]
+        return (
+            b'{"schema_version":%b,"event_id":"%b/%b","event":%b,%b,"run":%b,"sequence":%b,'
+            b'"attempt":%b,"epoch":%b,"occurred_at":%b,"state_before":%b,"state_after":%b,'
+            b'"reason":%b,"error":%b,"worker_id":%b,"due_at":%b,"wait_ms":%b,"run_ms":%b,'
+            b'"cause":%b,"data":%b}'
+        ) % (
+            _VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, _digits(event.run),
+            _NULL if sequence is None else tail, _digits(event.attempt), _digits(event.epoch),
+            self._instants.json(event.occurred_at), _STATE_JSON[event.state_before],
+            _STATE_JSON[event.state_after], _NULL if reason is None else orjson.dumps(reason),
+            _NULL if error is None else orjson.dumps(error),
+            _NULL if worker is None else orjson.dumps(worker[0]),
+            self._instants.json(event.due_at), _digits_or_null(event.wait_ms),
+            _digits_or_null(event.run_ms), self._write_cause(event.cause),
+            _NULL if data is None else orjson.dumps(data),
         )
+
+    def completed(self, event: Event, requested_at: int, started_at: int | None) -> bytes:
+        """The value of a record on jobs.completed, from a job's terminal event."""
+        self._look_at(event)
+        reason, error, data = event.reason, event.error, event.data
+        result = data.get("result") if data is not None else None
+        return (
+            b'{%b,%b,"status":%b,"reason":%b,"result":%b,"error":%b,"attempts":%b,'
+            b'"requested_at":%b,"started_at":%b,"finished_at":%b,"wait_ms":%b,"run_ms":%b,'
+            b'"run":%b,"sequence":%b,"schema_version":%b}'
+        ) % (
+            self._ids, self._type, _STATE_JSON[event.state_after],
+            _NULL if reason is None else orjson.dumps(reason),
+            _NULL if result is None else orjson.dumps(result),
+            _NULL if error is None else orjson.dumps(error), _digits(event.attempt),
+            self._instants.json(requested_at), self._instants.json(started_at),
+            self._instants.json(event.occurred_at), _digits_or_null(event.wait_ms),
+            _digits_or_null(event.run_ms), _digits(event.run), _digits_or_null(event.sequence),
+            _VERSION,
+        )
+
+    def _look_at(self, event: Event) -> None:
+        """Writes what the events of one job share, unless the last event was of the same job."""
+        user_id, job_id, queue, incarnation = self._head_of
+        if (
+            event.job_id is job_id
+            and event.user_id is user_id
+            and event.queue is queue
+            and event.incarnation == incarnation
+        ):
+            return
+        self._head_of = (event.user_id, event.job_id, event.queue, event.incarnation)
+        user, job = orjson.dumps(event.user_id), orjson.dumps(event.job_id)
+        begun = _digits(event.incarnation)
+        self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
+        self._type = b'"type":%b,"queue":%b' % (
+            orjson.dumps(event.type), orjson.dumps(event.queue)
+        )
+        self._head = b'%b,%b,"priority":%b,"incarnation":%b' % (
+            self._ids, self._type, orjson.dumps(event.priority), begun
+        )
+        # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
+        user = user.replace(b"%", b"%25").replace(b"/", b"%2F")
+        self._id_head = b"%b/%b/%b" % (user[1:-1], job[1:-1], begun)
+
+    def _write_cause(self, cause: tuple[str, int, int] | None) -> bytes:
+        if cause is None:
+            return _NULL
+        if cause != self._cause:
+            self._cause = cause
+            self._cause_json = b'{"topic":%b,"partition":%b,"offset":%b}' % (
+                orjson.dumps(cause[0]), _digits(cause[1]), _digits(cause[2])
+            )
         return self._cause_json
+
+
+def _digits_or_null(number: int | None) -> bytes:
+    return _NULL if number is None else _digits(number)
 
 
 def _name_of(event: Event) -> str:

@@ -222,10 +222,13 @@ class Intake:
             self._bury(record, record.headers, origin, "outcome", pack)
             return
         worker = (pack["worker_id"], pack["incarnation"])
+        is_strange = False
         for outcome in pack["outcomes"]:
             if _is_outcome(outcome):
                 self._outcome(outcome, worker, record, origin)
-        if not all(map(_is_outcome, pack["outcomes"])):
+            else:
+                is_strange = True
+        if is_strange:
             refusal = Refusal(
                 ErrorCode.INVALID_FIELD,
                 "an outcome lacks kind, user_id, job_id or epoch, or has one of another type; the "
@@ -346,7 +349,10 @@ def _is_outcome(outcome: object) -> bool:
     if type(outcome.get("epoch")) is not int:
         return False
     for name in ("started_at", "finished_at", "retry_after_ms"):
-        if not isinstance(outcome.get(name), int | None):
+        number = outcome.get(name)
+        if number is not None and not isinstance(number, int):
             return False
-    children = outcome.get("children")
-    return isinstance(outcome.get("error"), dict | None) and isinstance(children, list | None)
+    error, children = outcome.get("error"), outcome.get("children")
+    return (error is None or isinstance(error, dict)) and (
+        children is None or isinstance(children, list)
+    )

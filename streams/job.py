@@ -11,8 +11,9 @@ from typing import Any
 
 from schemas.words import State
 
-JobKey = tuple[str, str]
-"""(user_id, job_id): identity everywhere."""
+JobKey = tuple[str, ...]
+"""(user_id, job_id): identity everywhere. Two strings; of a tuple whose type gives its length
+compiled code would make another one at each use, and every index holds this very tuple."""
 
 Worker = tuple[str, int]
 """(worker_id, incarnation): who runs an attempt."""
@@ -70,7 +71,7 @@ class Spec:
     ) -> None:
         self.user_id = user_id
         self.job_id = job_id
-        self.key: JobKey = (user_id, job_id)  # made once: every index holds this very tuple
+        self.key: JobKey = (user_id, job_id)  # made once
         self.type = type
         self.queue = queue  # "" until the type is known
         self.priority = priority

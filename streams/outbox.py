@@ -71,31 +71,9 @@ class Outbox:
 
     def completed(self, job: Job, event: Event) -> None:
         """The terminal record on jobs.completed."""
-        text = self._instants.text
-        data = event.data
-        finished_at = text(event.occurred_at)
-        value = orjson.dumps(
-            {
-                "job_id": event.job_id,
-                "user_id": event.user_id,
-                "type": event.type,
-                "queue": event.queue,
-                "status": event.state_after,
-                "reason": event.reason,
-                "result": data.get("result") if data is not None else None,
-                "error": event.error,
-                "attempts": event.attempt,
-                "requested_at": text(job.spec.requested_at),
-                "started_at": text(job.started_at),
-                "finished_at": finished_at,
-                "wait_ms": event.wait_ms,
-                "run_ms": event.run_ms,
-                "run": event.run,
-                "sequence": event.sequence,
-                "schema_version": SCHEMA_VERSION,
-            }
-        )
-        headers = completed_headers(event.kind, event.event_id, finished_at or "", event.job_id)
+        value = self._events.completed(event, job.spec.requested_at, job.started_at)
+        finished_at = self._instants.text(event.occurred_at) or ""
+        headers = completed_headers(event.kind, event.event_id, finished_at, event.job_id)
         self.records.append(
             (self._completed_topic, self._partition, event.user_id.encode(), value, headers)
         )

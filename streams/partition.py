@@ -174,7 +174,7 @@ class Partition:
 
     # --- time ---
 
-    def _fire(self, kind: TimerKind, name: tuple[str, str]) -> None:
+    def _fire(self, kind: TimerKind, name: tuple[str, ...]) -> None:
         if kind is TimerKind.GATE:
             self._open_gate(name)
             return
@@ -192,7 +192,7 @@ class Partition:
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
             self._desk.resolve(name, job, self.state.definition(job.spec.type))
 
-    def _open_gate(self, name: tuple[str, str]) -> None:
+    def _open_gate(self, name: tuple[str, ...]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
         gate = self.schedule.gates.get(name)
         definition = self.state.definition(name[1])

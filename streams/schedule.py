@@ -19,7 +19,7 @@ from streams.job import Job, JobKey
 from streams.waiting import WaitingQueue
 from streams.window import Window
 
-GateName = tuple[str, str]
+GateName = tuple[str, ...]
 """(user_id, type): whose `delay` limit holds jobs back."""
 
 
@@ -42,21 +42,21 @@ class Schedule:
         self.windows: dict[str, Window] = {}
         self.gates: dict[GateName, deque[JobKey]] = {}
         self.unknown: dict[str, dict[JobKey, None]] = {}
-        self._timers: list[tuple[int, int, TimerKind, tuple[str, str]]] = []
+        self._timers: list[tuple[int, int, TimerKind, JobKey | GateName]] = []
         self._timer_count = 0
 
     def next_timer_at(self) -> int | None:
         """Epoch ms of the earliest timer, None when there is none."""
         return self._timers[0][0] if self._timers else None
 
-    def pop_due(self, now_ms: int) -> tuple[TimerKind, tuple[str, str]] | None:
+    def pop_due(self, now_ms: int) -> tuple[TimerKind, JobKey | GateName] | None:
         """The earliest timer that is due, None when none is."""
         if not self._timers or self._timers[0][0] > now_ms:
             return None
         _, _, kind, name = heapq.heappop(self._timers)
         return kind, name
 
-    def set_timer(self, at_ms: int, kind: TimerKind, name: tuple[str, str]) -> None:
+    def set_timer(self, at_ms: int, kind: TimerKind, name: JobKey | GateName) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
 

@@ -10,7 +10,7 @@ at low, so that low is never starved.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -26,15 +26,34 @@ TURNS: Final = ((_HIGH_FIRST,) * 4 + (_MEDIUM_FIRST,)) * 4 + (_LOW_FIRST,)
 BAND_OF: Final[dict[str, int]] = {name.value: band for band, name in enumerate(PRIORITY_ORDER)}
 
 
+class _Band:
+    """The waiting jobs of one priority: whose turn it is, and the line of each user."""
+
+    __slots__ = ("lines", "turns")
+
+    def __init__(self) -> None:
+        self.lines: dict[str, deque[JobKey]] = {}
+        self.turns: deque[str] = deque()  # each user of `lines` once
+
+    def pop(self) -> JobKey:
+        """The first job of the user whose turn it is. Somebody must be waiting."""
+        user_id = self.turns.popleft()
+        keys = self.lines[user_id]
+        key = keys.popleft()
+        if keys:
+            self.turns.append(user_id)
+        else:
+            del self.lines[user_id]
+        return key
+
+
 class WaitingQueue:
     """Keys of waiting jobs of one queue. Never shrinks on its own: `pop` takes them out."""
 
     __slots__ = ("_bands", "_length", "_turn")
 
     def __init__(self) -> None:
-        self._bands: tuple[OrderedDict[str, deque[JobKey]], ...] = (
-            OrderedDict(), OrderedDict(), OrderedDict()
-        )
+        self._bands = [_Band(), _Band(), _Band()]
         self._length = 0
         self._turn = 0
 
@@ -43,15 +62,16 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[JobKey]:
         for band in self._bands:
-            for keys in band.values():
+            for keys in band.lines.values():
                 yield from keys
 
     def push(self, key: JobKey, priority: str, *, is_first: bool = False) -> None:
         """Adds a job at the end of its user's line, or at its head (`is_first`)."""
         band = self._bands[BAND_OF[priority]]
-        keys = band.get(key[0])
+        keys = band.lines.get(key[0])
         if keys is None:
-            keys = band[key[0]] = deque()
+            keys = band.lines[key[0]] = deque()
+            band.turns.append(key[0])
         if is_first:
             keys.appendleft(key)
         else:
@@ -66,16 +86,7 @@ class WaitingQueue:
         self._turn = (self._turn + 1) % len(TURNS)
         for index in order:
             band = self._bands[index]
-            if band:
-                return self._pop_from(band)
+            if band.lines:
+                self._length -= 1
+                return band.pop()
         return None
-
-    def _pop_from(self, band: OrderedDict[str, deque[JobKey]]) -> JobKey:
-        user_id, keys = next(iter(band.items()))
-        key = keys.popleft()
-        self._length -= 1
-        if keys:
-            band.move_to_end(user_id)
-        else:
-            del band[user_id]
-        return key

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from schemas.wire import BackoffSpec, Definition, LimitSpec
 from schemas.words import State
+from streams.job import JobKey
 from tests.chaos.promises import Asked, Limit
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, observable, outcome_of, pack
 
@@ -232,7 +233,7 @@ def _caused_by_inputs(out: list[Any]) -> list[Any]:
 
 
 def _no_stale_outcome_wins(
-    records: list[Any], events: list[dict[str, Any]], epochs: dict[tuple[str, str], int]
+    records: list[Any], events: list[dict[str, Any]], epochs: dict[JobKey, int]
 ) -> None:
     for topic, record in records:
         if topic != TOPICS.outcomes:

@@ -24,7 +24,7 @@ from tests.unit.core_kit import CAUSE, FATAL, KNOWN, NOW, WAYS, after, job_in, r
 TOPICS = Topics("p.")
 FACTS: dict[str, Any] = {
     "reason": 'why "so"', "error": {"code": "E", "message": "m\n", "retryable": True},
-    "worker_id": "w\u2028", "due_at": NOW + 5, "wait_ms": 0, "run_ms": 2**40, "cause": CAUSE,
+    "worker": ("w\u2028", 1), "due_at": NOW + 5, "wait_ms": 0, "run_ms": 2**40, "cause": CAUSE,
     "data": {"result": orjson.Fragment(b'{"n":[1,null]}')},
 }
 
