@@ -13,9 +13,23 @@ from pathlib import Path
 import pytest
 
 from agents.embedded.broker import Broker, free_port
+from schemas.native import core
 
 # host:port of a broker to use in place of one of our own; it must not create topics by itself.
 KAFKA_VARIABLE = "TIDEMILL_TEST_KAFKA"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what cannot be said of a compiled core."""
+    if core.is_native:
+        for item in items:
+            if item.get_closest_marker("interpreted") is not None:
+                reason = "replaces parts of the core: runs interpreted, with TIDEMILL_NATIVE=0"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_report_header() -> str:
+    return f"core: {core}"
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from agents import topics as topics_
 from agents.runtime.clients import client_settings
 from agents.settings import CommonSettings
+from schemas.native import core
 from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS
 from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS
@@ -61,7 +62,7 @@ class Finding:
 def examine(settings: CommonSettings) -> list[Finding]:
     """All checks, in the order in which they build on each other."""
     topics = Topics(settings.topic_prefix)
-    findings = [_versions(), _extension(), _shadowing()]
+    findings = [_versions(), _core(), _extension(), _shadowing()]
     kafka = _kafka(settings.kafka)
     findings.append(kafka)
     kafka_checks: dict[str, Callable[[], Finding]] = {
@@ -102,6 +103,11 @@ def _versions() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Finding("versions", "ok", ", ".join(found))
+
+
+def _core() -> Finding:
+    """Whether decisions run compiled, which only their speed shows."""
+    return Finding("core", "ok", str(core))
 
 
 def _extension() -> Finding:

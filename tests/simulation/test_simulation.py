@@ -64,16 +64,19 @@ def _violations() -> frozenset[str]:
     return frozenset().union(*(World(seed).run().kinds for seed in range(6)))
 
 
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("no_positions")
 def test_positions_left_out_are_caught() -> None:
     assert _violations() & {"position_behind", "input_decided_twice"}
 
 
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("abort_that_keeps")
 def test_an_abort_that_is_not_undone_is_caught() -> None:
     assert _violations() & {"sequence_gap", "broken_chain", "input_lost"}
 
 
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("limits_forgotten")
 def test_limits_lost_by_a_restore_are_caught() -> None:
     assert _violations() & {"limit_broken", "limit_row_disagrees"}

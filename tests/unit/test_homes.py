@@ -42,6 +42,7 @@ def test_a_home_is_found_once_and_stays() -> None:
     assert set(first) == set(range(7))
 
 
+@pytest.mark.interpreted
 def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.homes._CACHE_MAX", 3)
     homes = Homes(5)

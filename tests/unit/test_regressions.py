@@ -257,6 +257,7 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
     assert scene.engine.seal() == []
 
 
+@pytest.mark.interpreted
 def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
     scene = Scene()

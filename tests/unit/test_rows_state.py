@@ -201,6 +201,7 @@ def test_a_dead_letter_that_runs_again_is_not_forgotten(monkeypatch: pytest.Monk
     assert store.restored().jobs[job.key].run == 2
 
 
+@pytest.mark.interpreted
 def test_too_many_dead_letters_go_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
     store = Store()

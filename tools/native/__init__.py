@@ -44,9 +44,9 @@ def compiled_sources(home: Path) -> list[str]:
 
 def missing_compiler() -> str | None:
     """What the C part of the build lacks, with the way out; None when all is there."""
-    words = (sysconfig.get_config_var("CC") or "cc").split()
-    if os.name != "nt" and shutil.which(os.environ.get("CC", "").split(" ")[0] or words[0]) is None:
-        return f"no C compiler ({words[0]}); on Debian and Ubuntu: apt-get install gcc libc6-dev"
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if os.name != "nt" and shutil.which(compiler) is None:
+        return f"no C compiler ({compiler}); on Debian and Ubuntu: apt-get install gcc libc6-dev"
     headers = Path(sysconfig.get_paths()["include"])
     if not (headers / "Python.h").exists():
         return f"no Python.h in {headers}; on Debian and Ubuntu: apt-get install python3-dev"
@@ -68,7 +68,7 @@ def build(home: Path = HOME, place: Path | None = None) -> tuple[Path, bool]:
     Raises BrokenBuild with the end of the compiler's output.
     """
     place = place or home / PLACES[0]
-    if _is_built(target := place / folder_name(home), stamp(home)):
+    if is_built(target := place / folder_name(home), stamp(home)):
         return target, False
     place.mkdir(parents=True, exist_ok=True)
     scratch = place / f".building-{os.getpid()}"
@@ -80,15 +80,17 @@ def build(home: Path = HOME, place: Path | None = None) -> tuple[Path, bool]:
         target = place / folder_name(scratch)
         _compile(scratch)
         (scratch / "out" / STAMP).write_text(stamp(scratch), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)  # of another compiler, or of other options
-        (scratch / "out").rename(target)
+        if not is_built(target, stamp(scratch)):  # by somebody else in the meantime
+            shutil.rmtree(target, ignore_errors=True)  # of another compiler, or of other options
+            (scratch / "out").rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     _remove_others(place, target)
     return target, True
 
 
-def _is_built(target: Path, expected: str) -> bool:
+def is_built(target: Path, expected: str) -> bool:
+    """Whether that folder was made by this compiler, in this way."""
     try:
         return (target / STAMP).read_text(encoding="utf-8") == expected
     except OSError:
@@ -130,7 +132,7 @@ def main() -> int:
         return 0
     begun = time.monotonic()
     try:
-        if not _is_built(HOME / PLACES[0] / folder_name(HOME), stamp(HOME)):
+        if not is_built(HOME / PLACES[0] / folder_name(HOME), stamp(HOME)):
             print("native: compiling the core, about 40 s …", flush=True)
         folder, is_new = build()
     except BrokenBuild as error:
