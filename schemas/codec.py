@@ -75,6 +75,9 @@ class Refusal:
         self.type = type
 
 
+_MEDIUM: Final = Priority.MEDIUM
+
+
 class PlainRequest:
     """What `JobRequest` is, for the many requests that have only the four common fields.
 
@@ -84,7 +87,7 @@ class PlainRequest:
     __slots__ = ("job_id", "payload", "type", "user_id")
 
     queue: None = None
-    priority = Priority.MEDIUM
+    priority = _MEDIUM
     run_at: None = None
     expires_at: None = None
     unique_key: None = None
@@ -126,7 +129,10 @@ def _plain_request(body: dict[str, Any]) -> PlainRequest | None:
 
 
 def _is_id(value: str) -> bool:
-    return 0 < len(value) <= ID_LENGTH_MAX and _ID.match(value) is not None
+    if not 0 < len(value) <= ID_LENGTH_MAX:
+        return False
+    # Nearly all ids: printable ASCII holds no control character. Half as dear as the pattern.
+    return (value.isascii() and value.isprintable()) or _ID.match(value) is not None
 
 
 class Decoded:

@@ -197,13 +197,15 @@ class EventWriter:
     """
 
     __slots__ = (
-        "_cause", "_cause_json", "_head", "_head_of", "_id_head", "_ids", "_instants", "_type"
+        "_cause", "_cause_json", "_head", "_head_of", "_id_head", "_ids", "_instants", "_priority",
+        "_type", "_type_of",
     )
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
-        self._head_of: tuple[str, str, str, int] = ("", "", "", 0)
-        self._head = self._id_head = self._ids = self._type = b""
+        self._head_of: tuple[str, str, int] = ("", "", 0)
+        self._type_of: tuple[str, str, str] = ("", "", "")
+        self._head = self._id_head = self._ids = self._type = self._priority = b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
 
@@ -252,27 +254,37 @@ class EventWriter:
 
     def _look_at(self, event: Event) -> None:
         """Writes what the events of one job share, unless the last event was of the same job."""
-        user_id, job_id, queue, incarnation = self._head_of
+        is_of_type = self._look_at_type(event)
+        user_id, job_id, incarnation = self._head_of
         if (
-            event.job_id is job_id
+            is_of_type
+            and event.job_id is job_id
             and event.user_id is user_id
-            and event.queue is queue
             and event.incarnation == incarnation
         ):
             return
-        self._head_of = (event.user_id, event.job_id, event.queue, event.incarnation)
+        self._head_of = (event.user_id, event.job_id, event.incarnation)
         user, job = orjson.dumps(event.user_id), orjson.dumps(event.job_id)
         begun = _digits(event.incarnation)
         self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
-        self._type = b'"type":%b,"queue":%b' % (
-            orjson.dumps(event.type), orjson.dumps(event.queue)
-        )
-        self._head = b'%b,%b,"priority":%b,"incarnation":%b' % (
-            self._ids, self._type, orjson.dumps(event.priority), begun
+        self._head = b'%b,%b,%b,"incarnation":%b' % (
+            self._ids, self._type, self._priority, begun
         )
         # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
         user = user.replace(b"%", b"%25").replace(b"/", b"%2F")
         self._id_head = b"%b/%b/%b" % (user[1:-1], job[1:-1], begun)
+
+    def _look_at_type(self, event: Event) -> bool:
+        """The same for what many jobs share; whether it was the last event's."""
+        type_name, queue, priority = self._type_of
+        if event.type is type_name and event.queue is queue and event.priority is priority:
+            return True
+        self._type_of = (event.type, event.queue, event.priority)
+        self._type = b'"type":%b,"queue":%b' % (
+            orjson.dumps(event.type), orjson.dumps(event.queue)
+        )
+        self._priority = b'"priority":%b' % orjson.dumps(event.priority)
+        return False
 
     def _write_cause(self, cause: tuple[str, int, int] | None) -> bytes:
         if cause is None:

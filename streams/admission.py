@@ -18,7 +18,7 @@ from streams import limits
 from streams.commands import Submit
 from streams.job import JobKey, Spec
 
-OPTIONAL_FACTS: Final = (
+OPTIONAL_FACTS: Final[tuple[str, ...]] = (
     "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
 )
 TRACEPARENT_LENGTH_MAX: Final = 128  # W3C's has 55; a later version may append

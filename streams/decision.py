@@ -49,6 +49,13 @@ class InvalidTransition(Exception):
         super().__init__(f"event {kind} is not legal here: {story}")
 
 
+def repeat_of(known: int, repeated: int) -> Rejected:
+    """What becomes of a request for a job that is known, live or ended: by both fingerprints."""
+    if known == repeated:
+        return Rejected(Reason.SAME_BODY, EventKind.DUPLICATE_IGNORED)
+    return Rejected(Reason.OTHER_BODY, EventKind.CONFLICT_IGNORED)
+
+
 @direct
 class Effect(StrEnum):
     """What the edge must write because of an event, beside the event itself."""

@@ -16,7 +16,9 @@ from streams.job import JobKey
 
 COUNT_MAX: Final = 2_000_000  # ended jobs a partition remembers
 _DIGEST_BYTES: Final = 16
-_STATES: Final = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED)
+_STATES: Final[tuple[State, ...]] = (
+    State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED
+)
 _NUMBER_OF: Final = {state: number for number, state in enumerate(_STATES)}
 _FINGERPRINT_BITS: Final = 32
 _STATE_BITS: Final = 3
@@ -51,9 +53,9 @@ class FinishedJobs:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._by_digest)
 
-    def add(self, digest: bytes, ended: Ended) -> None:
-        packed = (ended.finished_at << _FINGERPRINT_BITS | ended.fingerprint) << _STATE_BITS
-        self._by_digest[digest] = packed | _NUMBER_OF[ended.state]
+    def add(self, digest: bytes, finished_at: int, fingerprint: int, state: State) -> None:
+        packed = (finished_at << _FINGERPRINT_BITS | fingerprint) << _STATE_BITS
+        self._by_digest[digest] = packed | _NUMBER_OF[state]
         self._order.append(digest)
 
     def get(self, digest: bytes) -> Ended | None:

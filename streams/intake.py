@@ -30,11 +30,10 @@ from streams.commands import (
     Report,
     Submit,
 )
-from streams.decision import Rejected
+from streams.decision import Rejected, repeat_of
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
-from streams.lifecycle import repeat_of
 from streams.outbox import (
     CARRIED_BYTES_MAX,
     ORIGIN_HEADER,

@@ -7,7 +7,7 @@ by putting the old object back.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from schemas.words import State
 
@@ -17,6 +17,9 @@ compiled code would make another one at each use, and every index holds this ver
 
 Worker = tuple[str, int]
 """(worker_id, incarnation): who runs an attempt."""
+
+
+_FAILED: Final = State.FAILED
 
 
 class Spec:
@@ -188,4 +191,4 @@ class Job:
     @property
     def is_dead_letter(self) -> bool:
         """Failed and kept whole, so that it can be redriven. A refused request has no payload."""
-        return self.state is State.FAILED and bool(self.spec.payload)
+        return self.state is _FAILED and bool(self.spec.payload)

@@ -15,7 +15,14 @@ from typing import Any, Final, assert_never
 import orjson
 
 from schemas.event_writer import Event
-from schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State
+from schemas.words import (
+    IN_FLIGHT_STATES,
+    TERMINAL_KINDS,
+    TERMINAL_STATES,
+    EventKind,
+    Reason,
+    State,
+)
 from streams import admission, attempts
 from streams.admission import Situation
 from streams.commands import (
@@ -32,7 +39,7 @@ from streams.commands import (
     Resolve,
     Submit,
 )
-from streams.decision import Accepted, Decision, Effect, InvalidTransition, Rejected
+from streams.decision import Accepted, Decision, Effect, InvalidTransition, Rejected, repeat_of
 from streams.job import Job, Spec, Worker
 
 _S, _E = State, EventKind
@@ -81,12 +88,21 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.FAILED, _E.REDRIVEN): _S.PENDING,
 }
 
+# Members by names of this module: compiled code reads those without a look-up.
+_RUNNING: Final = _S.RUNNING
+_DISPATCHED: Final = _E.DISPATCHED
+_ATTEMPT_SUCCEEDED: Final = _E.ATTEMPT_SUCCEEDED
+_SUCCEEDED: Final = _E.SUCCEEDED
+_REDRIVEN: Final = _E.REDRIVEN
+_TELLS_OF_ATTEMPT: Final = frozenset({_E.ATTEMPT_STARTED, _ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED})
+_PUTS_OFF: Final = frozenset({_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED})
+_GIVES_BACK: Final = frozenset({_E.RETURNED, _E.RESCUED})
+
 RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so for ever
 UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
 
 
 # --- the fold -----------------------------------------------------------------------------------
-
 
 def evolve(job: Job | None, event: Event) -> Job:
     """The job after `event`. Pure: the argument stays as it was.
@@ -101,7 +117,7 @@ def evolve(job: Job | None, event: Event) -> Job:
         holds_limit = bool(event.data and event.data.get("holds_limit"))
         return Job.first(event.spec, state, holds_limit=holds_limit)
     new = job.moved_to(state)
-    if kind is _E.DISPATCHED:
+    if kind is _DISPATCHED:
         _fold_dispatched(new, event)
     elif kind in TERMINAL_KINDS:
         new.finished_at = event.occurred_at
@@ -126,24 +142,24 @@ def _fold_dispatched(new: Job, event: Event) -> None:
 
 
 def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
-    if kind in (_E.ATTEMPT_STARTED, _E.ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED):
+    if kind in _TELLS_OF_ATTEMPT:
         new.started_at = event.started_at
         new.worker = event.worker
         if event.error is not None:
             new.error = event.error
-    elif kind in (_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED):
+    elif kind in _PUTS_OFF:
         new.due_at = event.due_at
         new.reason = event.reason
         if event.spec is not None:
             new.spec = event.spec
             new.holds_limit = bool(event.data and event.data.get("holds_limit"))
-    elif kind in (_E.RETURNED, _E.RESCUED):
+    elif kind in _GIVES_BACK:
         new.attempt -= 1
         new.worker = None
         new.rescues += kind is _E.RESCUED
     elif kind is _E.CANCEL_REQUESTED:
         new.is_cancel_requested = True
-    elif kind is _E.REDRIVEN:
+    elif kind is _REDRIVEN:
         new.run += 1
         new.attempt = new.rescues = 0
         new.queued_at = event.occurred_at
@@ -220,9 +236,9 @@ class Story:
         if after is None:
             raise InvalidTransition(job, kind)
         spec = job.spec
-        begins = kind is _E.DISPATCHED
-        gives_back = kind is _E.RETURNED or kind is _E.RESCUED
-        redriven = kind is _E.REDRIVEN
+        begins = kind is _DISPATCHED
+        gives_back = kind in _GIVES_BACK
+        redriven = kind is _REDRIVEN
         event = Event(
             kind, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
             spec.requested_at, job.run + redriven, job.sequence + 1,
@@ -274,7 +290,7 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
         case Submit():
             return _submit(job, command, now, situation)
         case Dispatch():
-            return Story(job, now, None).tell(_E.DISPATCHED).done()
+            return Story(job, now, None).tell(_DISPATCHED).done()
         case Defer():
             story = Story(job, now, None)
             story.tell(_E.DEFERRED, reason=Reason.RATE_LIMITED, due_at=command.due_at)
@@ -321,13 +337,6 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
     return story.done()
 
 
-def repeat_of(known: int, repeated: int) -> Rejected:
-    """What becomes of a request for a job that is known, live or ended: by both fingerprints."""
-    if known == repeated:
-        return Rejected(Reason.SAME_BODY, _E.DUPLICATE_IGNORED)
-    return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
-
-
 def _refuse(job: Job | None, command: Refuse, now: int, situation: Situation) -> Decision:
     if job is not None:
         return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
@@ -371,7 +380,7 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
         return Rejected(Reason.UNKNOWN_JOB, _E.OUTCOME_IGNORED)
     if job.state in TERMINAL_STATES:
         return Rejected(Reason.ALREADY_ENDED, _E.OUTCOME_IGNORED)
-    if job.epoch != outcome["epoch"] or job.state not in (_S.DISPATCHED, _S.RUNNING):
+    if job.epoch != outcome["epoch"] or job.state not in IN_FLIGHT_STATES:
         return Rejected(Reason.STALE_EPOCH, _E.OUTCOME_IGNORED)
     kind = outcome["kind"]
     story = Story(job, now, command.cause)
@@ -380,7 +389,7 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
     if kind == "failed":
         return _attempt_failed(story, job, command, now, situation)
     if kind == "started":
-        if job.state is _S.RUNNING:
+        if job.state is _RUNNING:
             return Rejected(Reason.SAME_BODY, None)
         started_at, wait_ms, _ = attempts.times(job, outcome, now)
         story.tell(
@@ -388,7 +397,7 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
         )
         return story.done()
     if kind == "progressed":
-        if job.state is not _S.RUNNING:
+        if job.state is not _RUNNING:
             return Rejected(Reason.STALE_EPOCH, None)
         story.tell(_E.PROGRESSED, worker=command.worker, data=attempts.progress_of(outcome))
         return story.done()
@@ -412,11 +421,11 @@ def _attempt_succeeded(story: Story, job: Job, command: Report, now: int) -> Dec
         )
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
     story.tell(
-        _E.ATTEMPT_SUCCEEDED, worker=worker, started_at=started_at, wait_ms=wait_ms,
+        _ATTEMPT_SUCCEEDED, worker=worker, started_at=started_at, wait_ms=wait_ms,
         run_ms=run_ms,
     )
     story.tell(
-        _E.SUCCEEDED, worker=worker, wait_ms=wait_ms, run_ms=run_ms,
+        _SUCCEEDED, worker=worker, wait_ms=wait_ms, run_ms=run_ms,
         data={"result": orjson.Fragment(result_json)},
     )
     return story.done()
@@ -465,7 +474,7 @@ def _cancel(job: Job | None, command: Cancel, now: int) -> Decision:
         return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED)
     data = {"actor": command.actor, "reason": command.reason}
     story = Story(job, now, command.cause)
-    if job.state in (_S.DISPATCHED, _S.RUNNING):
+    if job.state in IN_FLIGHT_STATES:
         if job.is_cancel_requested:
             return Rejected(Reason.SAME_BODY, None)
         return story.tell(_E.CANCEL_REQUESTED, data=data).done()

@@ -40,9 +40,10 @@ def carried_bytes(
     key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
 ) -> int:
     """What a record costs that is passed on."""
-    return len(key or b"") + len(value or b"") + sum(
-        len(name) + len(text or b"") for name, text in headers
-    )
+    size = len(key or b"") + len(value or b"")
+    for name, text in headers:
+        size += len(name) + len(text or b"")
+    return size
 
 
 class Outbox:

@@ -34,6 +34,8 @@ SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 DISPATCH_AT_ONCE_MAX: Final = 2_000  # jobs of one queue in one group: keeps groups short
 _DISPATCH: Final = Dispatch()
+_PENDING: Final = State.PENDING
+
 
 class QueueCapacity(NamedTuple):
     """What the heartbeats of all workers say of one queue."""
@@ -278,7 +280,7 @@ class Partition:
 def _may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
     if job.spec.queue != queue:
         return False
-    if job.state is State.PENDING:
+    if job.state is _PENDING:
         return True
     if job.state is State.RETRYING:
         return (job.due_at or 0) <= now_ms

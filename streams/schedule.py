@@ -13,6 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Final
 
 from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State, direct
 from streams.job import Job, JobKey
@@ -31,6 +32,12 @@ class TimerKind(IntEnum):
     EXPIRES = 2
     UNKNOWN_TYPE = 3
     GATE = 4  # a delayed limit has a free start again
+
+
+_PENDING: Final = State.PENDING
+_SCHEDULED: Final = State.SCHEDULED
+_RETRYING: Final = State.RETRYING
+_IN_FLIGHT: Final = IN_FLIGHT_STATES
 
 
 class Schedule:
@@ -77,18 +84,18 @@ class Schedule:
     def place(self, before: Job | None, job: Job) -> None:
         """Puts a job where its new state belongs. Called for each decision, and on a restore."""
         state = job.state
-        if before is not None and before.state in IN_FLIGHT_STATES:
-            if state in IN_FLIGHT_STATES:
+        if before is not None and before.state in _IN_FLIGHT:
+            if state in _IN_FLIGHT:
                 return
             line = self.in_flight.get(before.spec.queue)
             if line is not None:
                 line.pop(before.key, None)
-        if state is State.PENDING:
+        if state is _PENDING:
             self.make_ready(job, is_first=before is not None)
             self._watch_expiry(before, job)
-        elif state is State.DISPATCHED or state is State.RUNNING:
+        elif state in _IN_FLIGHT:
             self.in_flight.setdefault(job.spec.queue, {})[job.key] = None
-        elif state is State.SCHEDULED or state is State.RETRYING:
+        elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(job)
             self._watch_expiry(before, job)
 

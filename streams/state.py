@@ -32,6 +32,9 @@ DEAD_RETENTION_MS: Final = 30 * 86_400_000  # ms that a dead letter stays redriv
 FORGET_AT_ONCE_MAX: Final = 1_000  # rows forgotten in one group, so that no group grows long
 
 
+_OVER: Final = TERMINAL_STATES
+
+
 class PartitionState:
     """The state of one partition. Implements `lifecycle.Situation`."""
 
@@ -100,7 +103,7 @@ class PartitionState:
             return
         name = (key[0], unique_key)
         holder = self._unique.get(name)
-        is_over = after.state in TERMINAL_STATES
+        is_over = after.state in _OVER
         if is_over == (holder != key):
             return  # over and not the holder, or alive and already the holder
         self._old_unique.setdefault(name, holder)
@@ -180,7 +183,7 @@ class PartitionState:
         changed: list[Row] = []
         for key in self._old_jobs:
             job = self.jobs[key]
-            is_over = job.state in TERMINAL_STATES and not job.is_dead_letter
+            is_over = job.state in _OVER and not job.is_dead_letter
             value = rows.ended_value(job) if is_over else rows.live_value(job)
             changed.append((rows.key_of(job.spec), value))
         for name in self._old_limits:
@@ -207,7 +210,7 @@ class PartitionState:
                 self._dead_letters[key] = None
                 continue
             self._dead_letters.pop(key, None)
-            if job.state in TERMINAL_STATES:
+            if job.state in _OVER:
                 self._remember(job)
                 del self.jobs[key]
         for key in self._buried:
@@ -223,8 +226,10 @@ class PartitionState:
         return (job.finished_at or 0) > self.clock_ms - self._dedupe_retention_ms
 
     def _remember(self, job: Job) -> None:
-        ended = Ended(job.finished_at or self.clock_ms, job.spec.fingerprint, job.state)
-        self.finished.add(rows.key_of(job.spec)[1:], ended)
+        self.finished.add(
+            rows.key_of(job.spec)[1:], job.finished_at or self.clock_ms, job.spec.fingerprint,
+            job.state,
+        )
 
     def undo(self) -> None:
         """The transaction was aborted: everything is as it was before the group."""
@@ -279,7 +284,7 @@ class PartitionState:
         if kind == b"j":
             row = rows.read_job(value)
             if isinstance(row, Ended):
-                self.finished.add(key[1:], row)
+                self.finished.add(key[1:], *row)
             else:
                 self.jobs[row.key] = row
         elif kind == b"l":

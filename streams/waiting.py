@@ -20,7 +20,10 @@ from streams.job import JobKey
 _HIGH_FIRST: Final = (0, 1, 2)
 _MEDIUM_FIRST: Final = (1, 0, 2)
 _LOW_FIRST: Final = (2, 0, 1)
-TURNS: Final = ((_HIGH_FIRST,) * 4 + (_MEDIUM_FIRST,)) * 4 + (_LOW_FIRST,)
+# Of a tuple whose type gives its length compiled code would make a copy at each pick.
+TURNS: Final[tuple[tuple[int, ...], ...]] = (
+    ((_HIGH_FIRST,) * 4 + (_MEDIUM_FIRST,)) * 4 + (_LOW_FIRST,)
+)
 """Which priority each pick looks at first: 16 high, 4 medium, 1 low, spread evenly."""
 
 BAND_OF: Final[dict[str, int]] = {name.value: band for band, name in enumerate(PRIORITY_ORDER)}

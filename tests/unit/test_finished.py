@@ -16,7 +16,7 @@ def filled(count: int) -> FinishedJobs:
     """Job n ended at n."""
     finished = FinishedJobs()
     for n in range(count):
-        finished.add(digest(n), Ended(n, n, State.SUCCEEDED))
+        finished.add(digest(n), *Ended(n, n, State.SUCCEEDED))
     return finished
 
 
@@ -26,7 +26,7 @@ def filled(count: int) -> FinishedJobs:
 def test_packing_loses_nothing(state: State, fingerprint: int, finished_at: int) -> None:
     finished = FinishedJobs()
     ended = Ended(finished_at, fingerprint, state)
-    finished.add(digest(1), ended)
+    finished.add(digest(1), *ended)
     assert finished.get(digest(1)) == ended
     assert finished.get(digest(2)) is None
 
@@ -73,6 +73,6 @@ def test_forgetting_can_be_undone_until_it_is_settled() -> None:
 def test_rows_read_in_any_order_are_sorted_by_time() -> None:
     finished = FinishedJobs()
     for n in (5, 1, 4, 2, 3):
-        finished.add(digest(n), Ended(n, 2**32 - n, State.SUCCEEDED))
+        finished.add(digest(n), *Ended(n, 2**32 - n, State.SUCCEEDED))
     finished.sort()
     assert finished.forget_until(4, count_max=100, at_most=2) == [digest(1), digest(2)]

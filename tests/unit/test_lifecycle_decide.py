@@ -11,14 +11,13 @@ from schemas.wire import BackoffSpec
 from schemas.words import Reason, State
 from streams.attempts import RETRY_AFTER_MS_MAX
 from streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
-from streams.decision import Accepted, InvalidTransition, Rejected
+from streams.decision import Accepted, InvalidTransition, Rejected, repeat_of
 from streams.job import Job
 from streams.lifecycle import (
     RESCUES_MAX,
     UNKNOWN_TYPE_WAIT_MS,
     Story,
     decide,
-    repeat_of,
 )
 from streams.limits import LimitState
 from tests.unit.core_kit import (
