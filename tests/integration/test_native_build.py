@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from schemas.native import PLACES, folder_name
+from schemas.native import HOME, PLACES, VARIABLE, folder_name
 from tools import native
 
 TINY: Final = """from typing import Final
@@ -56,3 +60,21 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tiny: Path) -> None:
     assert list((tiny / PLACES[0]).iterdir()) == []
 
 
+
+
+def test_a_wheel_carries_the_core_when_asked_to(tmp_path: Path) -> None:
+    needs_compiler()
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", tmp_path, HOME],
+        env={**os.environ, VARIABLE: "1"}, check=True, timeout=170,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert not wheel.name.endswith("-none-any.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    said = subprocess.run(
+        [sys.executable, "-c", "import streams.lifecycle as it; print(it.__file__)"],
+        env={**os.environ, VARIABLE: "1", "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, text=True,
+        capture_output=True, timeout=60, check=True,
+    ).stdout
+    assert said.startswith(str(tmp_path / PLACES[1] / folder_name(tmp_path)))

@@ -106,7 +106,7 @@ def _compile(scratch: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script), OPTIMISATION, *compiled_sources(scratch)],
         cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env={**os.environ, "MYPYPATH": "", "PYTHONPATH": ""},
+        env={**os.environ, "MYPYPATH": ""},
     )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-LOG_LINES:])
