@@ -167,6 +167,7 @@ class Event:
         return f"{_name_of(self)}/{tail}"
 
 
+_json: Final = orjson.dumps  # a constant of this module: compiled code need not look it up
 _NULL: Final = b"null"
 _CLOUDEVENTS_TYPE: Final = {
     kind: ("ce_type", f"{CLOUDEVENTS_TYPE_PREFIX}{kind.value}".encode()) for kind in EventKind
@@ -224,12 +225,12 @@ class EventWriter:
             _VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, _digits(event.run),
             _NULL if sequence is None else tail, _digits(event.attempt), _digits(event.epoch),
             self._instants.json(event.occurred_at), _STATE_JSON[event.state_before],
-            _STATE_JSON[event.state_after], _NULL if reason is None else orjson.dumps(reason),
-            _NULL if error is None else orjson.dumps(error),
-            _NULL if worker is None else orjson.dumps(worker[0]),
+            _STATE_JSON[event.state_after], _NULL if reason is None else _json(reason),
+            _NULL if error is None else _json(error),
+            _NULL if worker is None else _json(worker[0]),
             self._instants.json(event.due_at), _digits_or_null(event.wait_ms),
             _digits_or_null(event.run_ms), self._write_cause(event.cause),
-            _NULL if data is None else orjson.dumps(data),
+            _NULL if data is None else _json(data),
         )
 
     def completed(self, event: Event, requested_at: int, started_at: int | None) -> bytes:
@@ -243,9 +244,9 @@ class EventWriter:
             b'"run":%b,"sequence":%b,"schema_version":%b}'
         ) % (
             self._ids, self._type, _STATE_JSON[event.state_after],
-            _NULL if reason is None else orjson.dumps(reason),
-            _NULL if result is None else orjson.dumps(result),
-            _NULL if error is None else orjson.dumps(error), _digits(event.attempt),
+            _NULL if reason is None else _json(reason),
+            _NULL if result is None else _json(result),
+            _NULL if error is None else _json(error), _digits(event.attempt),
             self._instants.json(requested_at), self._instants.json(started_at),
             self._instants.json(event.occurred_at), _digits_or_null(event.wait_ms),
             _digits_or_null(event.run_ms), _digits(event.run), _digits_or_null(event.sequence),
@@ -264,7 +265,7 @@ class EventWriter:
         ):
             return
         self._head_of = (event.user_id, event.job_id, event.incarnation)
-        user, job = orjson.dumps(event.user_id), orjson.dumps(event.job_id)
+        user, job = _json(event.user_id), _json(event.job_id)
         begun = _digits(event.incarnation)
         self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
         self._head = b'%b,%b,%b,"incarnation":%b' % (
@@ -281,9 +282,9 @@ class EventWriter:
             return True
         self._type_of = (event.type, event.queue, event.priority)
         self._type = b'"type":%b,"queue":%b' % (
-            orjson.dumps(event.type), orjson.dumps(event.queue)
+            _json(event.type), _json(event.queue)
         )
-        self._priority = b'"priority":%b' % orjson.dumps(event.priority)
+        self._priority = b'"priority":%b' % _json(event.priority)
         return False
 
     def _write_cause(self, cause: tuple[str, int, int] | None) -> bytes:
@@ -292,7 +293,7 @@ class EventWriter:
         if cause != self._cause:
             self._cause = cause
             self._cause_json = b'{"topic":%b,"partition":%b,"offset":%b}' % (
-                orjson.dumps(cause[0]), _digits(cause[1]), _digits(cause[2])
+                _json(cause[0]), _digits(cause[1]), _digits(cause[2])
             )
         return self._cause_json
 

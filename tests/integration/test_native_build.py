@@ -22,8 +22,9 @@ def answer() -> int:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Packages of the same names that compile within seconds."""
+    monkeypatch.setattr(native, "OPTIMISATION", "0")
     for package, names in {"schemas": native.CONTRACTS, "streams": ("engine",)}.items():
         (tmp_path / package).mkdir()
         for name in ("__init__", *names):
