@@ -75,7 +75,7 @@ lint: install-dev ## ruff: rules and format of imports
 types: install-dev ## mypy --strict over everything, tests too
 	@$(BIN)/mypy --strict $(addprefix -p ,$(call present,$(CODE)))
 unit: install-dev ## Tests without a broker: unit, property, tidy, conformance, simulation
-	@$(PYTEST) -m "not real" $(call present,$(QUICK_TIERS))
+	@TIDEMILL_NATIVE=0 $(PYTEST) -m "not real" $(call present,$(QUICK_TIERS))
 check: lint types unit ## lint, types, unit
 
 .PHONY: debian

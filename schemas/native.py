@@ -46,7 +46,7 @@ class Core:
         self.wish = os.environ.get(VARIABLE, "")
         self.folder: Path | None = None
         self.why = f"{VARIABLE}=0" if self.wish == "0" else "not compiled: run `make native`"
-        if self.wish != "0":
+        if self.wish in ("", "1"):
             self._find()
 
     def _find(self) -> None:
@@ -102,12 +102,14 @@ core: Final = Core()
 def prefer_compiled(package: str, path: MutableSequence[str], *, demand: bool = False) -> None:
     """Lets the modules of `package` be found in their compiled form first, where there is one.
 
-    `demand`: raise NativeCoreMissing when TIDEMILL_NATIVE=1 asks for what is not there.
+    `demand`: raise NativeCoreMissing when TIDEMILL_NATIVE asks for what is not there.
     """
     if core.folder is not None:
         path.insert(0, str(core.folder / package))
+    elif demand and core.wish not in ("", "0", "1"):
+        raise NativeCoreMissing(f"{VARIABLE}={core.wish!r} is neither 0 nor 1; or leave it unset")
     elif demand and core.wish == "1":
         raise NativeCoreMissing(
-            f"{VARIABLE}=1 asks for a compiled core, but: {core.why}. Compile it, or unset "
-            f"{VARIABLE} to run interpreted"
+            f"{VARIABLE}=1 asks for a compiled core, but: {core.why}, or unset {VARIABLE} to run "
+            "interpreted"
         )

@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from agents import exit_codes
 from schemas.native import HOME, LIBRARY, PACKAGES, PLACES, VARIABLE, core, folder_name
 from tests.chaos.mutations import MUTATIONS, scratch_copy
 from tools import native
@@ -91,6 +92,22 @@ def test_a_mutated_copy_runs_interpreted(tmp_path: Path) -> None:
                 shutil.copytree(BUILT, copy / PLACES[0] / BUILT.name)
             assert folder_name(copy) != BUILT.name
         assert said(copy) == ("interpreted", ".py")
+
+
+def test_a_role_that_must_be_compiled_says_what_is_missing(tmp_path: Path) -> None:
+    copy = scratch_copy(HOME, tmp_path, ())
+    done = subprocess.run(
+        [sys.executable, "-m", "tidemill", "ledger", "--kafka", "127.0.0.1:1"], cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), VARIABLE: "1"}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )
+    assert done.returncode == exit_codes.CONFIG
+    assert "make native" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_word_is_refused(home: Path) -> None:
+    assert "'yes' is neither 0 nor 1" in started(home, "yes").stderr
 
 
 def test_what_cannot_be_loaded_is_not_used(home: Path) -> None:

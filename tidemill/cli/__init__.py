@@ -23,8 +23,13 @@ def main() -> NoReturn:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(78)
     from agents.supervisor import tie_to_supervisor
+    from schemas.native import NativeCoreMissing
 
     tie_to_supervisor()
     from tidemill.cli.app import run
 
-    sys.exit(run())
+    try:
+        sys.exit(run())
+    except NativeCoreMissing as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(78)
