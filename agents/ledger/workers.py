@@ -19,14 +19,14 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
-from agents.runtime.clients import client_settings
+from agents.runtime.clients import client_settings, take_arrived
 from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition, Heartbeat
 from streams.partition import QueueCapacity
 
 logger = logging.getLogger("tidemill.ledger")
 
-POLL_SECONDS: Final = 0.2  # one wait for records; also how soon a stop is noticed
+POLL_SECONDS: Final = 0.2  # the longest wait for a record; also how soon a stop is noticed
 BATCH_RECORDS_MAX: Final = 1_000  # records taken from the client at once
 DEAF_AFTER_SECONDS: Final = 2.0  # a longer pause between two polls means that we were stopped
 METADATA_SECONDS: Final = 10.0  # one question to the broker at the start
@@ -176,7 +176,7 @@ class WorkerReader:
     def _poll(self, consumer: Consumer) -> None:
         polled_at = told_at = time.monotonic()
         while not self._stopping.is_set():
-            messages = consumer.consume(BATCH_RECORDS_MAX, POLL_SECONDS)
+            messages = take_arrived(consumer, BATCH_RECORDS_MAX, POLL_SECONDS)
             now = time.monotonic()
             if now - polled_at > DEAF_AFTER_SECONDS:
                 self._book.note_deaf()
