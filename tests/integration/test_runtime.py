@@ -317,7 +317,7 @@ def test_a_restore_never_sleeps_while_rows_are_there(
     admin: AdminClient, app_id: str, kafka: str
 ) -> None:
     """The client's own default pauses its fetching for a second at each 100,000 records."""
-    topic, rows = f"{app_id}-state", 300_000
+    topic, rows = f"{app_id}-state", 500_000
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": rows})
     for number in range(rows):
         producer.produce(topic, b"v" * 200, b"%d" % number, 0)
@@ -327,8 +327,8 @@ def test_a_restore_never_sleeps_while_rows_are_there(
         begun = time.monotonic()
         assert sum(len(batch) for batch in read_compacted(kafka, topic, 0)) == rows
         seconds.append(time.monotonic() - begun)
-    # Its pauses take more than a second whatever the machine does; reading takes 0.3 s of a core.
-    assert min(seconds) < 1.0, seconds
+    # Its pauses take four seconds whatever the machine does; reading takes 0.6 s of a core.
+    assert min(seconds) < 2.0, seconds
 
 
 def test_a_record_is_handed_on_when_it_comes(app_id: str, kafka: str) -> None:
