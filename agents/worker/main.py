@@ -244,7 +244,14 @@ def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler])
         client_settings(
             kafka,
             "tidemill-definitions",
-            {"enable.idempotence": True, "message.timeout.ms": int(PUBLISH_SECONDS * 1000)},
+            {
+                "acks": "all",
+                "linger.ms": 0,
+                # Written twice, a definition is the same. An idempotent producer would wait half a
+                # second for its number first, and with it every worker that starts.
+                "enable.idempotence": False,
+                "message.timeout.ms": int(PUBLISH_SECONDS * 1000),
+            },
         )
     )
     for handler in handlers.values():
