@@ -31,7 +31,9 @@ from agents.logging import READY_EVENT, announce_ready
 logger = logging.getLogger("tidemill.supervisor")
 
 BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # quick at first: most deaths are single
-HEALTHY_SECONDS: Final = 30.0  # a child that lived this long starts again at the first backoff
+# A child that lived this long starts again at the first backoff: longer than what dies at its start
+# lives, and short, so that kills that come one after another do not add up to seconds without it.
+HEALTHY_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.05  # between two looks at the children
 LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one log file; one older file is kept
 SLOW_START_SECONDS: Final = 30.0  # then a line says who is not ready

@@ -13,6 +13,7 @@ from typing import Self
 import orjson
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from agents.runtime.clients import take_arrived
 from benchmarks.program import NotMeasuredError
 
 # Records taken from the client at once, and the longest wait for the first of them.
@@ -97,12 +98,4 @@ class EndWatcher:
         return len(messages)
 
     def _take(self) -> list[Message]:
-        """What is there, as soon as anything is.
-
-        `consume(n, timeout)` alone waits out its time-out unless there are n, which would add up to
-        that to each latency.
-        """
-        first = self._consumer.poll(POLL_SECONDS)
-        if first is None:
-            return []
-        return [first, *self._consumer.consume(BATCH_RECORDS, 0)]
+        return take_arrived(self._consumer, BATCH_RECORDS, POLL_SECONDS)

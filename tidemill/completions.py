@@ -29,13 +29,16 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from agents.runtime.clients import client_settings
+from agents.runtime.clients import client_settings, take_arrived
 from schemas.events import CompletedJob
 from tidemill.requests import ClientError
 
 logger = logging.getLogger("tidemill.client")
 
 POLL_SECONDS: Final = 0.05  # how late the reader sees a new wait that needs it to go back
+# The broker holds a fetch that finds nothing for so long, and with it whatever is asked behind it
+# on the same connection: a look for where a new wait begins.
+FETCH_WAIT_MS_MAX: Final = 50
 IDLE_SECONDS: Final = 10.0  # without a wait for this long the reader stops reading
 REMEMBERED_RECORDS_MAX: Final = 50_000
 REMEMBERED_BYTES_MAX: Final = 64 * 1_048_576
@@ -128,6 +131,7 @@ class Completions:
                     "isolation.level": "read_committed",
                     "enable.auto.commit": False,
                     "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": FETCH_WAIT_MS_MAX,
                     "fetch.queue.backoff.ms": 10,
                     "queued.max.messages.kbytes": 65_536,
                 },
@@ -248,12 +252,7 @@ class Completions:
             self._remember(*entry)
 
     def _read(self, consumer: Consumer) -> None:
-        first = consumer.poll(POLL_SECONDS)
-        if first is None:
-            return
-        self._take(first)
-        # What has arrived with it; this never waits.
-        for message in consumer.consume(CHUNK_RECORDS, timeout=0):
+        for message in take_arrived(consumer, CHUNK_RECORDS, POLL_SECONDS):
             self._take(message)
 
     def _take(self, message: Message) -> None:

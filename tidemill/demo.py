@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agents.runtime.clients import take_arrived
 from tidemill import Client, JobHandle, Request
 from tidemill.demo_jobs import HISTORY_MESSAGES
 
@@ -43,6 +44,7 @@ RUN_SECONDS_MAX: Final = 180.0
 CLICKHOUSE_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 15.0
 POLL_SECONDS: Final = 0.1
+BATCH_RECORDS_MAX: Final = 500  # ends taken from the client at once; the bar moves between two
 ROLES: Final = ("broker", "ledger", "stack", "worker")
 DEFAULT_PORTS: Final = {"--kafka-port": 9092, "--clickhouse-port": 8123, "--http-port": 8080}
 
@@ -228,7 +230,7 @@ def read_ends(kafka: str, handles: list[JobHandle]) -> list[dict[str, Any]]:
             while waiting:
                 if time.monotonic() > deadline:
                     raise DemoError(f"{len(waiting)} jobs had not ended in {RUN_SECONDS_MAX:g} s")
-                for record in consumer.consume(500, timeout=POLL_SECONDS):
+                for record in take_arrived(consumer, BATCH_RECORDS_MAX, POLL_SECONDS):
                     if record.error() is not None:
                         raise DemoError(f"reading jobs.completed: {record.error()}")
                     end = json.loads(record.value() or b"{}")

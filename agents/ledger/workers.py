@@ -19,14 +19,14 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
-from agents.runtime.clients import client_settings
+from agents.runtime.clients import client_settings, take_arrived
 from schemas.topics import Topics
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition, Heartbeat
+from schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS, Definition, Heartbeat
 from streams.partition import QueueCapacity
 
 logger = logging.getLogger("tidemill.ledger")
 
-POLL_SECONDS: Final = 0.2  # one wait for records; also how soon a stop is noticed
+POLL_SECONDS: Final = 0.2  # the longest wait for a record; also how soon a stop is noticed
 BATCH_RECORDS_MAX: Final = 1_000  # records taken from the client at once
 DEAF_AFTER_SECONDS: Final = 2.0  # a longer pause between two polls means that we were stopped
 METADATA_SECONDS: Final = 10.0  # one question to the broker at the start
@@ -34,6 +34,9 @@ METADATA_SECONDS: Final = 10.0  # one question to the broker at the start
 # silence is real. The client tells of a lost broker once and then keeps quiet for half a minute.
 PROBE_AFTER_SECONDS: Final = 1.0
 PROBE_SECONDS: Final = 1.0  # one such question
+# Two beats of silence and a half: nothing more is sent to that worker, whose attempts still run. If
+# it is gone, what was sent meanwhile waits until its partitions have another owner.
+SUSPECT_SECONDS: Final = 2.5 * HEARTBEAT_SECONDS
 FORGET_SECONDS: Final = 600.0  # of silence, after which a worker's id is forgotten
 
 
@@ -73,9 +76,11 @@ class WorkerBook:
         with self._lock:
             self.definitions[definition.type] = definition
 
+    def _silence(self, seen_at: float) -> float:
+        return self._heard_until - max(seen_at, self._hears_since)
+
     def _is_missing(self, seen_at: float) -> bool:
-        silence = self._heard_until - max(seen_at, self._hears_since)
-        return silence >= HEARTBEAT_MISSING_SECONDS
+        return self._silence(seen_at) >= HEARTBEAT_MISSING_SECONDS
 
     def _forget_silent(self, now: float) -> None:
         """Ids that are made from a process id would gather for ever."""
@@ -83,21 +88,24 @@ class WorkerBook:
             if now - seen_at > FORGET_SECONDS and self._is_missing(seen_at):
                 del self._beats[worker_id]
 
-    def _living(self) -> list[Heartbeat]:
+    def _heard_within(self, seconds: float) -> list[Heartbeat]:
         with self._lock:
             return [
-                beat for beat, seen_at in self._beats.values() if not self._is_missing(seen_at)
+                beat
+                for beat, seen_at in self._beats.values()
+                if self._silence(seen_at) < seconds
             ]
 
     def alive(self) -> dict[str, int]:
         """The incarnation of each living worker, by its id."""
-        return {beat.worker_id: beat.incarnation for beat in self._living()}
+        living = self._heard_within(HEARTBEAT_MISSING_SECONDS)
+        return {beat.worker_id: beat.incarnation for beat in living}
 
     def capacity(self) -> dict[str, QueueCapacity]:
-        """Slots and ready partitions by queue. Stopping workers and those without partitions of
-        the queue give none."""
+        """Slots and ready partitions by queue. Workers that stop or have been silent for more than
+        two beats, and those without partitions of the queue, give none."""
         shares: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
-        for beat in self._living():
+        for beat in self._heard_within(SUSPECT_SECONDS):
             if beat.is_stopping:
                 continue
             for queue, room in beat.queues.items():
@@ -176,7 +184,7 @@ class WorkerReader:
     def _poll(self, consumer: Consumer) -> None:
         polled_at = told_at = time.monotonic()
         while not self._stopping.is_set():
-            messages = consumer.consume(BATCH_RECORDS_MAX, POLL_SECONDS)
+            messages = take_arrived(consumer, BATCH_RECORDS_MAX, POLL_SECONDS)
             now = time.monotonic()
             if now - polled_at > DEAF_AFTER_SECONDS:
                 self._book.note_deaf()

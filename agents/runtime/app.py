@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import faust
 import faust.streams
 import faust.transport.conductor
+from faust.tables import TableManager
 from faust.types import TP, AgentT
 from yarl import URL
 
@@ -42,6 +43,16 @@ FETCH_BYTES_MAX = 1024 * 1024
 STREAM_BUFFER_CHUNKS_MAX = 1_000_000
 
 S = TypeVar("S")
+
+
+class PromptTableManager(TableManager):
+    """Faust's own sleeps for a second before it joins the group, for tables that are declared late.
+    Ours are declared before the start, and a role that comes back after a kill is waited for."""
+
+    async def on_start(self) -> None:
+        if not self.should_stop:
+            await self._update_channels()
+            await self.recovery.start()
 
 
 class RoleApp(faust.App):
@@ -177,6 +188,7 @@ def create_app(
         "consumer_max_fetch_size": FETCH_BYTES_MAX,
         "cython_optimizations": True,
         "processing_guarantee": "at_least_once",
+        "TableManager": PromptTableManager,
         "store": "memory://",
         "stream_buffer_maxsize": STREAM_BUFFER_CHUNKS_MAX,
         "stream_recovery_delay": 0.0,

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from confluent_kafka import Consumer, Message
+
 logger = logging.getLogger("tidemill.runtime.kafka")
 
 # librdkafka's answers to a broker that is away: quick at first, then every two seconds.
@@ -86,3 +88,15 @@ def client_settings(kafka: str, client_id: str, settings: Mapping[str, Any]) -> 
         "socket.nagle.disable": True,
         "logger": client_logger(client_id),
     } | dict(settings)
+
+
+def take_arrived(consumer: Consumer, records_max: int, wait_seconds: float) -> list[Message]:
+    """Return what has arrived as soon as anything has; nothing after ``wait_seconds`` without.
+
+    ``consumer.consume(n, timeout)`` alone waits until there are n or the time-out is over, however
+    early the first record comes.
+    """
+    first = consumer.poll(wait_seconds)
+    if first is None:
+        return []
+    return [first, *consumer.consume(records_max - 1, timeout=0)]

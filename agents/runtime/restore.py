@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from agents.runtime.clients import client_settings
+from agents.runtime.clients import client_settings, take_arrived
 from agents.runtime.errors import RecoverableError, kafka_error_of, to_fatal
 
 # Records per call into the client: the call costs some microseconds, the records a fraction each.
@@ -18,8 +18,12 @@ BATCH_RECORDS_MAX = 10_000
 # Without any progress for this long, the restore fails and the next owner tries.
 STALL_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.2
-# Bytes that the client may hold before we read them.
+# What the client may hold before we read it: bytes rule, the count (by default 100,000, which the
+# rows of half a second reach) does not.
 FETCH_KBYTES_MAX = 64 * 1024
+FETCH_RECORDS_MAX = 10_000_000
+# A client that holds that much looks again so soon; by default it sleeps for a second.
+FETCH_BACKOFF_MS = 5
 FETCH_BYTES_PER_PARTITION = 8 * 1024 * 1024
 
 #: (key, value) pairs in the order of the log; a value of None is a tombstone.
@@ -43,6 +47,8 @@ def read_compacted(kafka: str, topic: str, partition: int) -> Iterator[list[Row]
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "queued.max.messages.kbytes": FETCH_KBYTES_MAX,
+                "queued.min.messages": FETCH_RECORDS_MAX,
+                "fetch.queue.backoff.ms": FETCH_BACKOFF_MS,
                 "max.partition.fetch.bytes": FETCH_BYTES_PER_PARTITION,
                 "fetch.wait.max.ms": 50,
                 "check.crcs": True,
@@ -111,9 +117,8 @@ def _is_passing(error: KafkaError) -> bool:
 def _read_until(consumer: Consumer, tp: TopicPartition, end: int) -> Iterator[list[Row]]:
     moved_at = time.monotonic()
     while True:
-        messages = consumer.consume(BATCH_RECORDS_MAX, timeout=POLL_SECONDS)
         rows: list[Row] = []
-        for message in messages:
+        for message in take_arrived(consumer, BATCH_RECORDS_MAX, POLL_SECONDS):
             error = message.error()
             if error is not None:
                 if not _is_passing(error):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -166,7 +167,7 @@ class Executor:
         elif attempt.handler is None:
             self._strangers.append(attempt)
         else:
-            self._lanes[attempt.handler.runs_as].waiting.append(attempt)
+            _line_up(self._lanes[attempt.handler.runs_as].waiting, attempt)
 
     def drop(self, packs: Iterable[Pack]) -> list[Pack]:
         """A rebalance took the partitions of `packs`: leave as little as possible to run twice.
@@ -308,12 +309,11 @@ class Executor:
         self._writer.add(attempt.pack.ledger_partition, outcome, None)
 
     def _hand_back(self, lane: Lane, now: float) -> None:
-        waiting = lane.waiting
-        is_any = False
-        while waiting and now - waiting[0].pack.received_at >= HANDBACK_SECONDS:
-            is_any = True
-            self._end_waiting(waiting.popleft(), ends.returned(Reason.NO_FREE_SLOT))
-        if is_any:
+        old = [a for a in lane.waiting if now - a.pack.received_at >= HANDBACK_SECONDS]
+        for attempt in old:
+            lane.waiting.remove(attempt)
+            self._end_waiting(attempt, ends.returned(Reason.NO_FREE_SLOT))
+        if old:
             self._on_room()
 
     def _hand_back_strangers(self, now: float) -> None:
@@ -402,6 +402,16 @@ class Executor:
             await asyncio.wait_for(self._quiet.wait(), seconds)
         except TimeoutError:
             pass  # what still runs is dealt with by the caller
+
+
+def _line_up(waiting: deque[Attempt], attempt: Attempt) -> None:
+    """The line is in the order of arrival, but who was sent before goes first: a job that was
+    rescued or handed back has waited already, and might else be handed back again and again."""
+    if attempt.job["epoch"] == 1 or not waiting or waiting[-1].job["epoch"] > 1:
+        waiting.append(attempt)
+    else:
+        place = next(at for at, other in enumerate(waiting) if other.job["epoch"] == 1)
+        waiting.insert(place, attempt)
 
 
 def _end_of_verdict(attempt: Attempt, end: End | None) -> End:

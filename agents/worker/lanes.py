@@ -36,7 +36,7 @@ class Host(Protocol):
 class Lane(Protocol):
     """Slots of one kind."""
 
-    #: Attempts that arrived and have not begun, oldest first.
+    #: Attempts that arrived and have not begun: those that were sent before, then oldest first.
     waiting: deque[Attempt]
     #: Attempts that go on after the pass of the loop in which they began.
     running: set[Attempt]

@@ -38,6 +38,13 @@ GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an ins
 TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
 DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
 LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group
+# What is settled and not committed comes again after a kill, and takes slots for attempts that were
+# rescued or have ended: nobody waits for those. A commit costs half a millisecond.
+COMMIT_SECONDS: Final = 0.1
+# A worker that never comes back: its partitions move to others after this long, before its running
+# attempts count as lost. The broker takes no less than six seconds.
+SESSION_SECONDS: Final = 8.0
+GROUP_BEAT_SECONDS: Final = 1.0  # also how late the others learn that they must share anew
 START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
 PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
 EXIT_RECYCLED: Final = 75  # EX_TEMPFAIL of sysexits.h: start me again, nothing is wrong
@@ -59,7 +66,9 @@ class Worker:
         self.queues = queues_of(handlers, settings.queues)
         self._incarnation = int(time.time() * 1000)
         self.is_recycling = False
-        self.app = self._new_app()
+        self.app = worker_app(settings)
+        self.app.before_stop = self._before_stop
+        self.app.before_revoke = self._before_revoke
         self._sink = KafkaSink(
             settings.kafka, self._topics.outcomes, f"{settings.worker_id}-outcomes"
         )
@@ -90,22 +99,6 @@ class Worker:
             settings.kafka, self._topics.control, f"{settings.worker_id}-control", self._on_word
         )
         self._ticker: asyncio.Task[None] | None = None
-
-    def _new_app(self) -> RoleApp:
-        settings = self._settings
-        app = create_app(
-            f"{settings.topic_prefix}{GROUP}",
-            kafka=settings.kafka,
-            partitions=READY_PARTITIONS,
-            # Static membership needs a name that is the same after a restart; a made-up one would
-            # leave its partitions to nobody until the session ends.
-            instance_id=(
-                settings.worker_id if "worker_id" in settings.model_fields_set else None
-            ),
-        )
-        app.before_stop = self._before_stop
-        app.before_revoke = self._before_revoke
-        return app
 
     def begin(self) -> None:
         """Start what runs beside the app."""
@@ -207,6 +200,21 @@ class Worker:
         await self._sink.close()
 
 
+def worker_app(settings: WorkerSettings) -> RoleApp:
+    """The Faust app of a worker; making it needs no broker."""
+    return create_app(
+        f"{settings.topic_prefix}{GROUP}",
+        kafka=settings.kafka,
+        partitions=READY_PARTITIONS,
+        commit_interval_seconds=COMMIT_SECONDS,
+        session_timeout_seconds=SESSION_SECONDS,
+        broker_heartbeat_interval=GROUP_BEAT_SECONDS,
+        # Static membership needs a name that is the same after a restart; a made-up one would leave
+        # its partitions to nobody until the session ends.
+        instance_id=settings.worker_id if "worker_id" in settings.model_fields_set else None,
+    )
+
+
 def queues_of(handlers: Mapping[str, Handler], wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The queues of the handlers, less those that were not asked for.
 
@@ -236,7 +244,14 @@ def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler])
         client_settings(
             kafka,
             "tidemill-definitions",
-            {"enable.idempotence": True, "message.timeout.ms": int(PUBLISH_SECONDS * 1000)},
+            {
+                "acks": "all",
+                "linger.ms": 0,
+                # Written twice, a definition is the same. An idempotent producer would wait half a
+                # second for its number first, and with it every worker that starts.
+                "enable.idempotence": False,
+                "message.timeout.ms": int(PUBLISH_SECONDS * 1000),
+            },
         )
     )
     for handler in handlers.values():

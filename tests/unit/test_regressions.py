@@ -221,6 +221,21 @@ def test_silence_counts_when_another_worker_is_heard(clock: Clock) -> None:
     assert book.alive() == {"b": 1}
 
 
+def test_nothing_is_sent_to_a_worker_that_misses_beats_though_its_attempts_run(
+    clock: Clock,
+) -> None:
+    book = WorkerBook()
+    book.note_beat(beat("a"))
+    for _ in range(3):
+        assert book.capacity()["default"].workers == 1 + ("b" in book.alive())
+        clock.now += 2
+        book.note_beat(beat("b"))
+    assert book.alive() == {"a": 1, "b": 1}
+    assert book.capacity()["default"].workers == 1
+    book.note_beat(beat("a"))
+    assert book.capacity()["default"].workers == 2
+
+
 def test_a_worker_whose_clock_went_back_is_heard_again(clock: Clock) -> None:
     book = WorkerBook()
     book.note_beat(beat("w", 9))

@@ -236,6 +236,47 @@ async def test_what_cannot_start_within_a_second_is_given_back() -> None:
         assert (await bench.last("j0"))["kind"] == "succeeded"
 
 
+async def test_who_was_sent_before_goes_first() -> None:
+    gate = asyncio.Event()
+    began: list[str] = []
+
+    async def wait(payload: dict[str, str]) -> None:
+        began.append(payload["is"])
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=1) as bench:
+        bench.take(pack_of(("wait", {"is": "running"}), epoch=1, user_id="a"))
+        await until(lambda: began)
+        bench.take(pack_of(("wait", {"is": "new 1"}), ("wait", {"is": "new 2"}), epoch=1))
+        bench.take(pack_of(("wait", {"is": "rescued 1"}), epoch=2, user_id="b"))
+        bench.take(pack_of(("wait", {"is": "rescued 2"}), epoch=3, user_id="c"))
+        gate.set()
+        await until(lambda: len(bench.outcomes) == 5)
+        assert began == ["running", "rescued 1", "rescued 2", "new 1", "new 2"]
+
+
+async def test_who_waits_behind_a_later_arrival_is_given_back_in_time() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=1) as bench:
+        bench.take(pack_of(("wait", {}), epoch=1, user_id="a"))
+        bench.take(pack_of(("wait", {}), epoch=1, user_id="old"))
+        sent = 0
+
+        def keeps_coming() -> bool:
+            # There is always one in front that arrived a moment ago.
+            nonlocal sent
+            sent += 1
+            bench.take(pack_of(("wait", {}), epoch=2, user_id=f"again-{sent}"))
+            return any(outcome["user_id"] == "old" for outcome in bench.outcomes)
+
+        await until(keeps_coming)
+        gate.set()
+
+
 async def test_cancel_of_a_waiting_an_early_and_a_running_job() -> None:
     gate = asyncio.Event()
 
