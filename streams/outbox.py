@@ -190,16 +190,18 @@ class Outbox:
         """Writes the dispatched jobs of a queue as packs.
 
         One group uses one ready partition a worker, not all of them: each partition in a
-        transaction costs the broker two appends, and the next group uses the next ones.
+        transaction costs the broker two appends, and the next group uses the next ones. A single
+        worker gets all in one place, so that the ledger partitions of a transaction share that too.
         """
         jobs = self._ready.pop(queue, None)
         if not jobs:
             return
         lanes = max(1, min(workers, len(partitions)))
         self._first_lane += 1
+        first = self._first_lane if lanes > 1 else 0
         stride = len(partitions) // lanes
         chosen = [
-            partitions[(self._first_lane + lane * stride) % len(partitions)]
+            partitions[(first + lane * stride) % len(partitions)]
             for lane in range(lanes)
         ]
         limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack, -(-len(jobs) // lanes)))

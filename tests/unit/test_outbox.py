@@ -231,6 +231,17 @@ def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> N
     assert set().union(*used) == set(range(8))
 
 
+def test_ledger_partitions_of_one_worker_share_a_ready_partition() -> None:
+    used: set[int] = set()
+    for number in range(4):
+        outbox = Outbox(TOPICS, number)
+        for _ in range(3):
+            outbox.dispatch(*dispatched(1))
+            outbox.pack_ready("default", (2, 5, 7), workers=1, jobs_a_pack=8)
+        used |= {_ready(record)[0] for record in outbox.records}
+    assert used == {2}
+
+
 def test_large_payloads_travel_in_small_packs() -> None:
     found = packs(dispatched(5, size=PACK_BYTES_MAX // 2), a_pack=5)
     assert [len(pack.jobs) for _, pack in found] == [1, 1, 1, 1, 1]
