@@ -54,6 +54,13 @@ install-dev: $(PY)
 .PHONY: demo
 demo: install-run ## The whole main job on real dialogues: Kafka, ledger, worker, ClickHouse, report
 	@$(PY) -m tidemill.demo
+	@$(MAKE) native-run || echo "the core stays interpreted: slower, and all else is the same"
+
+# With what the product needs and the compiler, without the tools of the tests.
+.PHONY: native-run
+native-run: install-run
+	@locks/install $(PY) native
+	@TIDEMILL_NATIVE=0 $(PY) -m tools.native
 
 .PHONY: native
 native: install-dev ## Compile the engine's core (mypyc, a C compiler); what runs after it uses it while it fits

@@ -28,6 +28,7 @@ from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
 from agents.settings import LedgerSettings
 from agents.topics import check_partitions
+from schemas.native import core
 from schemas.topics import Topics
 from streams.homes import Homes
 from streams.partition import Partition
@@ -134,7 +135,7 @@ class Ledger:
         logger.info("owns partitions %s", sorted(partitions))
         if not self._is_announced:
             self._is_announced = True
-            announce_ready("ledger", partitions=sorted(partitions))
+            announce_ready("ledger", partitions=sorted(partitions), core=str(core))
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
