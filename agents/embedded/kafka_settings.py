@@ -21,6 +21,9 @@ CLEANER_BUFFER_BYTES = 32 * 1024 * 1024
 INTERNAL_PARTITIONS = 8
 # Controller and broker share a process, so only a stall of all of it can outlast this.
 BROKER_SESSION_MS = 3000
+# Threads that handle requests. One would do for speed; the second one keeps a slow request, such as
+# the making of topics, from holding up all others.
+IO_THREADS = 2
 # Each file of the broker's log, and how many are kept.
 LOG_FILE_MB_MAX = 10
 LOG_FILES_KEPT = 3
@@ -58,6 +61,13 @@ def server_properties(*, data: Path, port: int, controller_port: int) -> str:
         "broker.heartbeat.interval.ms": BROKER_SESSION_MS // 6,
         # After a kill -9 every partition is checked; one thread a core does it.
         "num.recovery.threads.per.data.dir": 2,
+        # Eight and three threads for what two cores can do only hand each request around.
+        "num.io.threads": IO_THREADS,
+        "num.network.threads": 1,
+        # The broker asks itself, over the network, whether a partition was added to a transaction
+        # before it takes the first records: half of a small commit's time. librdkafka adds each
+        # partition first, and changes its epoch when it aborts with records under way.
+        "transaction.partition.verification.enable": "false",
     }
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 

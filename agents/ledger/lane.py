@@ -25,14 +25,10 @@ from streams.outbox import OutRecord
 
 logger = logging.getLogger("tidemill.ledger")
 
-GROUP_RECORDS_MAX: Final = 1_000  # input records in one group: some 50 ms of deciding
-GROUP_BYTES_MAX: Final = 262_144  # bytes of input in one group, unless it is a single chunk
+GROUP_RECORDS_MAX: Final = 2_000  # input records in one group: some 50 ms of deciding
+GROUP_BYTES_MAX: Final = 524_288  # bytes of input in one group, unless it is a single chunk
 SHARE_RECORDS_MIN: Final = 100  # of one partition in one group, however many others wait
 IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
-# A group that wrote this many records is one of many: waiting a little makes the next one larger.
-# Quiet lanes never wait.
-BUSY_RECORDS_MIN: Final = 500
-BUSY_LINGER_SECONDS: Final = 0.015
 # A large group's records are sent while the next partition is decided. A small group's go together:
 # the client asks the coordinator to add their partitions, and two questions take twice the time.
 SENT_AHEAD_RECORDS: Final = 1_000
@@ -46,7 +42,6 @@ class Lane:
         self.producer = producer
         self._runners: list[PartitionRunner] = []
         self._work = asyncio.Event()
-        self._is_busy = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.Task[None] | None = None
@@ -95,8 +90,6 @@ class Lane:
                     await self._work.wait()
             except TimeoutError:
                 pass  # a timer is due
-        if self._is_busy:
-            await asyncio.sleep(BUSY_LINGER_SECONDS)
         # The time in which the last transaction settles is well spent collecting.
         await self.producer.settled()
 
@@ -122,7 +115,6 @@ class Lane:
                 runner.undo()
             await asyncio.sleep(ABORT_PAUSE_SECONDS)
             return
-        self._is_busy = written >= BUSY_RECORDS_MIN
         crash_point("ledger.after_commit_before_apply")
         # 4. The decisions stand.
         for runner in decided:

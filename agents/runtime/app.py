@@ -63,6 +63,9 @@ class RoleApp(faust.App):
         #: Topic -> how it is read.
         self.input_policies: dict[str, InputPolicy] = {}
         self._partition_table: PartitionTable | None = None
+        #: Bytes that a fetch waits for, within FETCH_WAIT_MS_MAX: 1 is for roles whose next record
+        #: somebody waits for.
+        self.fetch_bytes_min = 1
         #: Awaited at a graceful stop while records still flow, for a role that hands work back.
         self.before_stop: Callable[[], Awaitable[None]] | None = None
         #: Awaited when a rebalance begins: before acked offsets are committed, the rest goes stale.

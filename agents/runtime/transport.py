@@ -132,6 +132,7 @@ class ChunkConsumer(FaustConsumer):
             auto_offset_reset="none",
             max_poll_interval_ms=int((conf.broker_max_poll_interval or 0) * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_min_bytes=self.app.fetch_bytes_min,
             fetch_max_wait_ms=FETCH_WAIT_MS_MAX,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             check_crcs=False,  # readable_batches checks them
