@@ -9,6 +9,7 @@ Retries, rescues and redrives count as the job that they belong to: only its fir
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -92,10 +93,20 @@ def release(state: LimitState) -> LimitState:
 def start(
     limits: Sequence[LimitSpec], state: LimitState, now_ms: int, *, is_held: bool
 ) -> LimitState:
-    """A job's first dispatch at `now_ms`; forgets what no limit looks at any more."""
-    kept = max((limit.limit for limit in limits), default=0)
+    """A job's first dispatch at `now_ms`; forgets what no limit looks at any more.
+
+    The instants are a row of the state topic: those of a user who never comes near a limit of
+    1,000 a second must not grow to 1,000. A limit whose window is made longer later counts from
+    what the shorter one still saw.
+    """
     held = max(0, state.held - 1) if is_held else state.held
-    return LimitState(held, (*state.started, now_ms)[-kept:] if kept else ())
+    if not limits:
+        return LimitState(held, ())
+    kept = max(limit.limit for limit in limits)
+    longest = max(limit.window_ms for limit in limits)
+    # Sorted, because a partition's clock never goes back.
+    over = bisect_right(state.started, now_ms - longest)
+    return LimitState(held, (*state.started[over:], now_ms)[-kept:])
 
 
 def is_idle(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> bool:

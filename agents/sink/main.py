@@ -39,7 +39,7 @@ logger = logging.getLogger("tidemill.sink")
 # Records are no cycles: they die by their count, and looking at them again and again costs a tenth.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 # Of 20: enough to come last on a busy machine, and never starved.
-NICENESS: Final = 10
+NICENESS: Final = 19
 # Records of a chunk: they are only handed on, so large chunks cost the loop little.
 CHUNK_RECORDS_MAX: Final = 5_000
 # Bytes of one partition that wait or are on their way: twice the largest batch, so that the next

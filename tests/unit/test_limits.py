@@ -82,3 +82,15 @@ def test_a_held_job_takes_its_place_with_its_first_dispatch() -> None:
 
 def test_a_type_that_lost_its_limits_keeps_nothing() -> None:
     assert limits.start((), LimitState(1, (3, 4)), 5, is_held=True) == NOTHING_USED
+
+
+def test_what_no_window_looks_at_any_more_is_forgotten_and_nothing_else() -> None:
+    specs = (
+        LimitSpec(limit=1_000, window_ms=1_000, over="delay"),
+        LimitSpec(limit=3, window_ms=5_000, over="skip"),
+    )
+    used = LimitState(0, (0, 1, 5_000, 5_001))
+    # At 5,000 the start at 0 counts no longer; the one at 1 does until 5,001.
+    assert limits.start(specs, LimitState(0, (0, 1)), 5_000, is_held=False).started == (1, 5_000)
+    assert limits.start(specs, used, 5_001, is_held=False).started == (5_000, 5_001, 5_001)
+    assert limits.start(specs[:1], used, 6_500, is_held=False).started == (6_500,)
