@@ -93,6 +93,7 @@ class ChunkConsumer(FaustConsumer):
         self._inputs: dict[TP, InputPartition] = {}
         self._in_order: list[InputPartition] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._revocations = 0
         self._listener = RebalanceListener(self)
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
         self.pumped_at = time.monotonic()
@@ -306,6 +307,7 @@ class ChunkConsumer(FaustConsumer):
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Hand over: after this, nothing that was handed out before may be decided."""
         # 1. Hand out nothing more.
+        self._revocations += 1
         self.stop_flow()
         had_inputs = bool(self._inputs)
         if had_inputs and self.app.before_revoke is not None:
@@ -335,9 +337,14 @@ class ChunkConsumer(FaustConsumer):
         wanted = [tp for tp in self.assignment() if tp.topic in policies]
         if not wanted:
             return
+        revocations = self._revocations
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
         positions = await self._positions(wanted, starts)
+        if self._revocations != revocations:
+            # The next rebalance began meanwhile, and ends with a seek of its own. What was asked
+            # for here must not be read: it has no position in the new assignment.
+            return
         for tp, offset in positions.items():
             offset = self._checked_position(tp, offset, starts[tp], ends[tp])
             self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
