@@ -64,7 +64,7 @@ native-run: install-run
 
 .PHONY: native
 native: install-dev ## Compile the engine's core (mypyc, a C compiler); what runs after it uses it while it fits
-	@TIDEMILL_NATIVE=0 $(PY) -m tools.native
+	@$(MAKE) native-run
 
 .PHONY: bench
 bench: native ## Speed against the peers, medians of three, one table

@@ -33,12 +33,14 @@ def instant_text(epoch_ms: int) -> str:
 class InstantCache:
     """The text of the last few instants: nearly all events of a group share theirs."""
 
-    __slots__ = ("_jsons", "_texts")
+    __slots__ = ("_json", "_json_of", "_jsons", "_texts")
     _SIZE_MAX: Final = 4096  # entries, then it starts anew
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
         self._jsons: dict[int, bytes] = {}
+        self._json_of = -1  # the last one asked for, and its text
+        self._json = b""
 
     def text(self, epoch_ms: int | None) -> str | None:
         """RFC 3339 text of `epoch_ms`; None stays None."""
@@ -55,11 +57,14 @@ class InstantCache:
         """The same as JSON text; None is null."""
         if epoch_ms is None:
             return b"null"
+        if epoch_ms == self._json_of:
+            return self._json
         found = self._jsons.get(epoch_ms)
         if found is None:
             if len(self._jsons) >= self._SIZE_MAX:
                 self._jsons.clear()
             found = self._jsons[epoch_ms] = f'"{instant_text(epoch_ms)}"'.encode()
+        self._json_of, self._json = epoch_ms, found
         return found
 
 
@@ -198,15 +203,20 @@ class EventWriter:
     """
 
     __slots__ = (
-        "_cause", "_cause_json", "_head", "_head_of", "_id_head", "_ids", "_instants", "_priority",
-        "_type", "_type_of",
+        "_cause", "_cause_json", "_head", "_id_head", "_ids", "_incarnation", "_instants",
+        "_job_id", "_priority", "_priority_of", "_queue_of", "_type", "_type_name", "_type_of",
+        "_user_id", "_users",
     )
+    _USERS_MAX: Final = 4096  # whose ids are kept as JSON, then it starts anew
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
-        self._head_of: tuple[str, str, int] = ("", "", 0)
-        self._type_of: tuple[str, str, str] = ("", "", "")
-        self._head = self._id_head = self._ids = self._type = self._priority = b""
+        self._user_id = self._job_id = ""  # whose head it is
+        self._incarnation = -1
+        self._type_of = self._queue_of = self._priority_of = ""
+        self._users: dict[str, tuple[bytes, bytes]] = {}
+        self._head = self._id_head = self._ids = self._priority = b""
+        self._type = self._type_name = b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
 
@@ -253,37 +263,78 @@ class EventWriter:
             _VERSION,
         )
 
+    def ready_job(
+        self,
+        event: Event,
+        payload: bytes,
+        *,
+        max_attempts: int,
+        timeout_ms: int,
+        traceparent: str | None,
+    ) -> bytes:
+        """A `schemas.wire.ReadyJob`, from the event of its dispatch; `payload` is JSON text."""
+        self._look_at(event)
+        return (
+            b'{%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,"epoch":%b,"timeout_ms":%b,'
+            b'"requested_at":%b,"dispatched_at":%b,"payload":%b,"traceparent":%b}'
+        ) % (
+            self._ids, self._type_name, _digits(event.run), _digits(event.attempt),
+            _digits(max_attempts), _digits(event.epoch), _digits(timeout_ms),
+            _digits(event.incarnation), _digits(event.occurred_at), payload,
+            _NULL if traceparent is None else _json(traceparent),
+        )
+
+    def event_id(self, event: Event) -> bytes:
+        """`Event.event_id` as UTF-8, of an event with a sequence."""
+        self._look_at(event)
+        if event.sequence is None or b"\\" in self._id_head:  # JSON's escapes are no part of it
+            return event.event_id.encode()
+        return b"%b/%b" % (self._id_head, _digits(event.sequence))
+
     def _look_at(self, event: Event) -> None:
         """Writes what the events of one job share, unless the last event was of the same job."""
         is_of_type = self._look_at_type(event)
-        user_id, job_id, incarnation = self._head_of
         if (
             is_of_type
-            and event.job_id is job_id
-            and event.user_id is user_id
-            and event.incarnation == incarnation
+            and event.job_id is self._job_id
+            and event.user_id is self._user_id
+            and event.incarnation == self._incarnation
         ):
             return
-        self._head_of = (event.user_id, event.job_id, event.incarnation)
-        user, job = _json(event.user_id), _json(event.job_id)
-        begun = _digits(event.incarnation)
+        self._user_id, self._job_id = event.user_id, event.job_id
+        self._incarnation = event.incarnation
+        user, user_in_id = self._user_json(event.user_id)
+        job, begun = _json(event.job_id), _digits(event.incarnation)
         self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
         self._head = b'%b,%b,%b,"incarnation":%b' % (
             self._ids, self._type, self._priority, begun
         )
-        # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
-        user = user.replace(b"%", b"%25").replace(b"/", b"%2F")
-        self._id_head = b"%b/%b/%b" % (user[1:-1], job[1:-1], begun)
+        self._id_head = b"%b/%b/%b" % (user_in_id, job[1:-1], begun)
+
+    def _user_json(self, user_id: str) -> tuple[bytes, bytes]:
+        """A user's id as JSON, and as it stands in an event's id within JSON."""
+        found = self._users.get(user_id)
+        if found is None:
+            if len(self._users) >= self._USERS_MAX:
+                self._users.clear()
+            text = _json(user_id)
+            # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
+            in_id = text.replace(b"%", b"%25").replace(b"/", b"%2F")[1:-1]
+            found = self._users[user_id] = (text, in_id)
+        return found
 
     def _look_at_type(self, event: Event) -> bool:
         """The same for what many jobs share; whether it was the last event's."""
-        type_name, queue, priority = self._type_of
-        if event.type is type_name and event.queue is queue and event.priority is priority:
+        if (
+            event.type is self._type_of
+            and event.queue is self._queue_of
+            and event.priority is self._priority_of
+        ):
             return True
-        self._type_of = (event.type, event.queue, event.priority)
-        self._type = b'"type":%b,"queue":%b' % (
-            _json(event.type), _json(event.queue)
-        )
+        self._type_of, self._queue_of = event.type, event.queue
+        self._priority_of = event.priority
+        self._type_name = _json(event.type)
+        self._type = b'"type":%b,"queue":%b' % (self._type_name, _json(event.queue))
         self._priority = b'"priority":%b' % _json(event.priority)
         return False
 
@@ -316,12 +367,12 @@ def _audit_tail(event: Event) -> str:
 
 
 def completed_headers(
-    kind: EventKind, event_id: str, time_text: str, job_id: str
+    kind: EventKind, event_id: bytes, time_text: str, job_id: str
 ) -> list[tuple[str, bytes | None]]:
     """CloudEvents 1.0 binary-mode headers of a record on `jobs.completed`."""
     return [
         _CLOUDEVENTS_VERSION,
-        ("ce_id", event_id.encode()),
+        ("ce_id", event_id),
         _CLOUDEVENTS_SOURCE,
         _CLOUDEVENTS_TYPE[kind],
         ("ce_time", time_text.encode()),

@@ -12,15 +12,12 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from schemas.wire import Definition
 from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
 from streams import limits
 from streams.commands import Submit
 from streams.job import JobKey, Spec
+from streams.policy import Policy
 
-OPTIONAL_FACTS: Final[tuple[str, ...]] = (
-    "unique_key", "run_at", "expires_at", "source", "batch_id", "parent_job_id", "traceparent"
-)
 TRACEPARENT_LENGTH_MAX: Final = 128  # W3C's has 55; a later version may append
 UNIQUE_BY_USER_PREFIX: Final = "\x1ftype:"  # cannot collide: ids hold no control characters
 
@@ -30,24 +27,24 @@ class Situation(Protocol):
 
     @property
     def accepted(self) -> int: ...
-    def definition(self, type: str) -> Definition | None: ...
+    def policy(self, type: str) -> Policy | None: ...
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None: ...
     def limit_state(self, user_id: str, type: str) -> limits.LimitState: ...
 
 
-def spec_of(command: Submit, now: int, number: int, definition: Definition | None) -> Spec:
+def spec_of(command: Submit, now: int, number: int, policy: Policy | None) -> Spec:
     """The request as the ledger keeps it, with the handler's policy where that is known."""
     decoded = command.decoded
     request = decoded.request
     queue, max_attempts = request.queue or "", request.max_attempts or 0
     timeout_ms = math.ceil(request.timeout_seconds * 1000) if request.timeout_seconds else 0
     unique_key, type_name = request.unique_key, request.type
-    if definition is not None:
-        type_name = definition.type  # one string for all of its jobs
-        queue = queue or definition.queue
-        max_attempts = max_attempts or definition.max_attempts
-        timeout_ms = timeout_ms or definition.timeout_ms
-        unique_key = unique_key_of(unique_key, definition)
+    if policy is not None:
+        type_name = policy.type  # one string for all of its jobs
+        queue = queue or policy.queue
+        max_attempts = max_attempts or policy.max_attempts
+        timeout_ms = timeout_ms or policy.timeout_ms
+        unique_key = unique_key_of(unique_key, policy)
     run_at, expires_at = request.run_at, request.expires_at
     return Spec(
         sys.intern(request.user_id), command.job_id, type_name, queue,
@@ -57,7 +54,7 @@ def spec_of(command: Submit, now: int, number: int, definition: Definition | Non
         None if run_at is None else int(run_at.timestamp() * 1000),
         None if expires_at is None else int(expires_at.timestamp() * 1000),
         request.source, request.tags, request.batch_id, request.parent_job_id,
-        _traceparent_of(decoded.traceparent),
+        _traceparent_of(decoded.traceparent), command.row_key,
     )
 
 
@@ -66,29 +63,25 @@ def _traceparent_of(given: str | None) -> str | None:
     return given if given is None or len(given) <= TRACEPARENT_LENGTH_MAX else None
 
 
-def unique_key_of(asked: str | None, definition: Definition) -> str | None:
+def unique_key_of(asked: str | None, policy: Policy) -> str | None:
     """The request's own key, or the one that `unique_by` gives."""
-    if asked is None and definition.unique_by == "user":
-        return UNIQUE_BY_USER_PREFIX + definition.type
+    if asked is None and policy.is_unique_by_user:
+        return UNIQUE_BY_USER_PREFIX + policy.type
     return asked
 
 
-def resolved(spec: Spec, definition: Definition) -> Spec:
+def resolved(spec: Spec, policy: Policy) -> Spec:
     """A deferred job's spec, now that its type is known."""
     return spec.resolved(
-        spec.queue or definition.queue,
-        spec.max_attempts or definition.max_attempts,
-        spec.timeout_ms or definition.timeout_ms,
-        unique_key_of(spec.unique_key, definition),
+        spec.queue or policy.queue,
+        spec.max_attempts or policy.max_attempts,
+        spec.timeout_ms or policy.timeout_ms,
+        unique_key_of(spec.unique_key, policy),
     )
 
 
 def is_expired(spec: Spec, now: int) -> bool:
     return spec.expires_at is not None and spec.expires_at <= now
-
-
-def has_skip_limit(definition: Definition) -> bool:
-    return any(limit.over == "skip" for limit in definition.limits)
 
 
 def is_duplicate(spec: Spec, situation: Situation) -> bool:
@@ -100,13 +93,13 @@ def is_duplicate(spec: Spec, situation: Situation) -> bool:
 
 
 def reason_to_skip(
-    spec: Spec, definition: Definition, now: int, situation: Situation
+    spec: Spec, policy: Policy, now: int, situation: Situation
 ) -> Reason | None:
     if is_duplicate(spec, situation):
         return Reason.DUPLICATE
-    if definition.limits:
+    if policy.limits:
         used = situation.limit_state(spec.user_id, spec.type)
-        if limits.is_over_skip(definition.limits, used, now):
+        if limits.is_over_skip(policy.limits, used, now):
             return Reason.RATE_LIMITED
     return None
 
@@ -120,8 +113,11 @@ def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     }
     if holds_limit:
         data["holds_limit"] = True
-    for name in OPTIONAL_FACTS:
-        value = getattr(spec, name)
+    for name, value in (
+        ("unique_key", spec.unique_key), ("run_at", spec.run_at), ("expires_at", spec.expires_at),
+        ("source", spec.source), ("batch_id", spec.batch_id),
+        ("parent_job_id", spec.parent_job_id), ("traceparent", spec.traceparent),
+    ):
         if value is not None:
             data[name] = value
     if spec.tags:

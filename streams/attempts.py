@@ -11,16 +11,17 @@ from typing import Any, Final
 import orjson
 
 from schemas.requests import RESULT_BYTES_MAX
-from schemas.wire import BackoffSpec, Definition
+from schemas.wire import BackoffSpec
 from schemas.words import ErrorCode
 from streams import retry
 from streams.job import Job
+from streams.policy import Policy
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
-NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's definition is gone
+NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
 RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
@@ -71,14 +72,14 @@ def error_of(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def delay_ms(job: Job, outcome: dict[str, Any], definition: Definition | None) -> int:
+def delay_ms(job: Job, outcome: dict[str, Any], policy: Policy | None) -> int:
     """How long to wait before the next attempt: what the handler asked for with
     `Retry(after_seconds=)`, else the type's backoff."""
     asked = outcome.get("retry_after_ms")
     if asked is None:
-        policy = NO_BACKOFF_KNOWN if definition is None else definition.backoff
+        backoff = NO_BACKOFF_KNOWN if policy is None else policy.backoff
         seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
-        asked = retry.backoff_ms(policy, attempt=job.attempt, seed=seed)
+        asked = retry.backoff_ms(backoff, attempt=job.attempt, seed=seed)
     return max(0, min(int(asked), RETRY_AFTER_MS_MAX))
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.codec import Decoded, Refusal
-from schemas.wire import Definition
 from schemas.words import Reason
 from streams.job import Worker
+from streams.policy import Policy
 
 Cause = tuple[str, int, int]
 """(topic, partition, offset) of the input that led here."""
@@ -23,12 +23,15 @@ Cause = tuple[str, int, int]
 class Submit:
     """Accept a request. `job_id` is the request's own or the one derived from its origin."""
 
-    __slots__ = ("cause", "decoded", "job_id")
+    __slots__ = ("cause", "decoded", "job_id", "row_key")
 
-    def __init__(self, decoded: Decoded, job_id: str, cause: Cause) -> None:
+    def __init__(
+        self, decoded: Decoded, job_id: str, cause: Cause, row_key: bytes | None = None
+    ) -> None:
         self.decoded = decoded
         self.job_id = job_id
         self.cause = cause
+        self.row_key = row_key  # of the job's state row, when it has been made already
 
 
 @dataclass(slots=True)
@@ -43,9 +46,9 @@ class Refuse:
 
 @dataclass(slots=True)
 class Resolve:
-    """The handler of a deferred job became known (`definition`), or did not in time (None)."""
+    """The handler of a deferred job became known (`policy`), or did not in time (None)."""
 
-    definition: Definition | None
+    policy: Policy | None
 
 
 @dataclass(slots=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from schemas.event_writer import Event
 from schemas.topics import Topics
-from schemas.wire import Definition
 from schemas.words import Reason, State
 from streams import lifecycle
 from streams.commands import Cause, CoreCommand, Resolve
 from streams.decision import Effect, Rejected
 from streams.job import Job, JobKey
 from streams.outbox import Outbox
+from streams.policy import Policy
 from streams.schedule import Schedule
 from streams.state import PartitionState
 
@@ -47,7 +47,7 @@ class Desk:
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:
         match effect:
             case Effect.DISPATCH:
-                self.outbox.dispatch(job)
+                self.outbox.dispatch(job, event)
             case Effect.COMPLETE:
                 self.outbox.completed(job, event)
             case Effect.DEAD_LETTER:
@@ -102,19 +102,19 @@ class Desk:
             )
         )
 
-    def resolve(self, key: JobKey, job: Job, definition: Definition | None) -> None:
+    def resolve(self, key: JobKey, job: Job, policy: Policy | None) -> None:
         """The wait for a type is over; what may start now comes before what is asked later."""
         self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
-        self.decide(key, job, Resolve(definition))
+        self.decide(key, job, Resolve(policy))
         self.schedule.ready_if_due(self.state.jobs[key], self.state.clock_ms)
 
     def resolve_known(self, key: JobKey) -> None:
         """A redriven job may have waited in vain for a type that is known by now."""
         job = self.state.jobs.get(key)
         if job is not None and waits_for_type(job):
-            definition = self.state.definition(job.spec.type)
-            if definition is not None:
-                self.resolve(key, job, definition)
+            policy = self.state.policy(job.spec.type)
+            if policy is not None:
+                self.resolve(key, job, policy)
 
 
 def waits_for_type(job: Job) -> bool:

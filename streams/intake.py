@@ -40,6 +40,7 @@ from streams.outbox import (
     ORIGIN_KIND_HEADER,
     carried_bytes,
 )
+from streams.rows import job_key
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
@@ -165,13 +166,15 @@ class Intake:
     def _submit(self, decoded: Decoded, job_id: str, origin: Cause) -> None:
         key = (decoded.request.user_id, job_id)
         job = self._state.jobs.get(key)
+        row_key: bytes | None = None
         if job is None:
-            ended = self._state.ended(key)
+            row_key = job_key(key)
+            ended = self._state.ended_row(row_key)
             if ended is not None:
                 rejected = repeat_of(ended.fingerprint, decoded.fingerprint)
                 self._desk.audit(key, decoded.request.type, ended.state, rejected, origin)
                 return
-        self._desk.decide(key, job, Submit(decoded, job_id, origin))
+        self._desk.decide(key, job, Submit(decoded, job_id, origin, row_key))
 
     def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
         key = (user_id, job_id)

@@ -314,10 +314,10 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
 def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
     if job is not None:  # duplicates first: a repeat must not touch a limit
         return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
-    definition = situation.definition(command.decoded.request.type)
-    spec = admission.spec_of(command, now, situation.accepted, definition)
+    policy = situation.policy(command.decoded.request.type)
+    spec = admission.spec_of(command, now, situation.accepted, policy)
     story = Story(None, now, command.cause)
-    if definition is None:
+    if policy is None:
         story.begin(spec, admission.requested_data(spec, holds_limit=False))
         if admission.is_duplicate(spec, situation):
             return story.end(_E.SKIPPED, Reason.DUPLICATE)
@@ -325,8 +325,8 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
             return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
         story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
         return story.done()
-    skip = admission.reason_to_skip(spec, definition, now, situation)
-    holds_limit = skip is None and admission.has_skip_limit(definition)
+    skip = admission.reason_to_skip(spec, policy, now, situation)
+    holds_limit = skip is None and policy.has_skip_limit
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))
     if skip is not None:
         return story.end(_E.SKIPPED, skip)
@@ -355,15 +355,15 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
     story = Story(job, now, None)
     if job is None:
         raise InvalidTransition(None, _E.SCHEDULED)
-    definition = command.definition
-    if definition is None:
+    policy = command.policy
+    if policy is None:
         error = admission.unknown_type_error(job.spec.type)
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
-    spec = admission.resolved(job.spec, definition)
-    skip = admission.reason_to_skip(spec, definition, now, situation)
+    spec = admission.resolved(job.spec, policy)
+    skip = admission.reason_to_skip(spec, policy, now, situation)
     if skip is not None:
         return story.end(_E.SKIPPED, skip)
-    holds_limit = admission.has_skip_limit(definition)
+    holds_limit = policy.has_skip_limit
     due_at = max(now, spec.run_at or now)
     data = {
         "queue": spec.queue, "max_attempts": spec.max_attempts, "timeout_ms": spec.timeout_ms,
@@ -447,8 +447,8 @@ def _attempt_failed(
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
     if job.attempt >= job.spec.max_attempts:
         return story.end(_E.FAILED, Reason.ATTEMPTS_EXHAUSTED, run_ms=run_ms, error=error)
-    definition = situation.definition(job.spec.type)
-    delay_ms = attempts.delay_ms(job, outcome, definition)
+    policy = situation.policy(job.spec.type)
+    delay_ms = attempts.delay_ms(job, outcome, policy)
     story.tell(_E.RETRY_SCHEDULED, due_at=now + delay_ms, error=error)
     return story.done()
 

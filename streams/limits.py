@@ -10,10 +10,9 @@ Retries, rescues and redrives count as the job that they belong to: only its fir
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from schemas.wire import LimitSpec
+from streams.policy import Limit
 
 
 class LimitState(NamedTuple):
@@ -26,58 +25,60 @@ class LimitState(NamedTuple):
 ESTIMATE_MS_MAX: Final = 10 * 365 * 86_400_000  # ms; a later estimate says no more than "not soon"
 
 NOTHING_USED: Final = LimitState(0, ())
+NO_BOUND: Final = 1_000_000  # starts at once, where no limit says less
 
 
-def _recent(state: LimitState, window_ms: int, now_ms: int) -> int:
+def _recent(state: LimitState, limit: Limit, now_ms: int) -> int:
     """How many starts still count at `now_ms`."""
-    count = 0
-    for started_at in reversed(state.started):
-        if started_at <= now_ms - window_ms:
-            break
-        count += 1
-    return count
+    started = state.started
+    return len(started) - bisect_right(started, now_ms - limit.window_ms)
 
 
-def is_over_skip(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> bool:
+def _is_far(state: LimitState, limit: Limit) -> bool:
+    """Whether all that is known, old or not, is below the limit: nearly always."""
+    return state.held + len(state.started) < limit.limit
+
+
+def is_over_skip(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> bool:
     """Whether one more job would break a `skip` limit: it is then skipped."""
-    return any(
-        limit.over == "skip"
-        and state.held + _recent(state, limit.window_ms, now_ms) >= limit.limit
-        for limit in limits
-    )
+    for limit in limits:
+        if not limit.skips or _is_far(state, limit):
+            continue
+        if state.held + _recent(state, limit, now_ms) >= limit.limit:
+            return True
+    return False
 
 
-def delayed_until(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> int:
+def delayed_until(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> int:
     """The first instant at which one more start breaks no `delay` limit; `now_ms` when none."""
     due = now_ms
     for limit in limits:
-        if limit.over == "delay" and _recent(state, limit.window_ms, now_ms) >= limit.limit:
+        if not limit.delays or _is_far(state, limit):
+            continue
+        if _recent(state, limit, now_ms) >= limit.limit:
             due = max(due, state.started[-limit.limit] + limit.window_ms)
     return due
 
 
 def estimated_due(
-    limits: Sequence[LimitSpec], state: LimitState, now_ms: int, *, ahead: int
+    limits: tuple[Limit, ...], state: LimitState, now_ms: int, *, ahead: int
 ) -> int:
     """When a job with `ahead` others before it may start, if each starts as soon as it may."""
     due = delayed_until(limits, state, now_ms)
     for limit in limits:
-        if limit.over == "delay":
+        if limit.delays:
             rounds = ahead // limit.limit
             due = max(due, delayed_until((limit,), state, now_ms) + rounds * limit.window_ms)
     return min(due, now_ms + ESTIMATE_MS_MAX)
 
 
-def free_starts(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> int:
+def free_starts(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> int:
     """How many may start now under the `delay` limits together."""
-    return min(
-        (
-            max(0, limit.limit - _recent(state, limit.window_ms, now_ms))
-            for limit in limits
-            if limit.over == "delay"
-        ),
-        default=1_000_000,
-    )
+    free = NO_BOUND
+    for limit in limits:
+        if limit.delays:
+            free = min(free, max(0, limit.limit - _recent(state, limit, now_ms)))
+    return free
 
 
 def hold(state: LimitState) -> LimitState:
@@ -91,7 +92,7 @@ def release(state: LimitState) -> LimitState:
 
 
 def start(
-    limits: Sequence[LimitSpec], state: LimitState, now_ms: int, *, is_held: bool
+    limits: tuple[Limit, ...], state: LimitState, now_ms: int, *, is_held: bool
 ) -> LimitState:
     """A job's first dispatch at `now_ms`; forgets what no limit looks at any more.
 
@@ -102,14 +103,18 @@ def start(
     held = max(0, state.held - 1) if is_held else state.held
     if not limits:
         return LimitState(held, ())
-    kept = max(limit.limit for limit in limits)
-    longest = max(limit.window_ms for limit in limits)
+    kept = longest = 0
+    for limit in limits:
+        kept = max(kept, limit.limit)
+        longest = max(longest, limit.window_ms)
     # Sorted, because a partition's clock never goes back.
     over = bisect_right(state.started, now_ms - longest)
     return LimitState(held, (*state.started[over:], now_ms)[-kept:])
 
 
-def is_idle(limits: Sequence[LimitSpec], state: LimitState, now_ms: int) -> bool:
+def is_idle(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> bool:
     """Whether the state says no more than NOTHING_USED: its row may go."""
-    longest = max((limit.window_ms for limit in limits), default=0)
+    longest = 0
+    for limit in limits:
+        longest = max(longest, limit.window_ms)
     return state.held == 0 and (not state.started or state.started[-1] <= now_ms - longest)

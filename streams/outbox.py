@@ -7,7 +7,7 @@ transactions: it hands over a list.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -27,6 +27,9 @@ ORIGIN_HEADER: Final = "tidemill-origin"
 ORIGIN_KIND_HEADER: Final = "tidemill-kind"
 """Of a forwarded record: "request" or "command"."""
 
+
+_ReadyJob = tuple[bytes, int]
+"""A job of a ready pack as JSON, and the bytes of its payload."""
 
 CARRIED_BYTES_MAX: Final = BIG_RECORD_BYTES - 65_536
 """Key, value and headers of a record that is forwarded or buried. The topics it goes to take no
@@ -57,7 +60,7 @@ class Outbox:
         self._instants = InstantCache()
         self._events = EventWriter(self._instants)
         self.records: list[OutRecord] = []
-        self._ready: dict[str, list[Job]] = {}
+        self._ready: dict[str, list[_ReadyJob]] = {}
         self._first_lane = partition
 
     def clear(self) -> None:
@@ -74,7 +77,8 @@ class Outbox:
         """The terminal record on jobs.completed."""
         value = self._events.completed(event, job.spec.requested_at, job.started_at)
         finished_at = self._instants.text(event.occurred_at) or ""
-        headers = completed_headers(event.kind, event.event_id, finished_at, event.job_id)
+        event_id = self._events.event_id(event)
+        headers = completed_headers(event.kind, event_id, finished_at, event.job_id)
         self.records.append(
             (self._completed_topic, self._partition, event.user_id.encode(), value, headers)
         )
@@ -177,12 +181,17 @@ class Outbox:
 
     # --- ready packs ---
 
-    def dispatch(self, job: Job) -> None:
+    def dispatch(self, job: Job, event: Event) -> None:
         """The job goes into a ready pack when the group is sealed."""
-        ready = self._ready.get(job.spec.queue)
+        spec = job.spec
+        ready = self._ready.get(spec.queue)
         if ready is None:
-            ready = self._ready[job.spec.queue] = []
-        ready.append(job)
+            ready = self._ready[spec.queue] = []
+        text = self._events.ready_job(
+            event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
+            traceparent=spec.traceparent,
+        )
+        ready.append((text, len(spec.payload)))
 
     def pack_ready(
         self, queue: str, partitions: Sequence[int], *, workers: int, jobs_a_pack: int
@@ -205,43 +214,20 @@ class Outbox:
             for lane in range(lanes)
         ]
         limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack, -(-len(jobs) // lanes)))
-        packs: list[list[Job]] = [[]]
+        packs: list[list[bytes]] = [[]]
         size = 0
-        for job in jobs:
-            length = len(job.spec.payload)
+        for text, length in jobs:
             if packs[-1] and (len(packs[-1]) >= limit or size + length > PACK_BYTES_MAX):
                 packs.append([])
                 size = 0
-            packs[-1].append(job)
+            packs[-1].append(text)
             size += length
         for number, pack in enumerate(packs):
             self._write_pack(queue, chosen[number % lanes], pack)
 
-    def _write_pack(self, queue: str, partition: int, pack: list[Job]) -> None:
-        value = orjson.dumps(
-            {
-                "schema_version": SCHEMA_VERSION, "ledger_partition": self._partition,
-                "queue": queue, "jobs": [_ready_job(job) for job in pack],
-            }
+    def _write_pack(self, queue: str, partition: int, pack: list[bytes]) -> None:
+        value = b'{"schema_version":%b,"ledger_partition":%b,"queue":%b,"jobs":[%b]}' % (
+            str(SCHEMA_VERSION).encode(), str(self._partition).encode(), orjson.dumps(queue),
+            b",".join(pack),
         )
         self.records.append((self._topics.ready(queue), partition, None, value, None))
-
-
-def _ready_job(job: Job) -> dict[str, Any]:
-    spec = job.spec
-    return {
-        "user_id": spec.user_id,
-        "job_id": spec.job_id,
-        "type": spec.type,
-        "run": job.run,
-        "attempt": job.attempt,
-        "max_attempts": spec.max_attempts,
-        "epoch": job.epoch,
-        "timeout_ms": spec.timeout_ms,
-        "requested_at": spec.requested_at,
-        "dispatched_at": job.dispatched_at,
-        "payload": orjson.Fragment(spec.payload),
-        "traceparent": spec.traceparent,
-    }
-
-

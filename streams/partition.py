@@ -126,7 +126,7 @@ class Partition:
         for key in list(self.schedule.unknown.get(definition.type, ())):
             job = self.state.jobs.get(key)
             if job is not None and waits_for_type(job):
-                self._desk.resolve(key, job, definition)
+                self._desk.resolve(key, job, self.state.policy(definition.type))
 
     def tick(self) -> None:
         """Timers, rescues, forgetting, then dispatch: what time alone brings."""
@@ -192,17 +192,17 @@ class Partition:
             if job.epoch == 0 and job.state not in IN_FLIGHT_STATES:
                 self._desk.decide(name, job, Expire())
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
-            self._desk.resolve(name, job, self.state.definition(job.spec.type))
+            self._desk.resolve(name, job, self.state.policy(job.spec.type))
 
     def _open_gate(self, name: tuple[str, ...]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
         gate = self.schedule.gates.get(name)
-        definition = self.state.definition(name[1])
-        if not gate or definition is None:
+        policy = self.state.policy(name[1])
+        if not gate or policy is None:
             return
         now_ms = self.state.clock_ms
         used = self.state.limit_state(*name)
-        free = limits.free_starts(definition.limits, used, now_ms)
+        free = limits.free_starts(policy.limits, used, now_ms)
         let_in: list[Job] = []
         while gate and len(let_in) < free:
             job = self.state.jobs.get(gate.popleft())
@@ -211,8 +211,8 @@ class Partition:
         for job in reversed(let_in):
             self.schedule.make_ready(job, is_first=True)
         if gate:
-            again_at = limits.delayed_until(definition.limits, used, now_ms)
-            shortest = min((limit.window_ms for limit in definition.limits), default=0)
+            again_at = limits.delayed_until(policy.limits, used, now_ms)
+            shortest = min((limit.window_ms for limit in policy.limits), default=0)
             self.schedule.set_timer(
                 max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)), TimerKind.GATE, name
             )
@@ -264,15 +264,15 @@ class Partition:
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:
         """Whether a delayed limit does not let the job start yet; it then waits at its gate."""
-        definition = self.state.definition(job.spec.type)
-        if job.epoch > 0 or definition is None or not definition.limits:
+        policy = self.state.policy(job.spec.type)
+        if job.epoch > 0 or policy is None or not policy.limits:
             return False
         used = self.state.limit_state(key[0], job.spec.type)
         gate = self.schedule.gates.get((key[0], job.spec.type), ())
         comes_later = bool(gate) and job.reason != Reason.RATE_LIMITED
-        if not comes_later and limits.delayed_until(definition.limits, used, now_ms) <= now_ms:
+        if not comes_later and limits.delayed_until(policy.limits, used, now_ms) <= now_ms:
             return False
-        due_at = limits.estimated_due(definition.limits, used, now_ms, ahead=len(gate))
+        due_at = limits.estimated_due(policy.limits, used, now_ms, ahead=len(gate))
         self._desk.decide(key, job, Defer(due_at))
         return True
 

@@ -19,6 +19,7 @@ from streams import limits, rows
 from streams.finished import COUNT_MAX, Ended, FinishedJobs, digest_of
 from streams.job import Job, JobKey
 from streams.limits import NOTHING_USED, LimitState
+from streams.policy import Limit, Policy
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -45,6 +46,7 @@ class PartitionState:
         self.clock_ms = 0
         self.accepted = 0
         self.definitions: dict[str, Definition] = {}
+        self._policies: dict[str, Policy] = {}  # of all definitions
         self._dedupe_retention_ms = dedupe_retention_ms
         self._dead_letters: dict[JobKey, None] = {}
         self._limits: dict[tuple[str, str], LimitState] = {}
@@ -60,8 +62,8 @@ class PartitionState:
 
     # --- what a decision may look at ---
 
-    def definition(self, type: str) -> Definition | None:
-        return self.definitions.get(type)
+    def policy(self, type: str) -> Policy | None:
+        return self._policies.get(type)
 
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
         return self._unique.get((user_id, unique_key))
@@ -72,6 +74,10 @@ class PartitionState:
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
         return self.finished.get(digest_of(key)) if len(self.finished) else None
+
+    def ended_row(self, row_key: bytes) -> Ended | None:
+        """The same by the key of its row."""
+        return self.finished.get(row_key[1:])
 
     # --- what a decision changes ---
 
@@ -91,11 +97,11 @@ class PartitionState:
         if before is None:
             self.accepted += 1
         self._move_unique(before, after, key)
-        definition = self.definitions.get(after.spec.type)
+        policy = self._policies.get(after.spec.type)
         is_held = after.holds_limit or (before is not None and before.holds_limit)
         # A held job is released even when its type has lost its limits since.
-        if definition is not None and (definition.limits or is_held):
-            self._move_limit(before, after, definition)
+        if policy is not None and (policy.limits or is_held):
+            self._move_limit(before, after, policy.limits)
 
     def _move_unique(self, before: Job | None, after: Job, key: JobKey) -> None:
         unique_key = after.spec.unique_key
@@ -112,13 +118,13 @@ class PartitionState:
         else:
             self._unique[name] = key
 
-    def _move_limit(self, before: Job | None, after: Job, definition: Definition) -> None:
+    def _move_limit(self, before: Job | None, after: Job, specs: tuple[Limit, ...]) -> None:
         was_held = before is not None and before.holds_limit
         name = (after.spec.user_id, after.spec.type)
         used = self._limits.get(name, NOTHING_USED)
         if after.epoch == 1 and (before is None or before.epoch == 0):
             started_at = after.dispatched_at or self.clock_ms
-            changed = limits.start(definition.limits, used, started_at, is_held=was_held)
+            changed = limits.start(specs, used, started_at, is_held=was_held)
         elif was_held and not after.holds_limit:
             changed = limits.release(used)
         elif after.holds_limit and not was_held:
@@ -132,7 +138,12 @@ class PartitionState:
         """Takes a type's definition into the partition."""
         type_name = definition.type
         self._old_definitions.setdefault(type_name, self.definitions.get(type_name))
-        self.definitions[type_name] = definition
+        self._set_definition(type_name, definition)
+
+    def _set_definition(self, type_name: str, definition: Definition | None) -> None:
+        _put_back(self.definitions, type_name, definition)
+        policy = None if definition is None else Policy(definition)
+        _put_back(self._policies, type_name, policy)
 
     def forget_old(self, now_ms: int) -> None:
         """Forgets ended jobs beyond their retention, a bounded number at a time."""
@@ -159,8 +170,8 @@ class PartitionState:
         """Drops what no window looks at any more; the rest goes behind the others."""
         for name in list(islice(self._limits, FORGET_AT_ONCE_MAX)):
             used = self._limits.pop(name)
-            definition = self.definitions.get(name[1])
-            specs = () if definition is None else definition.limits
+            policy = self._policies.get(name[1])
+            specs = () if policy is None else policy.limits
             if limits.is_idle(specs, used, now_ms):
                 self._old_limits.setdefault(name, used)
             else:
@@ -240,7 +251,7 @@ class PartitionState:
         for unique, holder in self._old_unique.items():
             _put_back(self._unique, unique, holder)
         for type_name, definition in self._old_definitions.items():
-            _put_back(self.definitions, type_name, definition)
+            self._set_definition(type_name, definition)
         self.finished.undo()
         if self._old_position is not None:
             self.applied, self.clock_ms, self.accepted = self._old_position
@@ -292,7 +303,7 @@ class PartitionState:
             self._limits[name] = used
         elif kind == b"d":
             definition = rows.read_definition(value)
-            self.definitions[definition.type] = definition
+            self._set_definition(definition.type, definition)
         elif kind == b"p":
             self.applied, self.clock_ms, self.accepted = rows.read_position(value)
 

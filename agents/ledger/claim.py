@@ -2,14 +2,14 @@
 
 Owns the protocol of a hand-over. Refuses to know what is written under that right.
 
-A process writes all its partitions with the producer of a lane, so the lane's transactional id
-names a process and not a partition. Whoever takes a partition over must therefore learn whose id
-wrote it last, and fence that id:
+A process writes all its partitions with the same few producers (`agents.ledger.lane`), so their
+transactional ids name a process and not a partition. Whoever takes a partition over must therefore
+learn whose ids wrote it last, and fence them all:
 
 1. *Lock*: `init_transactions` of the partition's own id fences everybody else who is claiming it.
-2. *Read* the partition's last claim: a transactional id, and whether its owner has let go.
-3. *Fence* that id, unless it has let go or is ours. A zombie's next commit then fails.
-4. *Claim*: write our id through the lock. Somebody who locked after us has made this fail.
+2. *Read* the partition's last claim: transactional ids, and whether their owner has let go.
+3. *Fence* those ids, unless it has let go or they are ours. A zombie's next commit then fails.
+4. *Claim*: write our ids through the lock. Somebody who locked after us has made this fail.
 
 An owner that hands over in good order writes that it lets go, and claims anew when the partition
 comes back to it; the lock tells it when somebody else has had the partition in between.
@@ -38,11 +38,13 @@ LET_GO_SECONDS_MAX: Final = 5.0
 class Claim:
     """One partition's claim, held by this process from `take` to `close`."""
 
-    def __init__(self, kafka: str, topics: Topics, partition: int, transactional_id: str) -> None:
+    def __init__(
+        self, kafka: str, topics: Topics, partition: int, transactional_ids: tuple[str, ...]
+    ) -> None:
         self._kafka = kafka
         self._topic = topics.owners
         self._partition = partition
-        self._transactional_id = transactional_id
+        self._transactional_ids = transactional_ids
         self._lock = TransactionalProducer(kafka, f"{topics.prefix}tidemill-owner-{partition}")
         self._is_held = False
         self._letting_go: asyncio.Task[None] | None = None
@@ -51,8 +53,8 @@ class Claim:
         """Return once nobody but this process can write the partition. FatalError: fenced."""
         await self._lock.init()
         former = await asyncio.to_thread(self._read)
-        if former is not None and former != self._transactional_id:
-            await self._fence(former)
+        if former != self._transactional_ids:
+            await asyncio.gather(*map(self._fence, former))
         await self._write(has_let_go=False)
 
     async def renew(self) -> None:
@@ -80,14 +82,14 @@ class Claim:
             self._letting_go.cancel()
         await self._lock.close()
 
-    def _read(self) -> str | None:
-        """The id that may still be writing; None when there is none."""
-        owner: str | None = None
+    def _read(self) -> tuple[str, ...]:
+        """The ids that may still be writing; none when the last owner has let go."""
+        owner: tuple[str, ...] = ()
         for batch in read_compacted(self._kafka, self._topic, self._partition):
             for _, value in batch:
                 if value is not None:
                     row = orjson.loads(value)
-                    owner = None if row["has_let_go"] else row["transactional_id"]
+                    owner = () if row["has_let_go"] else tuple(row["transactional_ids"])
         return owner
 
     async def _fence(self, transactional_id: str) -> None:
@@ -100,7 +102,7 @@ class Claim:
 
     async def _write(self, *, has_let_go: bool) -> None:
         value = orjson.dumps(
-            {"transactional_id": self._transactional_id, "has_let_go": has_let_go}
+            {"transactional_ids": self._transactional_ids, "has_let_go": has_let_go}
         )
         while True:
             try:

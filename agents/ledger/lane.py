@@ -1,20 +1,25 @@
-"""One producer and the partitions that commit through it: the group commit.
+"""The group commit: which partitions decide when, and the order of a group's steps.
 
-Owns when a group begins, what share of it each partition has, and the order of its steps. Refuses
-to know what is decided (`agents.ledger.runner`) and how a transaction is made
-(`agents.runtime.producer`).
+Owns when a group begins, which partitions are in it and what share each has. Refuses to know what
+is decided (`agents.ledger.runner`) and how a transaction is made (`agents.runtime.producer`).
 
-While a transaction is in flight, arriving chunks wait in the inboxes and join the next group, so a
-busy lane commits large groups and a quiet one small ones at once. All partitions of a lane share
-one transaction, because a transaction costs the broker much the same whatever is in it.
+All partitions of a group share one transaction, because a transaction costs the broker much the
+same whatever is in it. While it is in flight, arriving chunks wait in the inboxes, so a busy ledger
+commits large groups and a quiet one small ones at once.
+
+There are two producers, so that one group is decided while another one commits. A partition is in
+one group at a time: its next decisions see those of a group that is committed, or undone. When all
+partitions have much to do, each group takes its share of them and leaves the rest to the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from typing import Final
+from collections.abc import Collection, Coroutine, Sequence
+from typing import Any, Final
 
 from agents.crash import crash_point
 from agents.ledger.runner import PartitionRunner
@@ -28,6 +33,9 @@ logger = logging.getLogger("tidemill.ledger")
 GROUP_RECORDS_MAX: Final = 2_000  # input records in one group: some 50 ms of deciding
 GROUP_BYTES_MAX: Final = 524_288  # bytes of input in one group, unless it is a single chunk
 SHARE_RECORDS_MIN: Final = 100  # of one partition in one group, however many others wait
+# Input records from which on a group leaves partitions to the next one. Below that the transaction
+# costs more than the deciding, and one for all is cheaper.
+SHARED_OUT_RECORDS: Final = 400
 IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
 # A large group's records are sent while the next partition is decided. A small group's go together:
 # the client asks the coordinator to add their partitions, and two questions take twice the time.
@@ -36,21 +44,28 @@ ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 
 
 class Lane:
-    """The loop that commits for some partitions of this process."""
+    """The loop that decides and commits for the partitions of this process."""
 
-    def __init__(self, producer: TransactionalProducer) -> None:
-        self.producer = producer
+    def __init__(self, producers: Sequence[TransactionalProducer]) -> None:
+        self._producers = producers
+        self._free: asyncio.Queue[TransactionalProducer] = asyncio.Queue()
         self._runners: list[PartitionRunner] = []
+        self._in_flight: set[PartitionRunner] = set()
         self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._loop: asyncio.Task[None] | None = None
+        self._released = asyncio.Event()  # set, and another one put here, when a group ends
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def transactional_ids(self) -> tuple[str, ...]:
+        """Whom the next owner of one of our partitions has to fence."""
+        return tuple(producer.transactional_id for producer in self._producers)
 
     async def start(self) -> None:
         """Fence a former process of the same name, then serve."""
-        await self.producer.init()
-        self._loop = asyncio.create_task(self._run())
-        self._loop.add_done_callback(_on_loop_end)
+        await asyncio.gather(*(producer.init() for producer in self._producers))
+        for producer in self._producers:
+            self._free.put_nowait(producer)
+        self._start(self._run())
 
     def join(self, runner: PartitionRunner) -> None:
         """The partition commits here from now on, once it is active."""
@@ -64,98 +79,153 @@ class Lane:
         """Something arrived or changed."""
         self._work.set()
 
-    async def quiesce(self) -> None:
-        """Wait until no group is in flight. Partitions that are not active join no new one."""
-        await self._idle.wait()
+    async def quiesce(self, runners: Collection[PartitionRunner]) -> None:
+        """Wait until none of these is in a group. Those that are not active join no new one."""
+        while not self._in_flight.isdisjoint(runners):
+            await self._released.wait()
 
     # --- the loop ---
 
     async def _run(self) -> None:
         while True:
-            await self._wait_for_work()
+            producer = await self._free.get()
+            # The time in which its last transaction settles is well spent collecting.
+            await producer.settled()
+            await self._decide_group(producer, await self._next_group())
+
+    async def _next_group(self) -> list[PartitionRunner]:
+        """The partitions that have something to do and are in no group, or a share of them."""
+        while True:
             self._work.clear()
-            self._idle.clear()
-            try:
-                await self._one_group()
-            finally:
-                self._idle.set()
+            now = time.time()
+            idle = [runner for runner in self._runners if self._may_decide(runner)]
+            due = [runner for runner in idle if runner.due_at() <= now]
+            if due:
+                return self._share_of(due)
+            await self._wait(min((runner.due_at() for runner in idle), default=math.inf) - now)
 
-    async def _wait_for_work(self) -> None:
-        due_in = min((runner.due_at() for runner in self._active()), default=0.0) - time.time()
-        has_partitions = any(self._active())
-        if not has_partitions or due_in > 0:
-            timeout = min(due_in, IDLE_SECONDS_MAX) if has_partitions else IDLE_SECONDS_MAX
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._work.wait()
-            except TimeoutError:
-                pass  # a timer is due
-        # The time in which the last transaction settles is well spent collecting.
-        await self.producer.settled()
+    def _may_decide(self, runner: PartitionRunner) -> bool:
+        return runner.is_active and runner not in self._in_flight
 
-    def _active(self) -> list[PartitionRunner]:
-        return [runner for runner in self._runners if runner.is_active]
+    def _share_of(self, due: list[PartitionRunner]) -> list[PartitionRunner]:
+        """All that are due, or with much to do, so many that the other producers get theirs."""
+        if sum(runner.waiting for runner in due) < SHARED_OUT_RECORDS:
+            return due
+        active = sum(runner.is_active for runner in self._runners)
+        return due[: -(-active // len(self._producers))]
 
-    async def _one_group(self) -> None:
-        now = time.time()
-        due = [runner for runner in self._active() if runner.due_at() <= now]
-        if not due:
-            return
-        self._turn(due[0])
-        decided: list[PartitionRunner] = []
+    async def _wait(self, seconds: float) -> None:
         try:
-            written = await self._decide(due, decided)
-            if written:
-                # 3. One transaction with everything that the group led to.
-                crash_point("ledger.after_produce_before_commit")
-                await self.producer.commit()
+            async with asyncio.timeout(min(seconds, IDLE_SECONDS_MAX)):
+                await self._work.wait()
+        except TimeoutError:
+            return  # a timer is due
+
+    # --- a group ---
+
+    async def _decide_group(
+        self, producer: TransactionalProducer, group: list[PartitionRunner]
+    ) -> None:
+        self._in_flight.update(group)
+        self._turn(group)
+        decided: list[PartitionRunner] = []
+        is_written = False
+        try:
+            # 1. Decide, partition by partition. State changes here; step 3 or an undo says for
+            #    good.
+            is_written = await self._decide(producer, group, decided)
         except AbortableError as error:
-            logger.warning("a group is decided again: %s", error)
-            for runner in decided:
-                runner.undo()
-            await asyncio.sleep(ABORT_PAUSE_SECONDS)
+            await self._undo(producer, decided, error)
+            return
+        if is_written:
+            # The next group is decided meanwhile.
+            self._start(self._commit(producer, decided))
+        else:
+            self._finish(producer, decided)
+
+    async def _commit(
+        self, producer: TransactionalProducer, decided: list[PartitionRunner]
+    ) -> None:
+        try:
+            # 2. One transaction with everything that the group led to.
+            crash_point("ledger.after_produce_before_commit")
+            await producer.commit()
+        except AbortableError as error:
+            await self._undo(producer, decided, error)
             return
         crash_point("ledger.after_commit_before_apply")
-        # 4. The decisions stand.
+        self._finish(producer, decided)
+
+    def _finish(self, producer: TransactionalProducer, decided: list[PartitionRunner]) -> None:
+        # 3. The decisions stand.
         for runner in decided:
             runner.settle()
         crash_point("ledger.after_apply_before_ack")
-        # 5. Only now the inputs are acked.
+        # 4. Only now the inputs are acked.
         for runner in decided:
             runner.ack()
+        self._release(producer, decided)
 
-    async def _decide(self, due: list[PartitionRunner], decided: list[PartitionRunner]) -> int:
-        """Decide partition by partition and hand the records over; returns how many."""
-        written = taken = 0
+    async def _undo(
+        self,
+        producer: TransactionalProducer,
+        decided: list[PartitionRunner],
+        error: AbortableError,
+    ) -> None:
+        logger.warning("a group is decided again: %s", error)
+        for runner in decided:
+            runner.undo()
+        await asyncio.sleep(ABORT_PAUSE_SECONDS)
+        self._release(producer, decided)
+
+    def _release(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
+        self._in_flight.difference_update(group)
+        released, self._released = self._released, asyncio.Event()
+        released.set()
+        self._free.put_nowait(producer)
+        self._work.set()
+
+    async def _decide(
+        self,
+        producer: TransactionalProducer,
+        group: list[PartitionRunner],
+        decided: list[PartitionRunner],
+    ) -> bool:
+        """Decide partition by partition and hand the records over; whether there were any."""
+        is_written = False
+        taken = 0
         waiting: list[OutRecord] = []
-        share = max(SHARE_RECORDS_MIN, GROUP_RECORDS_MAX // len(due))
-        for number, runner in enumerate(due):
-            left = GROUP_RECORDS_MAX - taken - share * (len(due) - number - 1)
+        share = max(SHARE_RECORDS_MIN, GROUP_RECORDS_MAX // len(group))
+        for number, runner in enumerate(group):
+            left = GROUP_RECORDS_MAX - taken - share * (len(group) - number - 1)
             decided.append(runner)
-            count, records = runner.decide(max(share, left), GROUP_BYTES_MAX // len(due))
+            count, records = runner.decide(max(share, left), GROUP_BYTES_MAX // len(group))
             taken += count
             waiting += records
-            is_last = number == len(due) - 1
+            is_last = number == len(group) - 1
             if waiting and (is_last or len(waiting) >= SENT_AHEAD_RECORDS):
-                await self._send(waiting, is_first=not written)
-                written += len(waiting)
+                if not is_written:
+                    crash_point("ledger.before_begin")
+                    await producer.begin()
+                is_written = True
+                await producer.add(waiting)
                 waiting = []
-        return written
+                # What has arrived meanwhile is handed out.
+                await asyncio.sleep(0)
+        return is_written
 
-    async def _send(self, records: list[OutRecord], *, is_first: bool) -> None:
-        if is_first:
-            crash_point("ledger.before_begin")
-            await self.producer.begin()
-        await self.producer.add(records)
-        # What has arrived meanwhile is handed out.
-        await asyncio.sleep(0)
+    def _turn(self, group: list[PartitionRunner]) -> None:
+        """Who is in a group is last next time: large shares go round."""
+        for runner in group:
+            self._runners.remove(runner)
+            self._runners.append(runner)
 
-    def _turn(self, first: PartitionRunner) -> None:
-        """Who was first is last next time: large shares go round."""
-        self._runners.remove(first)
-        self._runners.append(first)
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end)
 
-
-def _on_loop_end(done: asyncio.Task[None]) -> None:
-    if not done.cancelled():
-        fail_stop("a lane's loop ended", done.exception())
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            fail_stop("a group failed", task.exception())

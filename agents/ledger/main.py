@@ -37,9 +37,8 @@ from streams.state import PartitionState
 logger = logging.getLogger("tidemill.ledger")
 
 TABLE: Final = "partitions"  # its empty changelog ties partition p of all inputs to one process
-# Transactions that this process has in flight at once; its partitions share them. Each costs
-# the broker much the same whatever is in it.
-LANES: Final = 1
+# Transactions that this process has in flight at once: one is decided while another one commits.
+PRODUCERS: Final = 2
 # Jobs are no cycles: young garbage dies by its count, and old jobs need not be looked at.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -54,7 +53,7 @@ class Ledger:
         self._homes = Homes(settings.partitions)
         self.book = WorkerBook()
         self._runners: dict[int, PartitionRunner] = {}
-        self._lanes: list[Lane] = []
+        self._lane: Lane | None = None  # from the first partition on
         self._reader: WorkerReader | None = None
         self._starting = asyncio.Lock()
         self._is_announced = False
@@ -63,15 +62,15 @@ class Ledger:
     def add(self, chunk: Chunk) -> None:
         """A chunk of an input of an owned partition."""
         self._runners[chunk.partition].add(chunk)
-        self._lane(chunk.partition).wake()
+        if self._lane is not None:
+            self._lane.wake()
 
     async def restore(self, partition: int) -> PartitionRunner:
         """Fence the former owner, then read its rows to the end that stands after the fence."""
         settings, topics = self._settings, self.topics
         async with self._starting:
-            await self._start()
-        lane = self._lane(partition)
-        claim = Claim(settings.kafka, topics, partition, lane.producer.transactional_id)
+            lane = self._lane = self._lane or await self._start()
+        claim = Claim(settings.kafka, topics, partition, lane.transactional_ids)
         await claim.take()
         state = PartitionState(dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000))
         engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
@@ -85,21 +84,18 @@ class Ledger:
         lane.join(runner)
         return runner
 
-    def _lane(self, partition: int) -> Lane:
-        return self._lanes[partition % len(self._lanes)]
-
-    async def _start(self) -> None:
-        """At the first partition: the lanes, which fence a former process of our name."""
-        if self._lanes:
-            return
+    async def _start(self) -> Lane:
+        """At the first partition; fences a former process of our name."""
         self._start_reader()
         name = f"{self._settings.topic_prefix}tidemill-ledger-{self.instance_id}"
-        lanes = [
-            Lane(TransactionalProducer(self._settings.kafka, f"{name}-{number}"))
-            for number in range(LANES)
-        ]
-        await asyncio.gather(*(lane.start() for lane in lanes))
-        self._lanes = lanes
+        lane = Lane(
+            [
+                TransactionalProducer(self._settings.kafka, f"{name}-{number}")
+                for number in range(PRODUCERS)
+            ]
+        )
+        await lane.start()
+        return lane
 
     def _load(self, engine: Partition, partition: int) -> int:
         count = 0
@@ -122,10 +118,12 @@ class Ledger:
         return {topic: offset + 1 for topic, offset in applied.items()}
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
-        for number in partitions:
-            self._runners[number].is_active = False
-        await asyncio.gather(*(lane.quiesce() for lane in self._lanes))
-        await asyncio.gather(*(self._runners[number].claim.let_go() for number in partitions))
+        runners = [self._runners[number] for number in partitions]
+        for runner in runners:
+            runner.is_active = False
+        if self._lane is not None:
+            await self._lane.quiesce(runners)
+        await asyncio.gather(*(runner.claim.let_go() for runner in runners))
 
     async def resume(self, partitions: frozenset[int]) -> None:
         await asyncio.gather(*(self._runners[number].claim.renew() for number in partitions))
@@ -139,7 +137,8 @@ class Ledger:
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
-        self._lane(partition).leave(state)
+        if self._lane is not None:
+            self._lane.leave(state)
         await state.claim.close()
 
     def _passed_to(self, topic: str, partition: int) -> int | None:
@@ -158,8 +157,8 @@ class Ledger:
     def _wake_all(self) -> None:
         for runner in self._runners.values():
             runner.wake()
-        for lane in self._lanes:
-            lane.wake()
+        if self._lane is not None:
+            self._lane.wake()
 
 
 def build_ledger(settings: LedgerSettings) -> RoleApp:

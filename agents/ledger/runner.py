@@ -32,6 +32,7 @@ class PartitionRunner:
         self.partition = partition
         self.claim = claim
         self.is_active = False  # ours, and no rebalance is going on
+        self.waiting = 0  # records that have arrived and are in no group yet
         self._book = book
         self._passed_to = passed_to
         self._inbox: dict[str, deque[Chunk]] = {topic: deque() for topic in input_topics}
@@ -41,6 +42,7 @@ class PartitionRunner:
     def add(self, chunk: Chunk) -> None:
         """A chunk of one of the inputs, in the order of its topic."""
         self._inbox[chunk.topic].append(chunk)
+        self.waiting += len(chunk)
         self._is_woken = True
 
     def wake(self) -> None:
@@ -97,6 +99,7 @@ class PartitionRunner:
         chunks, self._deciding = self._deciding, []
         for chunk in reversed(chunks):
             self._inbox[chunk.topic].appendleft(chunk)
+            self.waiting += len(chunk)
         self._is_woken = True
 
     def _collect(self, records_max: int, bytes_max: int) -> tuple[list[Chunk], int]:
@@ -105,6 +108,7 @@ class PartitionRunner:
         for inbox in self._inbox.values():
             while inbox and records < records_max and size < bytes_max:
                 chunk = inbox.popleft()
+                self.waiting -= len(chunk)
                 if chunk.is_stale:
                     continue
                 chunks.append(chunk)

@@ -74,7 +74,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         (
             Patch(
                 "agents/ledger/claim.py",
-                "            await self._fence(former)\n",
+                "            await asyncio.gather(*map(self._fence, former))\n",
                 "            logger.debug(former)\n",
             ),
         ),

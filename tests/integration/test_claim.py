@@ -38,7 +38,8 @@ class Process:
         self.topics = topics
         self.producer = producer
         self.claims = [
-            Claim(kafka, topics, number, producer.transactional_id) for number in range(PARTITIONS)
+            Claim(kafka, topics, number, (producer.transactional_id,))
+            for number in range(PARTITIONS)
         ]
 
     async def write(self, text: bytes, partition: int = 0) -> None:
@@ -146,7 +147,7 @@ async def test_the_same_process_need_not_fence_itself(kafka: str, topics: Topics
     async with process(kafka, topics, "a") as a:
         await a.claims[0].take()
         await a.write(b"1")
-        comes_back = Claim(kafka, topics, 0, a.producer.transactional_id)
+        comes_back = Claim(kafka, topics, 0, (a.producer.transactional_id,))
         await comes_back.take()
         await a.write(b"2")
         await comes_back.close()

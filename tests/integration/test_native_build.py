@@ -61,8 +61,6 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tiny: Path) -> None:
     assert list((tiny / PLACES[0]).iterdir()) == []
 
 
-
-
 def test_a_wheel_carries_the_core_when_asked_to(tmp_path: Path) -> None:
     needs_compiler()
     subprocess.run(

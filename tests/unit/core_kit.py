@@ -31,6 +31,7 @@ from streams.decision import Accepted
 from streams.job import Job, JobKey, Spec
 from streams.lifecycle import decide, evolve
 from streams.limits import NOTHING_USED, LimitState
+from streams.policy import Policy
 
 NOW: Final = 1_760_000_000_000
 CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
@@ -47,12 +48,12 @@ class Around:
         used: LimitState = NOTHING_USED,
     ) -> None:
         self.accepted = 5
-        self._definitions = {definition.type: definition for definition in definitions}
+        self._policies = {definition.type: Policy(definition) for definition in definitions}
         self._holder = holder
         self._used = used
 
-    def definition(self, type: str) -> Definition | None:
-        return self._definitions.get(type)
+    def policy(self, type: str) -> Policy | None:
+        return self._policies.get(type)
 
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
         return self._holder
@@ -133,7 +134,7 @@ def command_named(name: str, state: State | None) -> CoreCommand:
         return WAYS[state][0]
     plain: dict[str, CoreCommand] = {
         "submit": submit(), "submit_other": submit(payload={"other": 1}), "refuse": refuse(),
-        "resolve": Resolve(define()), "resolve_none": Resolve(None), "dispatch": Dispatch(),
+        "resolve": Resolve(Policy(define())), "resolve_none": Resolve(None), "dispatch": Dispatch(),
         "defer": Defer(NOW + 9_000), "expire": Expire(), "rescue": Rescue(Reason.WORKER_LOST),
         "cancel": CANCEL, "redrive": REDRIVE,
     }

@@ -193,14 +193,14 @@ def test_the_wait_for_a_type_is_over(
 ) -> None:
     waiting = after(None, submit(**fields), around=UNKNOWN)
     assert waiting.due_at == NOW + UNKNOWN_TYPE_WAIT_MS
-    assert told(waiting, Resolve(around.definition("t")), around) == expected
+    assert told(waiting, Resolve(around.policy("t")), around) == expected
 
 
 def test_a_known_type_fills_in_what_the_request_left_open() -> None:
     around = Around(define(queue="q", max_attempts=7, timeout_ms=9, unique_by="user"))
     known = after(None, submit(), around=around)
     resolved = after(
-        after(None, submit(), around=UNKNOWN), Resolve(around.definition("t")), around=around
+        after(None, submit(), around=UNKNOWN), Resolve(around.policy("t")), around=around
     )
     for spec in (known.spec, resolved.spec):
         assert (spec.queue, spec.max_attempts, spec.timeout_ms) == ("q", 7, 9)

@@ -9,10 +9,11 @@ import pytest
 from schemas.wire import LimitSpec
 from streams import limits
 from streams.limits import NOTHING_USED, LimitState
+from streams.policy import Limit
 
-SKIP_2 = LimitSpec(limit=2, window_ms=100, over="skip")
-DELAY_2 = LimitSpec(limit=2, window_ms=100, over="delay")
-DELAY_5 = LimitSpec(limit=5, window_ms=1_000, over="delay")
+SKIP_2 = Limit(LimitSpec(limit=2, window_ms=100, over="skip"))
+DELAY_2 = Limit(LimitSpec(limit=2, window_ms=100, over="delay"))
+DELAY_5 = Limit(LimitSpec(limit=5, window_ms=1_000, over="delay"))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_skip(state: LimitState, now_ms: int, is_over: bool) -> None:
         ((), LimitState(0, (0, 5)), 7, 7),
     ],
 )
-def test_delay(specs: tuple[LimitSpec, ...], state: LimitState, now_ms: int, due: int) -> None:
+def test_delay(specs: tuple[Limit, ...], state: LimitState, now_ms: int, due: int) -> None:
     assert limits.delayed_until(specs, state, now_ms) == due
     assert (limits.free_starts(specs, state, now_ms) > 0) == (due <= now_ms)
 
@@ -86,8 +87,8 @@ def test_a_type_that_lost_its_limits_keeps_nothing() -> None:
 
 def test_what_no_window_looks_at_any_more_is_forgotten_and_nothing_else() -> None:
     specs = (
-        LimitSpec(limit=1_000, window_ms=1_000, over="delay"),
-        LimitSpec(limit=3, window_ms=5_000, over="skip"),
+        Limit(LimitSpec(limit=1_000, window_ms=1_000, over="delay")),
+        Limit(LimitSpec(limit=3, window_ms=5_000, over="skip")),
     )
     used = LimitState(0, (0, 1, 5_000, 5_001))
     # At 5,000 the start at 0 counts no longer; the one at 1 does until 5,001.

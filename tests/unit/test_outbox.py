@@ -70,7 +70,7 @@ def test_the_writer_writes_what_the_contract_says(kind: EventKind, is_bare: bool
 def test_ids_of_events_are_unique_whatever_the_ids_hold() -> None:
     """Users and jobs may hold slashes; audits of one record are told apart by their number."""
     ids = set()
-    pairs = [("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"), ("a%b", "c"), ("a", "b%2Fc")]
+    pairs = [('"', "\\u00e9"), ("\u00e9", '\\"'), ("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"), ("a%b", "c"), ("a", "b%2Fc")]
     for user_id, job_id in pairs:
         for sequence, index in ((1, 0), (2, 0), (None, 1), (None, 2)):
             made = Event(
@@ -78,6 +78,7 @@ def test_ids_of_events_are_unique_whatever_the_ids_hold() -> None:
                 0, NOW, None, State.PENDING, cause=CAUSE, index=index,
             )
             assert written(made)["event_id"] == made.event_id
+            assert EventWriter(InstantCache()).event_id(made) == made.event_id.encode()
             ids.add(made.event_id)
     assert len(ids) == len(pairs) * 4
 
@@ -188,17 +189,37 @@ def test_retry_news_and_words_to_workers() -> None:
     assert ControlWord.model_validate(word).epoch == 1
 
 
-def dispatched(count: int, *, size: int = 0) -> list[Job]:
-    text = "x" * size
-    return [after(None, submit(payload={"x": text}), Dispatch()) for _ in range(count)]
+def dispatched(count: int, *, size: int = 0) -> list[tuple[Job, Event]]:
+    """Jobs just dispatched, each with the event that says so."""
+    waiting = after(None, submit(payload={"x": "x" * size}))
+    found: list[tuple[Job, Event]] = []
+    for _ in range(count):
+        decision = decide(waiting, Dispatch(), NOW + 7, KNOWN)
+        assert isinstance(decision, Accepted)
+        found.append((decision.job, decision.events[-1]))
+    return found
+
+
+def test_a_ready_job_says_what_its_handler_needs() -> None:
+    ((job, event),) = dispatched(1)
+    ((_, pack),) = packs([(job, event)])
+    assert pack.jobs[0].model_dump() == {
+        "user_id": "u", "job_id": "j", "type": "t", "run": 1, "attempt": 1, "max_attempts": 3,
+        "epoch": 1, "timeout_ms": 300_000, "requested_at": NOW, "dispatched_at": NOW + 7,
+        "payload": {"x": ""}, "traceparent": None,
+    }
 
 
 def packs(
-    jobs: list[Job], *, partitions: tuple[int, ...] = (0, 1), workers: int = 1, a_pack: int = 8
+    jobs: list[tuple[Job, Event]],
+    *,
+    partitions: tuple[int, ...] = (0, 1),
+    workers: int = 1,
+    a_pack: int = 8,
 ) -> list[tuple[int, ReadyPack]]:
     outbox = Outbox(TOPICS, 3)
-    for job in jobs:
-        outbox.dispatch(job)
+    for job, event in jobs:
+        outbox.dispatch(job, event)
     outbox.pack_ready("default", partitions, workers=workers, jobs_a_pack=a_pack)
     return [_ready(record) for record in outbox.records]
 
@@ -222,8 +243,8 @@ def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> N
     outbox = Outbox(TOPICS, 3)
     used: list[set[int]] = []
     for _ in range(8):
-        for job in dispatched(20):
-            outbox.dispatch(job)
+        for job, event in dispatched(20):
+            outbox.dispatch(job, event)
         outbox.pack_ready("default", tuple(range(8)), workers=2, jobs_a_pack=2)
         used.append({_ready(record)[0] for record in outbox.records})
         outbox.clear()
@@ -236,7 +257,7 @@ def test_ledger_partitions_of_one_worker_share_a_ready_partition() -> None:
     for number in range(4):
         outbox = Outbox(TOPICS, number)
         for _ in range(3):
-            outbox.dispatch(*dispatched(1))
+            outbox.dispatch(*dispatched(1)[0])
             outbox.pack_ready("default", (2, 5, 7), workers=1, jobs_a_pack=8)
         used |= {_ready(record)[0] for record in outbox.records}
     assert used == {2}

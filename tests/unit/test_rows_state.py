@@ -14,6 +14,7 @@ from streams.finished import Ended
 from streams.job import Job, Spec
 from streams.lifecycle import decide
 from streams.limits import LimitState
+from streams.policy import Policy
 from streams.state import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS, PartitionState
 from tests.unit.core_kit import (
     CANCEL,
@@ -263,7 +264,7 @@ def test_a_resolved_job_takes_its_limit_and_its_key() -> None:
     store = Store()
     store.decide(submit())
     store.define(unique)
-    job = store.decide(Resolve(unique))
+    job = store.decide(Resolve(Policy(unique)))
     assert store.state.limit_state("u", "t") == LimitState(1, ())
     assert store.state.unique_holder("u", "\x1ftype:t") == job.key
 

@@ -14,6 +14,7 @@ from streams.homes import partition_of
 from streams.intake import derived_job_id
 from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
 from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Partition, QueueCapacity
+from streams.policy import Policy
 from streams.schedule import Schedule, TimerKind
 from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
@@ -86,7 +87,7 @@ def test_deferred_jobs_wait_at_their_gate_or_for_their_type() -> None:
 
 
 def test_a_job_that_is_due_keeps_its_place_through_a_rebuild() -> None:
-    waited = after(after(None, submit(), around=Around()), Resolve(define()))
+    waited = after(after(None, submit(), around=Around()), Resolve(Policy(define())))
     schedule = Schedule()
     schedule.rebuild([waited], NOW - 1)
     assert "default" not in schedule.waiting
