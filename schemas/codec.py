@@ -45,6 +45,10 @@ _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
 _ID: Final = re.compile(ID_PATTERN.removesuffix("$") + r"\Z")  # `$` would let a newline through
 _TYPE: Final = re.compile(TYPE_PATTERN.removesuffix("$") + r"\Z")
+# Constants of this module: compiled code need not look them up.
+_dumps: Final = orjson.dumps
+_loads: Final = orjson.loads
+_crc32: Final = zlib.crc32
 # Types that were checked, each with its checksum: most requests are of a few types.
 _usable_types: Final[dict[str, int]] = {}
 USABLE_TYPES_MAX: Final = 1_000  # then it starts anew
@@ -212,7 +216,7 @@ def parse_json(value: bytes | None) -> Any | Refusal:
         )
     parsed: Any = None
     try:
-        parsed = orjson.loads(value)
+        parsed = _loads(value)
         if _LONG_DIGITS in value.translate(_DIGITS_TO_ZERO):
             # orjson reads integers beyond 64 bits as floats, which would change them silently.
             json.loads(value, parse_int=_checked_int)
@@ -437,7 +441,7 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
     if plain is not None:
         payload = plain.payload
         try:
-            text = canonical = orjson.dumps(payload)
+            text = canonical = _dumps(payload)
             # Producers order the keys of one and the same request as they like.
             if len(payload) > 1 or text.count(b"{") > 1:
                 canonical = orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
@@ -445,7 +449,7 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
             return _unusable_payload(str(error), body)
         if len(text) > REQUEST_BYTES_MAX:
             return _grown_payload(len(text), body)
-        fingerprint = zlib.crc32(canonical, _checksum_of(plain.type))
+        fingerprint = _crc32(canonical, _checksum_of(plain.type))
         return Decoded(plain, _fitted(text), fingerprint, traceparent)
     try:
         request = JobRequest.model_validate(body)

@@ -33,14 +33,14 @@ def instant_text(epoch_ms: int) -> str:
 class InstantCache:
     """The text of the last few instants: nearly all events of a group share theirs."""
 
-    __slots__ = ("_json", "_json_of", "_jsons", "_texts")
+    __slots__ = ("_digits", "_digits_of", "_json", "_json_of", "_jsons", "_texts")
     _SIZE_MAX: Final = 4096  # entries, then it starts anew
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
         self._jsons: dict[int, bytes] = {}
-        self._json_of = -1  # the last one asked for, and its text
-        self._json = b""
+        self._json_of = self._digits_of = -1  # the last ones asked for, and their texts
+        self._json = self._digits = b""
 
     def text(self, epoch_ms: int | None) -> str | None:
         """RFC 3339 text of `epoch_ms`; None stays None."""
@@ -66,6 +66,12 @@ class InstantCache:
             found = self._jsons[epoch_ms] = f'"{instant_text(epoch_ms)}"'.encode()
         self._json_of, self._json = epoch_ms, found
         return found
+
+    def digits(self, epoch_ms: int) -> bytes:
+        """`epoch_ms` as a decimal number."""
+        if epoch_ms != self._digits_of:
+            self._digits_of, self._digits = epoch_ms, str(epoch_ms).encode()
+        return self._digits
 
 
 class Event:
@@ -204,8 +210,8 @@ class EventWriter:
 
     __slots__ = (
         "_cause", "_cause_json", "_head", "_id_head", "_ids", "_incarnation", "_instants",
-        "_job_id", "_priority", "_priority_of", "_queue_of", "_type", "_type_name", "_type_of",
-        "_user_id", "_users",
+        "_job_id", "_priority", "_priority_of", "_queue_of", "_topic", "_topic_json", "_type",
+        "_type_name", "_type_of", "_user_id", "_users",
     )
     _USERS_MAX: Final = 4096  # whose ids are kept as JSON, then it starts anew
 
@@ -217,6 +223,7 @@ class EventWriter:
         self._users: dict[str, tuple[bytes, bytes]] = {}
         self._head = self._id_head = self._ids = self._priority = b""
         self._type = self._type_name = b""
+        self._topic, self._topic_json = "", b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
 
@@ -280,7 +287,7 @@ class EventWriter:
         ) % (
             self._ids, self._type_name, _digits(event.run), _digits(event.attempt),
             _digits(max_attempts), _digits(event.epoch), _digits(timeout_ms),
-            _digits(event.incarnation), _digits(event.occurred_at), payload,
+            self._instants.digits(event.incarnation), str(event.occurred_at).encode(), payload,
             _NULL if traceparent is None else _json(traceparent),
         )
 
@@ -304,7 +311,7 @@ class EventWriter:
         self._user_id, self._job_id = event.user_id, event.job_id
         self._incarnation = event.incarnation
         user, user_in_id = self._user_json(event.user_id)
-        job, begun = _json(event.job_id), _digits(event.incarnation)
+        job, begun = _json(event.job_id), self._instants.digits(event.incarnation)
         self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
         self._head = b'%b,%b,%b,"incarnation":%b' % (
             self._ids, self._type, self._priority, begun
@@ -343,8 +350,11 @@ class EventWriter:
             return _NULL
         if cause != self._cause:
             self._cause = cause
+            topic = cause[0]
+            if topic is not self._topic:
+                self._topic, self._topic_json = topic, _json(topic)
             self._cause_json = b'{"topic":%b,"partition":%b,"offset":%b}' % (
-                _json(cause[0]), _digits(cause[1]), _digits(cause[2])
+                self._topic_json, _digits(cause[1]), str(cause[2]).encode()
             )
         return self._cause_json
 

@@ -96,7 +96,7 @@ def worker_lost_error(rescues: int) -> dict[str, Any]:
 def result_json(result: object) -> bytes | dict[str, Any]:
     """The result as JSON text, or the error when it cannot be kept."""
     try:
-        text = orjson.dumps(result)
+        text = b"null" if result is None else orjson.dumps(result)
     except (TypeError, ValueError) as error:
         return {
             "code": ErrorCode.RESULT_NOT_JSON.value,

@@ -10,16 +10,31 @@ Retries, rescues and redrives count as the job that they belong to: only its fir
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final, NamedTuple
+from typing import Final
 
 from streams.policy import Limit
 
 
-class LimitState(NamedTuple):
-    """What one (user, type) has used. `started` is sorted, the newest last."""
+class LimitState:
+    """What one (user, type) has used. Never changed once made."""
 
-    held: int  # accepted under a skip limit, not dispatched yet
-    started: tuple[int, ...]  # epoch ms of first dispatches, as many as the largest limit
+    __slots__ = ("held", "started")
+
+    def __init__(self, held: int, started: tuple[int, ...]) -> None:
+        self.held = held  # accepted under a skip limit, not dispatched yet
+        # Epoch ms of first dispatches, as many as the largest limit; sorted, the newest last.
+        self.started = started
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LimitState):
+            return NotImplemented
+        return self.held == other.held and self.started == other.started
+
+    def __hash__(self) -> int:
+        return hash((self.held, self.started))
+
+    def __repr__(self) -> str:
+        return f"LimitState({self.held}, {self.started})"
 
 
 ESTIMATE_MS_MAX: Final = 10 * 365 * 86_400_000  # ms; a later estimate says no more than "not soon"

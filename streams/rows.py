@@ -24,6 +24,8 @@ from streams.finished import Ended, digest_of
 from streams.job import Job, JobKey, Spec
 from streams.limits import LimitState
 
+_dumps: Final = orjson.dumps  # constants of this module: compiled code need not look them up
+_loads: Final = orjson.loads
 LIVE: Final = 1  # first element of a live job's row: its version
 ENDED: Final = -1  # first element of an ended job's row
 POSITION_KEY: Final = b"p"
@@ -41,7 +43,7 @@ def key_of(spec: Spec) -> bytes:
 
 
 def limit_key(user_id: str, type: str) -> bytes:
-    return b"l" + orjson.dumps((user_id, type))
+    return b"l" + _dumps((user_id, type))
 
 
 def definition_key(type: str) -> bytes:
@@ -51,7 +53,7 @@ def definition_key(type: str) -> bytes:
 def live_value(job: Job) -> bytes:
     """The whole job; the fields' order is the format."""
     spec = job.spec
-    head = orjson.dumps(
+    head = _dumps(
         (
             LIVE, job.state, job.sequence, job.run, job.attempt, job.epoch, job.rescues,
             job.queued_at, job.due_at, job.reason, job.dispatched_at, job.started_at,
@@ -67,7 +69,7 @@ def live_value(job: Job) -> bytes:
 
 def ended_value(job: Job) -> bytes:
     """What is left of an ended job."""
-    return orjson.dumps(
+    return _dumps(
         (ENDED, job.state, job.finished_at, job.spec.fingerprint, job.run, job.sequence)
     )
 
@@ -78,7 +80,7 @@ _STATE_OF: Final[dict[str, State]] = {state.value: state for state in State}
 def read_job(value: bytes) -> Job | Ended:
     """The inverse of `live_value` and `ended_value`. Raises ValueError for another version."""
     head, _, payload = value.partition(b"\n")
-    row: list[Any] = orjson.loads(head)
+    row: list[Any] = _loads(head)
     if row[0] == ENDED:
         return Ended(row[2], row[3], _STATE_OF[row[1]])
     if row[0] != LIVE:
@@ -100,12 +102,12 @@ def read_job(value: bytes) -> Job | Ended:
 
 
 def limit_value(state: LimitState) -> bytes:
-    return orjson.dumps((state.held, state.started))
+    return _dumps((state.held, state.started))
 
 
 def read_limit(key: bytes, value: bytes) -> tuple[tuple[str, str], LimitState]:
-    user_id, type_name = orjson.loads(key[1:])
-    held, started = orjson.loads(value)
+    user_id, type_name = _loads(key[1:])
+    held, started = _loads(value)
     return (user_id, type_name), LimitState(held, tuple(started))
 
 
@@ -119,9 +121,9 @@ def read_definition(value: bytes) -> Definition:
 
 def position_value(applied: dict[str, int], clock_ms: int, accepted: int) -> bytes:
     """`applied`: last decided offset by input topic; `accepted`: jobs accepted so far."""
-    return orjson.dumps({"applied": applied, "clock": clock_ms, "accepted": accepted})
+    return _dumps({"applied": applied, "clock": clock_ms, "accepted": accepted})
 
 
 def read_position(value: bytes) -> tuple[dict[str, int], int, int]:
-    row = orjson.loads(value)
+    row = _loads(value)
     return row["applied"], row["clock"], row["accepted"]
