@@ -172,7 +172,8 @@ class Topics:
             ),
             TopicSpec(
                 self.owners, 0, "none", "ledger", "ledger",
-                "Which transactional id may write a ledger partition, and whether it has let go.",
+                "Which transactional ids may write a ledger partition, and whether their owner has "
+                "let go.",
                 _compacted(),
             ),
             TopicSpec(

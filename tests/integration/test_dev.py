@@ -22,6 +22,7 @@ import pytest
 
 from agents import exit_codes
 from agents.embedded.broker import free_port
+from agents.sink.main import NICENESS
 from agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
 from tests.waiting import wait_until
 from tidemill import Client
@@ -152,6 +153,7 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
     dev = start("my_jobs.py")
     kafka, clickhouse, http = dev.wait_ready()
     assert len(dev.lines) == 1
+    assert_comes_last(dev.child("tidemill", "stack"))
     with Client(kafka) as client:
         handle = client.enqueue("greet", user_id="u1", payload={"name": "Ada"})
         assert client.wait(handle, SECONDS).result == {"hello": "Ada"}
@@ -188,6 +190,15 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
         assert client.wait(waiting, SECONDS).status == "succeeded"
     assert http.startswith("http://127.0.0.1:")
     assert second.stop() < STOP_SECONDS
+
+
+def assert_comes_last(sink: psutil.Process) -> None:
+    """The sink yields to other roles, which have sessions of their own: Linux weighs those first,
+    where it groups them at all."""
+    assert sink.nice() == NICENESS
+    group = Path(f"/proc/{sink.pid}/autogroup")
+    if group.exists() and (text := group.read_text().strip()):
+        assert text.endswith(f"nice {NICENESS}")
 
 
 def start_slow_job(kafka: str) -> Any:

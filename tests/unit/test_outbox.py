@@ -70,7 +70,10 @@ def test_the_writer_writes_what_the_contract_says(kind: EventKind, is_bare: bool
 def test_ids_of_events_are_unique_whatever_the_ids_hold() -> None:
     """Users and jobs may hold slashes; audits of one record are told apart by their number."""
     ids = set()
-    pairs = [('"', "\\u00e9"), ("\u00e9", '\\"'), ("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"), ("a%b", "c"), ("a", "b%2Fc")]
+    pairs = [
+        ('"', "\\u00e9"), ("\u00e9", '\\"'), ("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c"),
+        ("a%b", "c"), ("a", "b%2Fc"),
+    ]
     for user_id, job_id in pairs:
         for sequence, index in ((1, 0), (2, 0), (None, 1), (None, 2)):
             made = Event(

@@ -1,0 +1,230 @@
+"""The group commit: two transactions in turn, and each partition in one group at a time.
+
+Our side of the contract with the producers and the partitions: both are stand-ins that note what
+happens and wait until a test lets them go on. The real ones commit in tests/integration and
+tests/chaos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from agents.ledger import lane as lane_
+from agents.ledger.lane import SHARED_OUT_RECORDS, Lane
+from agents.ledger.runner import PartitionRunner
+from agents.runtime.errors import AbortableError
+from agents.runtime.producer import TransactionalProducer
+
+Log = list[tuple[str, str]]
+
+
+class HeldProducer:
+    """Commits when it is let go, or aborts."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self.transactional_id = name
+        self.is_held = False
+        self.error: Exception | None = None
+        self.records: list[Any] = []
+        self._log = log
+        self._released = asyncio.Event()
+
+    async def init(self) -> None:
+        self._log.append(("init", self.transactional_id))
+
+    async def settled(self) -> None: ...
+
+    async def begin(self) -> None:
+        self.records = []
+
+    async def add(self, records: list[Any]) -> None:
+        self.records += records
+
+    async def commit(self) -> None:
+        if self.is_held:
+            await self._released.wait()
+        if self.error is not None:
+            raise self.error
+        self._log.append(("commit", self.transactional_id))
+
+    def let_go(self) -> None:
+        self._released.set()
+
+
+class Wanting:
+    """A partition that has something to decide while it wants to."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self.name = name
+        self.is_active = True
+        self.wants = False
+        self.waiting = 0
+        self.writes = True
+        self._log = log
+
+    def due_at(self) -> float:
+        return 0.0 if self.wants else float("inf")
+
+    def decide(self, records_max: int, bytes_max: int) -> tuple[int, list[Any]]:
+        self.wants = False
+        self._log.append(("decide", self.name))
+        return 1, [self.name] if self.writes else []
+
+    def settle(self) -> None:
+        self._log.append(("settle", self.name))
+
+    def ack(self) -> None:
+        self._log.append(("ack", self.name))
+
+    def undo(self) -> None:
+        self._log.append(("undo", self.name))
+
+
+class Bench:
+    """A lane with two producers and the partitions a, b, c, d."""
+
+    def __init__(self) -> None:
+        self.log: Log = []
+        self.producers = [HeldProducer(name, self.log) for name in ("first", "second")]
+        self.lane = Lane(cast("list[TransactionalProducer]", self.producers))
+        self.partitions = {name: Wanting(name, self.log) for name in "abcd"}
+        for partition in self.partitions.values():
+            self.lane.join(cast("PartitionRunner", partition))
+
+    def want(self, names: str, waiting: int = 0) -> None:
+        for name in names:
+            self.partitions[name].wants = True
+            self.partitions[name].waiting = waiting
+        self.lane.wake()
+
+    def happened(self, what: str) -> str:
+        return "".join(name for kind, name in self.log if kind == what)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110  # the stand-ins give no signal
+                await asyncio.sleep(0)
+
+    async def turns(self) -> None:
+        """Long enough for everything that nobody holds up."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    await made.lane.start()
+    yield made
+    for task in list(made.lane._tasks):
+        task.cancel()
+
+
+async def test_a_quiet_group_takes_all_that_are_due_into_one_transaction() -> None:
+    async with bench() as here:
+        here.want("ac")
+        await here.until(lambda: here.happened("ack") == "ac")
+        assert here.happened("commit") == "first"
+        assert [kind for kind, _ in here.log[2:]] == [
+            "decide", "decide", "commit", "settle", "settle", "ack", "ack"
+        ]
+
+
+async def test_producers_take_turns() -> None:
+    async with bench() as here:
+        for number, name in enumerate("abc", 1):
+            here.want(name)
+            await here.until(lambda count=number: len(here.happened("ack")) == count)  # type: ignore[misc]
+        commits = [name for kind, name in here.log if kind == "commit"]
+        assert commits == ["first", "second", "first"]
+
+
+async def test_one_group_is_decided_while_another_one_commits() -> None:
+    async with bench() as here:
+        here.producers[0].is_held = True
+        here.want("ab")
+        await here.until(lambda: here.happened("decide") == "ab")
+        here.want("c")
+        await here.until(lambda: here.happened("ack") == "c")
+        assert here.happened("commit") == "second"
+        here.producers[0].let_go()
+        await here.until(lambda: here.happened("ack") == "cab")
+
+
+async def test_a_partition_decides_nothing_while_its_group_commits() -> None:
+    async with bench() as here:
+        here.producers[0].is_held = True
+        here.want("a")
+        await here.until(lambda: here.happened("decide") == "a")
+        here.want("ab")
+        await here.until(lambda: here.happened("ack") == "b")
+        await here.turns()
+        assert here.happened("decide") == "ab"
+        here.producers[0].let_go()
+        await here.until(lambda: here.happened("ack") == "baa")
+
+
+async def test_with_much_to_do_each_transaction_takes_its_share() -> None:
+    async with bench() as here:
+        for producer in here.producers:
+            producer.is_held = True
+        here.want("abcd", waiting=SHARED_OUT_RECORDS)
+        await here.until(lambda: here.happened("decide") == "abcd")
+        assert [producer.records for producer in here.producers] == [["a", "b"], ["c", "d"]]
+        for producer in here.producers:
+            producer.let_go()
+        await here.until(lambda: sorted(here.happened("ack")) == list("abcd"))
+
+
+async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
+    async with bench() as here:
+        here.producers[0].is_held = True
+        here.producers[0].error = AbortableError("the broker said so")
+        here.want("a")
+        await here.until(lambda: here.happened("decide") == "a")
+        here.want("b")
+        await here.until(lambda: here.happened("ack") == "b")
+        here.producers[0].let_go()
+        await here.until(lambda: here.happened("undo") == "a")
+        here.producers[0].error = None
+        here.want("a")
+        await here.until(lambda: here.happened("ack") == "ba")
+        assert here.happened("settle") == "ba"
+
+
+async def test_a_group_that_leads_to_nothing_is_acked_without_a_transaction() -> None:
+    async with bench() as here:
+        here.partitions["a"].writes = False
+        here.want("a")
+        await here.until(lambda: here.happened("ack") == "a")
+        assert here.happened("commit") == ""
+
+
+async def test_a_hand_over_waits_for_its_own_partitions_only() -> None:
+    async with bench() as here:
+        here.producers[0].is_held = True
+        here.want("a")
+        await here.until(lambda: here.happened("decide") == "a")
+        leaving, staying = here.partitions["a"], here.partitions["b"]
+        staying.is_active = leaving.is_active = False
+        async with asyncio.timeout(5):
+            await here.lane.quiesce({cast("PartitionRunner", staying)})
+        handed_over = asyncio.create_task(
+            here.lane.quiesce({cast("PartitionRunner", leaving)})
+        )
+        await here.turns()
+        assert not handed_over.done()
+        here.want("ab")
+        here.producers[0].let_go()
+        async with asyncio.timeout(5):
+            await handed_over
+        await here.turns()
+        assert here.happened("ack") == "a"  # who is not active joins no new group
