@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,13 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from agents.runtime.clients import take_arrived
+from agents.runtime import restore
+from agents.runtime.clients import client_settings, take_arrived
 from agents.runtime.errors import FencedError, PoisonMessage
 from agents.runtime.failstop import EXIT_FAIL_STOP
 from agents.runtime.producer import RECORD_BYTES_MAX, OutboxProducer, TransactionalProducer
@@ -313,22 +316,52 @@ async def test_the_state_is_read_to_its_end_past_markers_and_aborted_rows(
     assert rows == [*expected, (b"k0", None)]
 
 
+@pytest.mark.parametrize(
+    ("records_max", "sleeps"),
+    [(restore.FETCH_RECORDS_MAX, False), (100_000, True)],  # the client's own default
+    ids=["ours", "the client's own"],
+)
 def test_a_restore_never_sleeps_while_rows_are_there(
-    admin: AdminClient, app_id: str, kafka: str
+    admin: AdminClient,
+    app_id: str,
+    kafka: str,
+    monkeypatch: pytest.MonkeyPatch,
+    records_max: int,
+    sleeps: bool,
 ) -> None:
-    """The client's own default pauses its fetching for a second at each 100,000 records."""
-    topic, rows = f"{app_id}-state", 500_000
+    """A client that holds more records than its bound pauses its fetching, and says so."""
+    topic, rows = f"{app_id}-state", 300_000
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": rows})
     for number in range(rows):
-        producer.produce(topic, b"v" * 200, b"%d" % number, 0)
+        producer.produce(topic, b"v" * 20, b"%d" % number, 0)
     assert producer.flush(DEADLINE_SECONDS) == 0
-    seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
-        assert sum(len(batch) for batch in read_compacted(kafka, topic, 0)) == rows
-        seconds.append(time.monotonic() - begun)
-    # Its pauses take four seconds whatever the machine does; reading takes 0.6 s of a core.
-    assert min(seconds) < 2.0, seconds
+
+    said: list[str] = []
+    told = logging.getLogger(app_id)
+    told.setLevel(logging.DEBUG)
+    told.propagate = False
+    told.addHandler(Saying(said))
+
+    def talkative(kafka: str, client_id: str, settings: dict[str, Any]) -> dict[str, Any]:
+        wanted = client_settings(kafka, client_id, settings)
+        return wanted | {"debug": "fetch", "logger": told}
+
+    monkeypatch.setattr(restore, "client_settings", talkative)
+    monkeypatch.setattr(restore, "FETCH_RECORDS_MAX", records_max)
+    assert sum(len(batch) for batch in read_compacted(kafka, topic, 0)) == rows
+    assert said
+    assert any("queued.min.messages exceeded" in line for line in said) == sleeps
+
+
+class Saying(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
 
 
 def test_a_record_is_handed_on_when_it_comes(app_id: str, kafka: str) -> None:
