@@ -53,8 +53,8 @@ class Claim:
         """Return once nobody but this process can write the partition. FatalError: fenced."""
         await self._lock.init()
         former = await asyncio.to_thread(self._read)
-        if former != self._transactional_ids:
-            await asyncio.gather(*map(self._fence, former))
+        others = [name for name in former if name not in self._transactional_ids]
+        await asyncio.gather(*map(self._fence, others))
         await self._write(has_let_go=False)
 
     async def renew(self) -> None:
