@@ -129,54 +129,48 @@ class Lane:
         self._in_flight.update(group)
         self._turn(group)
         decided: list[PartitionRunner] = []
-        is_written = False
         try:
             # 1. Decide, partition by partition. State changes here; step 3 or an undo says for
             #    good.
             is_written = await self._decide(producer, group, decided)
         except AbortableError as error:
-            await self._undo(producer, decided, error)
+            # Some of the group may not have decided yet; all of it is let go.
+            await self._undo(decided, error)
+            self._release(producer, group)
             return
         if is_written:
             # The next group is decided meanwhile.
-            self._start(self._commit(producer, decided))
+            self._start(self._commit(producer, group))
         else:
-            self._finish(producer, decided)
+            self._finish(producer, group)
 
-    async def _commit(
-        self, producer: TransactionalProducer, decided: list[PartitionRunner]
-    ) -> None:
+    async def _commit(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
         try:
             # 2. One transaction with everything that the group led to.
             crash_point("ledger.after_produce_before_commit")
             await producer.commit()
         except AbortableError as error:
-            await self._undo(producer, decided, error)
+            await self._undo(group, error)
+            self._release(producer, group)
             return
         crash_point("ledger.after_commit_before_apply")
-        self._finish(producer, decided)
+        self._finish(producer, group)
 
-    def _finish(self, producer: TransactionalProducer, decided: list[PartitionRunner]) -> None:
+    def _finish(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
         # 3. The decisions stand.
-        for runner in decided:
+        for runner in group:
             runner.settle()
         crash_point("ledger.after_apply_before_ack")
         # 4. Only now the inputs are acked.
-        for runner in decided:
+        for runner in group:
             runner.ack()
-        self._release(producer, decided)
+        self._release(producer, group)
 
-    async def _undo(
-        self,
-        producer: TransactionalProducer,
-        decided: list[PartitionRunner],
-        error: AbortableError,
-    ) -> None:
+    async def _undo(self, decided: list[PartitionRunner], error: AbortableError) -> None:
         logger.warning("a group is decided again: %s", error)
         for runner in decided:
             runner.undo()
         await asyncio.sleep(ABORT_PAUSE_SECONDS)
-        self._release(producer, decided)
 
     def _release(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
         self._in_flight.difference_update(group)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from agents.ledger import lane as lane_
-from agents.ledger.lane import SHARED_OUT_RECORDS, Lane
+from agents.ledger.lane import SENT_AHEAD_RECORDS, SHARED_OUT_RECORDS, Lane
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.producer import TransactionalProducer
@@ -30,6 +30,7 @@ class HeldProducer:
         self.transactional_id = name
         self.is_held = False
         self.error: Exception | None = None
+        self.refusal: Exception | None = None
         self.records: list[Any] = []
         self._log = log
         self._released = asyncio.Event()
@@ -43,6 +44,8 @@ class HeldProducer:
         self.records = []
 
     async def add(self, records: list[Any]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         self.records += records
 
     async def commit(self) -> None:
@@ -64,7 +67,7 @@ class Wanting:
         self.is_active = True
         self.wants = False
         self.waiting = 0
-        self.writes = True
+        self.writes = 1  # records
         self._log = log
 
     def due_at(self) -> float:
@@ -73,7 +76,7 @@ class Wanting:
     def decide(self, records_max: int, bytes_max: int) -> tuple[int, list[Any]]:
         self.wants = False
         self._log.append(("decide", self.name))
-        return 1, [self.name] if self.writes else []
+        return 1, [self.name] * self.writes
 
     def settle(self) -> None:
         self._log.append(("settle", self.name))
@@ -200,9 +203,25 @@ async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
         assert here.happened("settle") == "ba"
 
 
+async def test_a_group_that_is_refused_half_way_lets_go_of_all_its_partitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
+    async with bench() as here:
+        here.partitions["a"].writes = SENT_AHEAD_RECORDS
+        for producer in here.producers:
+            producer.refusal = AbortableError("the producer's queue is full")
+        here.want("ab")
+        await here.until(lambda: here.happened("undo") == "a")
+        for producer in here.producers:
+            producer.refusal = None
+        here.want("a")
+        await here.until(lambda: sorted(here.happened("ack")) == ["a", "b"])
+
+
 async def test_a_group_that_leads_to_nothing_is_acked_without_a_transaction() -> None:
     async with bench() as here:
-        here.partitions["a"].writes = False
+        here.partitions["a"].writes = 0
         here.want("a")
         await here.until(lambda: here.happened("ack") == "a")
         assert here.happened("commit") == ""
