@@ -118,18 +118,23 @@ def start(
     held = max(0, state.held - 1) if is_held else state.held
     if not limits:
         return LimitState(held, ())
-    kept = longest = 0
+    kept = 0
     for limit in limits:
         kept = max(kept, limit.limit)
-        longest = max(longest, limit.window_ms)
     # Sorted, because a partition's clock never goes back.
-    over = bisect_right(state.started, now_ms - longest)
+    over = bisect_right(state.started, now_ms - _longest_ms(limits))
     return LimitState(held, (*state.started[over:], now_ms)[-kept:])
 
 
 def is_idle(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> bool:
     """Whether the state says no more than NOTHING_USED: its row may go."""
+    seen_since = now_ms - _longest_ms(limits)
+    return state.held == 0 and (not state.started or state.started[-1] <= seen_since)
+
+
+def _longest_ms(limits: tuple[Limit, ...]) -> int:
+    """The longest window; 0 without limits."""
     longest = 0
     for limit in limits:
         longest = max(longest, limit.window_ms)
-    return state.held == 0 and (not state.started or state.started[-1] <= now_ms - longest)
+    return longest

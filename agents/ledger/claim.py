@@ -8,7 +8,8 @@ learn whose ids wrote it last, and fence them all:
 
 1. *Lock*: `init_transactions` of the partition's own id fences everybody else who is claiming it.
 2. *Read* the partition's last claim: transactional ids, and whether their owner has let go.
-3. *Fence* those ids, unless it has let go or they are ours. A zombie's next commit then fails.
+3. *Fence* those ids, unless their owner has let go or they are ours. A zombie's next commit then
+   fails.
 4. *Claim*: write our ids through the lock. Somebody who locked after us has made this fail.
 
 An owner that hands over in good order writes that it lets go, and claims anew when the partition

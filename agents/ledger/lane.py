@@ -46,8 +46,8 @@ ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 class Lane:
     """The loop that decides and commits for the partitions of this process."""
 
-    def __init__(self, producers: Sequence[TransactionalProducer]) -> None:
-        self._producers = producers
+    def __init__(self) -> None:
+        self._producers: Sequence[TransactionalProducer] = ()
         self._free: asyncio.Queue[TransactionalProducer] = asyncio.Queue()
         self._runners: list[PartitionRunner] = []
         self._in_flight: set[PartitionRunner] = set()
@@ -57,13 +57,14 @@ class Lane:
 
     @property
     def transactional_ids(self) -> tuple[str, ...]:
-        """Whom the next owner of one of our partitions has to fence."""
+        """Whom the next owner of one of our partitions has to fence; none before `start`."""
         return tuple(producer.transactional_id for producer in self._producers)
 
-    async def start(self) -> None:
+    async def start(self, producers: Sequence[TransactionalProducer]) -> None:
         """Fence a former process of the same name, then serve."""
-        await asyncio.gather(*(producer.init() for producer in self._producers))
-        for producer in self._producers:
+        await asyncio.gather(*(producer.init() for producer in producers))
+        self._producers = producers
+        for producer in producers:
             self._free.put_nowait(producer)
         self._start(self._run())
 

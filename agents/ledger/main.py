@@ -55,7 +55,7 @@ class Ledger:
         self._homes = Homes(settings.partitions)
         self.book = WorkerBook()
         self._runners: dict[int, PartitionRunner] = {}
-        self._lane: Lane | None = None  # from the first partition on
+        self._lane = Lane()  # started with the first partition
         self._reader: WorkerReader | None = None
         self._starting = asyncio.Lock()
         self._is_announced = False
@@ -64,15 +64,15 @@ class Ledger:
     def add(self, chunk: Chunk) -> None:
         """A chunk of an input of an owned partition."""
         self._runners[chunk.partition].add(chunk)
-        if self._lane is not None:
-            self._lane.wake()
+        self._lane.wake()
 
     async def restore(self, partition: int) -> PartitionRunner:
         """Fence the former owner, then read its rows to the end that stands after the fence."""
         settings, topics = self._settings, self.topics
         async with self._starting:
-            lane = self._lane = self._lane or await self._start()
-        claim = Claim(settings.kafka, topics, partition, lane.transactional_ids)
+            if not self._lane.transactional_ids:
+                await self._start()
+        claim = Claim(settings.kafka, topics, partition, self._lane.transactional_ids)
         await claim.take()
         state = PartitionState(dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000))
         engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
@@ -83,21 +83,19 @@ class Ledger:
         )
         runner = PartitionRunner(engine, claim, self.book, topics.ledger_inputs, self._passed_to)
         self._runners[partition] = runner
-        lane.join(runner)
+        self._lane.join(runner)
         return runner
 
-    async def _start(self) -> Lane:
+    async def _start(self) -> None:
         """At the first partition; fences a former process of our name."""
         self._start_reader()
         name = f"{self._settings.topic_prefix}tidemill-ledger-{self.instance_id}"
-        lane = Lane(
+        await self._lane.start(
             [
                 TransactionalProducer(self._settings.kafka, f"{name}-{number}")
                 for number in range(PRODUCERS)
             ]
         )
-        await lane.start()
-        return lane
 
     def _load(self, engine: Partition, partition: int) -> int:
         count = 0
@@ -123,8 +121,7 @@ class Ledger:
         runners = [self._runners[number] for number in partitions]
         for runner in runners:
             runner.is_active = False
-        if self._lane is not None:
-            await self._lane.quiesce(runners)
+        await self._lane.quiesce(runners)
         await asyncio.gather(*(runner.claim.let_go() for runner in runners))
 
     async def resume(self, partitions: frozenset[int]) -> None:
@@ -139,8 +136,7 @@ class Ledger:
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
-        if self._lane is not None:
-            self._lane.leave(state)
+        self._lane.leave(state)
         await state.claim.close()
 
     def _passed_to(self, topic: str, partition: int) -> int | None:
@@ -159,8 +155,7 @@ class Ledger:
     def _wake_all(self) -> None:
         for runner in self._runners.values():
             runner.wake()
-        if self._lane is not None:
-            self._lane.wake()
+        self._lane.wake()
 
 
 def build_ledger(settings: LedgerSettings) -> RoleApp:

@@ -94,7 +94,7 @@ class Bench:
     def __init__(self) -> None:
         self.log: Log = []
         self.producers = [HeldProducer(name, self.log) for name in ("first", "second")]
-        self.lane = Lane(cast("list[TransactionalProducer]", self.producers))
+        self.lane = Lane()
         self.partitions = {name: Wanting(name, self.log) for name in "abcd"}
         for partition in self.partitions.values():
             self.lane.join(cast("PartitionRunner", partition))
@@ -104,6 +104,12 @@ class Bench:
             self.partitions[name].wants = True
             self.partitions[name].waiting = waiting
         self.lane.wake()
+
+    async def hold_first(self, names: str) -> None:
+        """These have decided, and their transaction does not end before `let_go`."""
+        self.producers[0].is_held = True
+        self.want(names)
+        await self.until(lambda: self.happened("decide") == names)
 
     def happened(self, what: str) -> str:
         return "".join(name for kind, name in self.log if kind == what)
@@ -122,7 +128,7 @@ class Bench:
 @asynccontextmanager
 async def bench() -> AsyncIterator[Bench]:
     made = Bench()
-    await made.lane.start()
+    await made.lane.start(cast("list[TransactionalProducer]", made.producers))
     yield made
     for task in list(made.lane._tasks):
         task.cancel()
@@ -149,9 +155,7 @@ async def test_producers_take_turns() -> None:
 
 async def test_one_group_is_decided_while_another_one_commits() -> None:
     async with bench() as here:
-        here.producers[0].is_held = True
-        here.want("ab")
-        await here.until(lambda: here.happened("decide") == "ab")
+        await here.hold_first("ab")
         here.want("c")
         await here.until(lambda: here.happened("ack") == "c")
         assert here.happened("commit") == "second"
@@ -161,9 +165,7 @@ async def test_one_group_is_decided_while_another_one_commits() -> None:
 
 async def test_a_partition_decides_nothing_while_its_group_commits() -> None:
     async with bench() as here:
-        here.producers[0].is_held = True
-        here.want("a")
-        await here.until(lambda: here.happened("decide") == "a")
+        await here.hold_first("a")
         here.want("ab")
         await here.until(lambda: here.happened("ack") == "b")
         await here.turns()
@@ -189,10 +191,8 @@ async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
 ) -> None:
     monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
     async with bench() as here:
-        here.producers[0].is_held = True
         here.producers[0].error = AbortableError("the broker said so")
-        here.want("a")
-        await here.until(lambda: here.happened("decide") == "a")
+        await here.hold_first("a")
         here.want("b")
         await here.until(lambda: here.happened("ack") == "b")
         here.producers[0].let_go()
@@ -229,9 +229,7 @@ async def test_a_group_that_leads_to_nothing_is_acked_without_a_transaction() ->
 
 async def test_a_hand_over_waits_for_its_own_partitions_only() -> None:
     async with bench() as here:
-        here.producers[0].is_held = True
-        here.want("a")
-        await here.until(lambda: here.happened("decide") == "a")
+        await here.hold_first("a")
         leaving, staying = here.partitions["a"], here.partitions["b"]
         staying.is_active = leaving.is_active = False
         async with asyncio.timeout(5):
