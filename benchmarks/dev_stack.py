@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +21,14 @@ from typing import Any
 import psutil
 
 from benchmarks.noop_jobs import GATE_VARIABLE
-from benchmarks.processes import READY_SECONDS, Child, cache_folder, free_ports, wait_until
+from benchmarks.processes import (
+    READY_SECONDS,
+    Child,
+    cache_folder,
+    discard,
+    free_ports,
+    wait_until,
+)
 from benchmarks.program import NotMeasuredError
 from schemas.topics import DEV_PARTITIONS
 
@@ -88,13 +94,13 @@ class DevStack:
         return [role, *words, "--kafka", self.kafka, "--partitions", str(DEV_PARTITIONS)]
 
     def stop(self) -> None:
-        """Ends what was started, the first one last, and removes the folder."""
+        """Ends what was started, the first one last; its folder goes with the session."""
         self.thaw()
         for child in reversed(self._children):
             child.stop()
         self._children.clear()
         if self.folder != Path():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            discard(self.folder)
             self.folder = Path()
 
     def _add(self, name: str, words: Sequence[str], ready: str) -> Child:

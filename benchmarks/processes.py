@@ -7,6 +7,7 @@ know what the children do.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -45,6 +46,15 @@ def cache_folder(name: str) -> Path:
     folder = Path(os.environ.get(CACHE_VARIABLE, CACHE_DEFAULT)) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a program's data when the whole session is over.
+
+    On ext4 without a journal, as in many virtual machines, each new file costs the more the more
+    files were deleted in the last minutes: the next program would pay for this one's.
+    """
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def free_port() -> int:

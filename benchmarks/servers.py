@@ -20,7 +20,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks.processes import READY_SECONDS, Child, free_port, run_step, wait_until
+from benchmarks.processes import (
+    READY_SECONDS,
+    Child,
+    discard,
+    free_port,
+    run_step,
+    wait_until,
+)
 from benchmarks.program import MissingError
 
 REDIS_SETTINGS = "Redis: appendonly no, save off (what is in it is lost with it)"
@@ -125,7 +132,7 @@ class Redis:
         if self._child is not None:
             self._child.stop()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            discard(self._folder)
         self._child = self._folder = None
 
 
@@ -197,5 +204,5 @@ class Postgres:
             # SIGINT is Postgres's fast shutdown: it does not wait for clients.
             self._child.stop(signal.SIGINT)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            discard(self._folder)
         self._child = self._folder = None

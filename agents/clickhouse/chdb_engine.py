@@ -35,6 +35,7 @@ from agents.clickhouse.engine import (
 LOCK_FILE = "tidemill.lock"
 INSERT_PREFIX = "insert-"
 """Of files that hold the rows of an insert while it lasts; a killed process leaves them."""
+IS_LINUX = hasattr(os, "memfd_create")
 CLOSE_TIMEOUT_SECONDS = 30.0
 """How long `close` waits for calls in flight; longer than any query that the port lets run."""
 
@@ -163,17 +164,18 @@ class ChdbEngine:
 
     @contextlib.contextmanager
     def _insert_file(self, data: bytes) -> Iterator[str]:
-        path = ""
+        """A path under which the engine reads `data`, of no file on the disk where that can be.
+
+        Files that come and go make the next ones dearer on some file systems (D24).
+        """
         try:
-            descriptor, path = tempfile.mkstemp(prefix=INSERT_PREFIX, dir=self._folder)
-            with open(descriptor, "wb") as file:
+            with _scratch(self._folder) as file:
                 file.write(data)
-            yield path
+                file.flush()
+                is_nameless = isinstance(file.name, int)
+                yield f"/proc/self/fd/{file.fileno()}" if is_nameless else file.name
         except OSError as error:
             raise EngineUnavailable(f"chDB folder {self._folder}: {error}") from error
-        finally:
-            if path:
-                Path(path).unlink(missing_ok=True)
 
     def close(self) -> None:
         with _open_lock:
@@ -209,6 +211,13 @@ class ChdbEngine:
             with self._state:
                 self._calls_in_flight -= 1
                 self._state.notify_all()
+
+
+def _scratch(folder: Path) -> IO[bytes]:
+    """A file that is gone once it is closed; on Linux one without a name, in memory."""
+    if IS_LINUX:
+        return open(os.memfd_create(INSERT_PREFIX), "w+b")
+    return tempfile.NamedTemporaryFile(prefix=INSERT_PREFIX, dir=folder)  # the caller closes it
 
 
 def _ordered(settings: Mapping[str, object] | None) -> dict[str, object]:

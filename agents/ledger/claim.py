@@ -25,8 +25,8 @@ from typing import Final
 import orjson
 
 from agents.runtime.errors import AbortableError
-from agents.runtime.producer import TransactionalProducer
 from agents.runtime.restore import read_compacted
+from agents.runtime.transaction import TransactionalProducer
 from schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.ledger")

@@ -1,7 +1,7 @@
 """The group commit: which partitions decide when, and the order of a group's steps.
 
 Owns when a group begins, which partitions are in it and what share each has. Refuses to know what
-is decided (`agents.ledger.runner`) and how a transaction is made (`agents.runtime.producer`).
+is decided (`agents.ledger.runner`) and how a transaction is made (`agents.runtime.transaction`).
 
 All partitions of a group share one transaction, because a transaction costs the broker much the
 same whatever is in it. While it is in flight, arriving chunks wait in the inboxes, so a busy ledger
@@ -25,7 +25,7 @@ from agents.crash import crash_point
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.failstop import fail_stop
-from agents.runtime.producer import TransactionalProducer
+from agents.runtime.transaction import TransactionalProducer
 from streams.outbox import OutRecord
 
 logger = logging.getLogger("tidemill.ledger")
@@ -36,10 +36,11 @@ SHARE_RECORDS_MIN: Final = 100  # of one partition in one group, however many ot
 # Input records from which on a group leaves partitions to the next one. Below that the transaction
 # costs more than the deciding, and one for all is cheaper.
 SHARED_OUT_RECORDS: Final = 400
+# From the beginning of a group to that of the next one, unless much waits. A transaction has its
+# price whatever is in it: at 200 jobs/s this halves their number, and what a job waits for here it
+# gains by processors that are free (D23).
+GROUP_EVERY_SECONDS: Final = 0.008
 IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
-# A large group's records are sent while the next partition is decided. A small group's go together:
-# the client asks the coordinator to add their partitions, and two questions take twice the time.
-SENT_AHEAD_RECORDS: Final = 1_000
 ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 
 
@@ -48,6 +49,7 @@ class Lane:
 
     def __init__(self) -> None:
         self._producers: Sequence[TransactionalProducer] = ()
+        self._begun_at = 0.0  # monotonic, the last group
         self._free: asyncio.Queue[TransactionalProducer] = asyncio.Queue()
         self._runners: list[PartitionRunner] = []
         self._in_flight: set[PartitionRunner] = set()
@@ -90,9 +92,18 @@ class Lane:
     async def _run(self) -> None:
         while True:
             producer = await self._free.get()
-            # The time in which its last transaction settles is well spent collecting.
-            await producer.settled()
-            await self._decide_group(producer, await self._next_group())
+            await self._let_gather()
+            group = await self._next_group()
+            self._begun_at = time.monotonic()
+            await self._decide_group(producer, group)
+
+    async def _let_gather(self) -> None:
+        while sum(runner.waiting for runner in self._runners) < SHARED_OUT_RECORDS:
+            left = self._begun_at + GROUP_EVERY_SECONDS - time.monotonic()
+            if left <= 0:
+                return
+            self._work.clear()
+            await self._wait(left)
 
     async def _next_group(self) -> list[PartitionRunner]:
         """The partitions that have something to do and are in no group, or a share of them."""
@@ -129,29 +140,31 @@ class Lane:
     ) -> None:
         self._in_flight.update(group)
         self._turn(group)
-        decided: list[PartitionRunner] = []
-        try:
-            # 1. Decide, partition by partition. State changes here; step 3 or an undo says for
-            #    good.
-            is_written = await self._decide(producer, group, decided)
-        except AbortableError as error:
-            # Some of the group may not have decided yet; all of it is let go.
-            await self._undo(decided, error)
-            self._release(producer, group)
-            return
-        if is_written:
+        # 1. Decide, partition by partition. State changes here; step 3 or an undo says for good.
+        records = await self._decide(group)
+        if records:
             # The next group is decided meanwhile.
-            self._start(self._commit(producer, group))
+            self._start(self._commit(producer, group, records))
         else:
             self._finish(producer, group)
 
-    async def _commit(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
+    async def _commit(
+        self,
+        producer: TransactionalProducer,
+        group: list[PartitionRunner],
+        records: list[OutRecord],
+    ) -> None:
         try:
             # 2. One transaction with everything that the group led to.
+            crash_point("ledger.before_begin")
+            await producer.send(records)
             crash_point("ledger.after_produce_before_commit")
             await producer.commit()
         except AbortableError as error:
-            await self._undo(group, error)
+            logger.warning("a group is decided again: %s", error)
+            for runner in group:
+                runner.undo()
+            await asyncio.sleep(ABORT_PAUSE_SECONDS)
             self._release(producer, group)
             return
         crash_point("ledger.after_commit_before_apply")
@@ -167,12 +180,6 @@ class Lane:
             runner.ack()
         self._release(producer, group)
 
-    async def _undo(self, decided: list[PartitionRunner], error: AbortableError) -> None:
-        logger.warning("a group is decided again: %s", error)
-        for runner in decided:
-            runner.undo()
-        await asyncio.sleep(ABORT_PAUSE_SECONDS)
-
     def _release(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
         self._in_flight.difference_update(group)
         released, self._released = self._released, asyncio.Event()
@@ -180,34 +187,20 @@ class Lane:
         self._free.put_nowait(producer)
         self._work.set()
 
-    async def _decide(
-        self,
-        producer: TransactionalProducer,
-        group: list[PartitionRunner],
-        decided: list[PartitionRunner],
-    ) -> bool:
-        """Decide partition by partition and hand the records over; whether there were any."""
-        is_written = False
+    async def _decide(self, group: list[PartitionRunner]) -> list[OutRecord]:
+        """Decide partition by partition: the records of all."""
+        records: list[OutRecord] = []
         taken = 0
-        waiting: list[OutRecord] = []
         share = max(SHARE_RECORDS_MIN, GROUP_RECORDS_MAX // len(group))
         for number, runner in enumerate(group):
             left = GROUP_RECORDS_MAX - taken - share * (len(group) - number - 1)
-            decided.append(runner)
-            count, records = runner.decide(max(share, left), GROUP_BYTES_MAX // len(group))
+            count, made = runner.decide(max(share, left), GROUP_BYTES_MAX // len(group))
             taken += count
-            waiting += records
-            is_last = number == len(group) - 1
-            if waiting and (is_last or len(waiting) >= SENT_AHEAD_RECORDS):
-                if not is_written:
-                    crash_point("ledger.before_begin")
-                    await producer.begin()
-                is_written = True
-                await producer.add(waiting)
-                waiting = []
+            records += made
+            if count >= SHARE_RECORDS_MIN:
                 # What has arrived meanwhile is handed out.
                 await asyncio.sleep(0)
-        return is_written
+        return records
 
     def _turn(self, group: list[PartitionRunner]) -> None:
         """Who is in a group is last next time: large shares go round."""

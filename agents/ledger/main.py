@@ -23,9 +23,9 @@ from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.chunk import Chunk
 from agents.runtime.inputs import InputPolicy
-from agents.runtime.producer import TransactionalProducer
 from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
+from agents.runtime.transaction import TransactionalProducer
 from agents.settings import LedgerSettings
 from agents.topics import check_partitions
 from schemas.native import core

@@ -56,10 +56,12 @@ def readable_batches(partition_records: Any) -> tuple[list[FetchedBatch], int]:
 class PartitionBuffer:
     """Batches of one partition that were fetched and not yet handed out."""
 
-    __slots__ = ("_batches", "_records", "_start")
+    __slots__ = ("_batches", "_records", "_start", "size_bytes")
 
     def __init__(self) -> None:
-        self._batches: deque[FetchedBatch] = deque()
+        self._batches: deque[tuple[FetchedBatch, int]] = deque()
+        #: As fetched, of the batches that are not decoded yet.
+        self.size_bytes = 0
         self._records: Sequence[Record] = ()
         self._start = 0
 
@@ -67,10 +69,17 @@ class PartitionBuffer:
         return self._start < len(self._records) or bool(self._batches)
 
     def add(self, batches: list[FetchedBatch]) -> None:
-        self._batches.extend(batches)
+        """Put the batches of one fetch behind the others."""
+        if not batches:
+            return
+        # A batch does not tell its size, and those of a fetch are much alike.
+        share = len(batches[0][2]) // len(batches)
+        self._batches.extend((batch, share) for batch in batches)
+        self.size_bytes += share * len(batches)
 
     def clear(self) -> None:
         self._batches.clear()
+        self.size_bytes = 0
         self._records, self._start = (), 0
 
     def take(self, count_max: int) -> Sequence[Record]:
@@ -90,7 +99,8 @@ class PartitionBuffer:
 
     def _decode_next(self) -> bool:
         while self._batches:
-            lowest, batch, raw = self._batches.popleft()
+            (lowest, batch, raw), share = self._batches.popleft()
+            self.size_bytes -= share
             records: list[Record]
             try:
                 records = list(batch)

@@ -22,6 +22,8 @@ CHUNK_RECORDS_MAX = 500
 UNACKED_RECORDS_MAX = 8_000
 # The same in bytes, for partitions of large payloads.
 UNACKED_BYTES_MAX = 32 * 1024 * 1024
+# Fetched bytes of one partition, as they are in the log, that wait to be handed out.
+PREFETCH_BYTES_MAX = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class InputPartition:
         if policy.credit is not None:
             room = min(room, policy.credit(self.tp.partition))
         return max(room, 0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough waits to be handed out: no more is fetched for now."""
+        return self.buffer.size_bytes >= PREFETCH_BYTES_MAX
 
     def take(self, on_ack: Callable[[], None]) -> bool:
         """Hand one chunk to the agent; False when there is none or no room."""

@@ -11,12 +11,12 @@ import asyncio
 import logging
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from agents.runtime.batches_out import RECORD_BYTES_MAX, Outgoing
 from agents.runtime.clients import client_settings
 from agents.runtime.errors import (
     AbortableError,
@@ -29,28 +29,13 @@ from agents.runtime.errors import (
 
 logger = logging.getLogger("tidemill.runtime")
 
-Header: TypeAlias = tuple[str, bytes | None]
-#: topic, partition, key, value (None is a tombstone), headers or None.
-Outgoing: TypeAlias = tuple[str, int, bytes | None, bytes | None, list[Header] | None]
 T = TypeVar("T")
 
-# A longer open transaction is aborted by the broker; till then it holds up all readers.
-TRANSACTION_TIMEOUT_MS = 10_000
-# One try of a commit; a commit in doubt is tried again until the broker gives a definite answer.
-COMMIT_TRY_SECONDS = 5.0
-# init_transactions waits out the former owner's commit, or the coordinator's start.
-INIT_SECONDS_MAX = 60.0
-INIT_TRY_SECONDS = 10.0
-# The coordinator writes the markers of a transaction just after it has answered the commit. A next
-# transaction within that time is refused and tried again by librdkafka only 20 ms later.
-SETTLE_SECONDS = 0.003
 # Long enough that the records of a group travel together; flush and commit cut it short.
 LINGER_MS = 5
 # Records and bytes in librdkafka's queue: some groups of large records.
 QUEUE_RECORDS_MAX = 500_000
 QUEUE_KBYTES_MAX = 512 * 1024
-# The largest record: that of jobs.dead, with room for the headers.
-RECORD_BYTES_MAX = 8 * 1024 * 1024
 # How long an outbox record may be undeliverable before its sender is told.
 OUTBOX_TIMEOUT_MS = 120_000
 # One wait of the outbox thread for its deliveries.
@@ -131,124 +116,6 @@ def _refused(error: KafkaError, topic: str, value: bytes | None) -> Exception:
             "the decision must refuse it before it gets here"
         )
     return to_fatal(error, f"producing to {topic}")
-
-
-class TransactionalProducer:
-    """One transactional id; one transaction at a time.
-
-    A group either becomes visible as a whole (``commit`` returns), or not at all
-    (``AbortableError``: do the same group again), or this process must end (``FatalError``).
-    """
-
-    def __init__(self, kafka: str, transactional_id: str, **settings: Any) -> None:
-        self.transactional_id = transactional_id
-        self._producer = Producer(
-            client_settings(
-                kafka,
-                transactional_id,
-                {
-                    "transactional.id": transactional_id,
-                    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                    "enable.idempotence": True,
-                    "linger.ms": LINGER_MS,
-                    "compression.type": "lz4",
-                    "message.max.bytes": RECORD_BYTES_MAX,
-                    "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
-                    "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
-                }
-                | settings,
-            )
-        )
-        self._thread = CallThread(f"txn-{transactional_id}")
-        self._settled_at = 0.0
-
-    async def init(self) -> None:
-        """Take the transactional id over: an older owner is fenced when this returns."""
-        await self._thread.call(self._init)
-
-    async def settled(self) -> None:
-        """Wait until a new transaction will not meet the markers of the last one.
-
-        The time is well spent collecting a larger group: call it before draining the inbox.
-        """
-        wait_seconds = self._settled_at - time.monotonic()
-        if wait_seconds > 0:
-            await asyncio.sleep(wait_seconds)
-
-    async def commit_group(self, records: Sequence[Outgoing]) -> None:
-        """Write ``records`` in one transaction and return when they are visible."""
-        await self.begin()
-        await self.add(records)
-        await self.commit()
-
-    async def begin(self) -> None:
-        """Open a transaction; local, no round trip."""
-        await self.settled()
-        try:
-            self._producer.begin_transaction()
-        except KafkaException as error:
-            raise to_fatal(kafka_error_of(error), "beginning a transaction") from error
-
-    async def add(self, records: Sequence[Outgoing]) -> None:
-        """Queue ``records``; librdkafka sends them while the caller decides on the next ones."""
-        try:
-            queue_records(self._producer, records)
-        except (AbortableError, PoisonMessage):
-            await self._thread.call(self._abort)
-            raise
-
-    async def commit(self) -> None:
-        """Flush and commit; returns only with a definite answer."""
-        await self._thread.call(self._commit)
-        self._settled_at = time.monotonic() + SETTLE_SECONDS
-
-    async def close(self) -> None:
-        """Let go of the id without fencing anybody; an open transaction is aborted."""
-        await self._thread.call(self._close)
-        self._thread.close()
-
-    def _init(self) -> None:
-        deadline = time.monotonic() + INIT_SECONDS_MAX
-        while True:
-            try:
-                return self._producer.init_transactions(INIT_TRY_SECONDS)
-            except KafkaException as error:
-                inner = kafka_error_of(error)
-                if not inner.retriable() or time.monotonic() > deadline:
-                    raise to_fatal(inner, f"fencing {self.transactional_id}") from error
-                logger.warning("fencing %s is tried again: %s", self.transactional_id, inner.str())
-
-    def _commit(self) -> None:
-        while True:
-            try:
-                return self._producer.commit_transaction(COMMIT_TRY_SECONDS)
-            except KafkaException as error:
-                inner = kafka_error_of(error)
-                if inner.txn_requires_abort():
-                    self._abort()
-                    raise AbortableError(f"transaction aborted: {inner.str()}") from error
-                if not inner.retriable():
-                    raise to_fatal(inner, f"committing as {self.transactional_id}") from error
-                # In doubt: asking again is the only way to learn how it ended.
-                logger.warning("commit in doubt, asking again: %s", inner.str())
-
-    def _abort(self) -> None:
-        while True:
-            try:
-                return self._producer.abort_transaction(COMMIT_TRY_SECONDS)
-            except KafkaException as error:
-                inner = kafka_error_of(error)
-                if not inner.retriable():
-                    raise to_fatal(inner, f"aborting as {self.transactional_id}") from error
-                logger.warning("abort in doubt, asking again: %s", inner.str())
-
-    def _close(self) -> None:
-        self._producer.purge()
-        try:
-            self._producer.close()
-        except (KafkaException, SystemError) as error:
-            # The client's answer when this producer was fenced: there is nothing left to close.
-            logger.info("closing %s: %s", self.transactional_id, error.__cause__ or error)
 
 
 class OutboxProducer:

@@ -207,7 +207,7 @@ class ChunkConsumer(FaustConsumer):
         collected = False
         for tp in list(fetcher._records):
             entry = self._inputs.get(tp)
-            if entry is None or (entry.buffer and not entry.room()):
+            if entry is None or entry.is_full:
                 continue
             result = fetcher._records.pop(tp)
             collected = True
@@ -237,13 +237,18 @@ class ChunkConsumer(FaustConsumer):
         return delivered
 
     def _hold_fetch_when_full(self, entry: InputPartition) -> None:
-        """Leave a full partition out of the fetches; the others go on without it."""
+        """Leave a full partition out of the fetches; the others go on without it.
+
+        What comes back in has to wait for the fetch in flight, so a partition stays in while a
+        little waits: a worker whose slots were all taken for a moment would else get its next jobs
+        in bursts, each after the broker has held a fetch that finds nothing.
+        """
         state = self._state_of(entry.tp)
         if state is None:
             return
-        if entry.buffer and not state.paused:
+        if entry.is_full and not state.paused:
             state.pause()
-        elif not entry.buffer and state.paused:
+        elif not entry.is_full and state.paused:
             state.resume()
 
     def _state_of(self, tp: TP) -> Any:

@@ -22,10 +22,11 @@ from faust.types import TP
 from agents.clickhouse.engine import Engine, EngineError
 from agents.crash import crash_point
 from agents.runtime.app import RoleApp
+from agents.runtime.batches_out import Outgoing
 from agents.runtime.chunk import Chunk, Record
 from agents.runtime.errors import RecoverableError
 from agents.runtime.failstop import fail_stop
-from agents.runtime.producer import CallThread, OutboxProducer, Outgoing
+from agents.runtime.producer import CallThread, OutboxProducer
 from agents.sink.batches import Batch, BatchLimits, PartitionInbox
 from agents.sink.borders import Borders
 from agents.sink.records import COLUMNS, INSERT_SETTINGS, Encoded, encode

@@ -1,30 +1,32 @@
-"""`OutcomeSink` over librdkafka: idempotent, acks=all, tried again for as long as it takes.
+"""`OutcomeSink` over Kafka: idempotent, acks=all, tried again for as long as it takes.
 
-Owns the producer of outcomes and its thread. Refuses to know what is in a record.
+Owns the order in which outcomes go out, and the splitting of a batch that is too large. Refuses to
+know what is in a record.
+
+What is sent while a write is on its way joins the next one, and one write takes the records of all
+partitions. So a quiet worker adds no delay, and a busy one asks the broker for little.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer
-
-from agents.runtime.clients import client_settings
+from agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooLarge, pauses
+from agents.runtime.batches_out import ZSTD, OutBatch
+from agents.runtime.errors import AbortableError, EngineError
 from agents.runtime.failstop import fail_stop
 
-POLL_SECONDS: Final = 0.5  # the thread sleeps in librdkafka; a delivery wakes it at once
 RECORD_BYTES_MAX: Final = 2 * 1_048_576  # as `schemas.topics` makes the topic
-QUEUE_KBYTES_MAX: Final = 256 * 1024  # KiB of outcomes that wait for a broker that is away
-RETRY_SECONDS: Final = (0.1, 0.5, 2.0, 5.0)  # waits between tries of what librdkafka gave up on
 LOG_SECONDS: Final = 10.0  # one line in this time about outcomes that cannot be written
 
 Done = Callable[[bool], None]
+#: A record's value, and whom to tell.
+Item = tuple[bytes, Done]
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -32,89 +34,97 @@ logger = logging.getLogger("tidemill.worker")
 class KafkaSink:
     """One producer for all partitions of `jobs.outcomes`. Make it on the loop."""
 
-    def __init__(self, kafka: str, topic: str, client_id: str, **settings: Any) -> None:
+    def __init__(self, kafka: str, topic: str, client_id: str, *, codec: int = ZSTD) -> None:
         self._topic = topic
+        self._codec = codec
         self._loop = asyncio.get_running_loop()
-        self._producer = Producer(
-            client_settings(
-                kafka,
-                client_id,
-                {
-                    "enable.idempotence": True,
-                    "acks": "all",
-                    # The writer gathers already; waiting here would only add delay.
-                    "linger.ms": 0,
-                    "compression.type": "lz4",
-                    "message.max.bytes": RECORD_BYTES_MAX,
-                    # Never give up on a broker that is away: nothing is acked before this.
-                    "message.timeout.ms": 0,
-                    "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
-                }
-                | settings,
-            )
-        )
-        self._events: deque[tuple[KafkaError | None, int, bytes, Done, int]] = deque()
-        self._is_told = False
-        self._is_closing = False
+        self._writer = BatchWriter(kafka, client_id)
+        self._waiting: dict[int, deque[Item]] = {}
+        self._alone: dict[int, int] = {}  # partition -> how many of its next records go one by one
+        self._arrived = asyncio.Event()
         self._logged_at = float("-inf")
-        self._thread = threading.Thread(target=self._poll, name="tidemill-outcomes", daemon=True)
-        self._thread.start()
+        self._working = asyncio.create_task(self._work())
+        self._working.add_done_callback(_on_work_end)
 
     def send(self, partition: int, value: bytes, done: Done) -> None:
         """Write a record; see `OutcomeSink`."""
-        self._produce(partition, value, done, 0)
-
-    async def close(self) -> None:
-        """End the thread; what is not delivered by now is dropped: drain first."""
-        self._is_closing = True
-        await asyncio.to_thread(self._thread.join, POLL_SECONDS * 4)
-
-    def _produce(self, partition: int, value: bytes, done: Done, tries: int) -> None:
-        def delivered(error: KafkaError | None, message: object) -> None:
-            self._events.append((error, partition, value, done, tries))
-            # One wake-up of the loop serves all deliveries until it runs.
-            if not self._is_told:
-                self._is_told = True
-                self._loop.call_soon_threadsafe(self._collect)
-
-        try:
-            self._producer.produce(
-                self._topic, value, partition=partition, on_delivery=delivered
-            )
-        except BufferError:
-            self._again(partition, value, done, tries, "the queue to Kafka is full")
-        except KafkaException as error:
-            self._on_error(error.args[0], partition, value, done, tries)
-
-    def _poll(self) -> None:
-        while not self._is_closing:
-            self._producer.poll(POLL_SECONDS)
-
-    def _collect(self) -> None:
-        self._is_told = False
-        events = self._events
-        while events:
-            error, partition, value, done, tries = events.popleft()
-            if error is None:
-                done(False)
-            else:
-                self._on_error(error, partition, value, done, tries)
-
-    def _on_error(
-        self, error: KafkaError, partition: int, value: bytes, done: Done, tries: int
-    ) -> None:
-        if error.fatal():
-            fail_stop(f"the producer of outcomes broke: {error.name()}: {error.str()}")
-        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        if len(value) > RECORD_BYTES_MAX:
             # On the loop's next turn: `send` promises to return before `done` is called.
             self._loop.call_soon(done, True)
             return
-        self._again(partition, value, done, tries, f"{error.name()}: {error.str()}")
+        self._waiting.setdefault(partition, deque()).append((value, done))
+        self._arrived.set()
 
-    def _again(self, partition: int, value: bytes, done: Done, tries: int, why: str) -> None:
+    async def close(self) -> None:
+        """Stop writing; what is not delivered by now is dropped: drain first."""
+        self._working.cancel()
+        await asyncio.wait({self._working})
+        await self._writer.close()
+
+    async def _work(self) -> None:
+        await self._writer.connect()
+        await self._writer.introduce()
+        for pause in pauses(AWAY_SECONDS):
+            try:
+                await self._writer.know_topics({self._topic})
+                break
+            except AbortableError as error:
+                self._complain(error)
+                await asyncio.sleep(pause)
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                await self._write_some()
+
+    async def _write_some(self) -> None:
+        """One write: of each partition what waits there, as far as a batch has room."""
+        now_ms = int(time.time() * 1000)
+        taken: dict[int, list[Item]] = {}
+        batches: list[OutBatch] = []
+        for partition, waiting in self._waiting.items():
+            batch = OutBatch((self._topic, partition), codec=self._codec)
+            most = 1 if self._alone.get(partition) else len(waiting)
+            while batch.count < most and (
+                batch.append(batch.count, now_ms, None, waiting[batch.count][0], []) is not None
+            ):
+                batch.count += 1
+            batches.append(batch)
+            taken[partition] = [waiting.popleft() for _ in range(batch.count)]
+        self._waiting = {number: items for number, items in self._waiting.items() if items}
+        refused = {
+            batch.target[1]: error for batch, error in await self._writer.write(batches)
+        }
+        for partition, items in taken.items():
+            error = refused.get(partition)
+            if isinstance(error, TooLarge) and len(items) > 1:
+                self._alone[partition] = len(items)
+                self._put_back(partition, items)
+            elif error is None or isinstance(error, TooLarge):
+                self._alone[partition] = max(0, self._alone.get(partition, 0) - 1)
+                for _, done in items:
+                    done(error is not None)
+            else:
+                self._complain(error)
+                self._put_back(partition, items)
+        if not all(isinstance(error, TooLarge) for error in refused.values()):
+            await asyncio.sleep(AWAY_SECONDS[1])
+
+    def _put_back(self, partition: int, items: list[Item]) -> None:
+        """Before what has arrived meanwhile."""
+        self._waiting.setdefault(partition, deque()).extendleft(reversed(items))
+
+    def _complain(self, error: Exception) -> None:
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            logger.warning("outcomes cannot be written to %s yet: %s", self._topic, why)
-        delay = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
-        self._loop.call_later(delay, self._produce, partition, value, done, tries + 1)
+            logger.warning("outcomes cannot be written to %s yet: %s", self._topic, error)
+
+
+def _on_work_end(working: asyncio.Task[None]) -> None:
+    if working.cancelled():
+        return
+    error = working.exception()
+    if isinstance(error, EngineError):
+        fail_stop(f"the producer of outcomes broke: {error}", error)
+    fail_stop("the producer of outcomes ended", error)

@@ -9,7 +9,6 @@ acknowledgement comes after.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from benchmarks.processes import (
     Child,
     cache_folder,
     copy_sources,
+    discard,
     mark_installed,
     run_step,
     wait_until,
@@ -170,7 +170,7 @@ class PythonPeer:
         self._worker = self._producer = None
         self._redis.stop()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            discard(self._folder)
             self._folder = None
 
     def _parts(self) -> tuple[Child, Child, MeterReader]:

@@ -56,7 +56,7 @@ async def under(request: pytest.FixtureRequest) -> AsyncIterator[Under]:
     config = {"max.message.bytes": str(BYTES_MAX)}
     admin = admin_client(kafka)
     admin.create_topics([NewTopic(topic, PARTITIONS, 1, config=config)])[topic].result()
-    sink = KafkaSink(kafka, topic, "conformance", **{"compression.type": "none"})
+    sink = KafkaSink(kafka, topic, "conformance", codec=0)
     yield Under(sink, kafka_reader(kafka, topic))
     await sink.close()
 

@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.runtime.app import RoleApp, create_app
+from agents.runtime.batches_out import Outgoing
 from agents.runtime.chunk import Chunk
 from agents.runtime.errors import AbortableError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.inputs import InputPolicy
-from agents.runtime.producer import Outgoing, TransactionalProducer
 from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
+from agents.runtime.transaction import TransactionalProducer
 
 PARTITIONS = 4
 GROUP_RECORDS_MAX = 1_500
@@ -52,7 +53,6 @@ class Partition:
     async def _commit_groups(self) -> None:
         while True:
             await self.arrived.wait()
-            await self.producer.settled()
             await self.may_commit.wait()
             chunks = self._take_group()
             if not chunks:

@@ -17,8 +17,8 @@ from agents.embedded.broker import Broker
 from agents.ledger import claim as claim_
 from agents.ledger.claim import Claim
 from agents.runtime.errors import FencedError
-from agents.runtime.producer import TransactionalProducer
 from agents.runtime.restore import read_compacted
+from agents.runtime.transaction import TransactionalProducer
 from schemas.topics import Topics
 
 PARTITIONS = 2
@@ -81,8 +81,7 @@ async def test_an_open_transaction_of_the_former_owner_is_gone_once_the_claim_is
 ) -> None:
     async with process(kafka, topics, "a") as a, process(kafka, topics, "b") as b:
         await a.claims[0].take()
-        await a.producer.begin()
-        await a.producer.add([(topics.state, 0, b"open", b"open", None)])
+        await a.producer.send([(topics.state, 0, b"open", b"open", None)])
         await b.claims[0].take()
         await b.write(b"1")
         assert written(kafka, topics) == [b"1"]

@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 
 from agents.ledger import lane as lane_
-from agents.ledger.lane import SENT_AHEAD_RECORDS, SHARED_OUT_RECORDS, Lane
+from agents.ledger.lane import SHARED_OUT_RECORDS, Lane
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
-from agents.runtime.producer import TransactionalProducer
+from agents.runtime.transaction import TransactionalProducer
 
 Log = list[tuple[str, str]]
 
@@ -38,15 +38,11 @@ class HeldProducer:
     async def init(self) -> None:
         self._log.append(("init", self.transactional_id))
 
-    async def settled(self) -> None: ...
 
-    async def begin(self) -> None:
-        self.records = []
-
-    async def add(self, records: list[Any]) -> None:
+    async def send(self, records: list[Any]) -> None:
         if self.refusal is not None:
             raise self.refusal
-        self.records += records
+        self.records = records
 
     async def commit(self) -> None:
         if self.is_held:
@@ -153,6 +149,20 @@ async def test_producers_take_turns() -> None:
         assert commits == ["first", "second", "first"]
 
 
+async def test_a_group_lets_some_time_pass_after_the_last_one_unless_much_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_, "GROUP_EVERY_SECONDS", 60.0)
+    async with bench() as here:
+        here.want("a")
+        await here.until(lambda: here.happened("ack") == "a")
+        here.want("b")
+        await here.turns()
+        assert here.happened("decide") == "a"
+        here.want("c", waiting=SHARED_OUT_RECORDS)
+        await here.until(lambda: sorted(here.happened("ack")) == list("abc"))
+
+
 async def test_one_group_is_decided_while_another_one_commits() -> None:
     async with bench() as here:
         await here.hold_first("ab")
@@ -179,7 +189,7 @@ async def test_with_much_to_do_each_transaction_takes_its_share() -> None:
         for producer in here.producers:
             producer.is_held = True
         here.want("abcd", waiting=SHARED_OUT_RECORDS)
-        await here.until(lambda: here.happened("decide") == "abcd")
+        await here.until(lambda: all(producer.records for producer in here.producers))
         assert [producer.records for producer in here.producers] == [["a", "b"], ["c", "d"]]
         for producer in here.producers:
             producer.let_go()
@@ -203,19 +213,19 @@ async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
         assert here.happened("settle") == "ba"
 
 
-async def test_a_group_that_is_refused_half_way_lets_go_of_all_its_partitions(
+async def test_a_group_whose_records_are_refused_is_undone_and_decided_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
     async with bench() as here:
-        here.partitions["a"].writes = SENT_AHEAD_RECORDS
         for producer in here.producers:
-            producer.refusal = AbortableError("the producer's queue is full")
+            producer.refusal = AbortableError("the topic takes no such batch")
         here.want("ab")
-        await here.until(lambda: here.happened("undo") == "a")
+        await here.until(lambda: here.happened("undo") == "ab")
+        assert here.happened("commit") == ""
         for producer in here.producers:
             producer.refusal = None
-        here.want("a")
+        here.want("ab")
         await here.until(lambda: sorted(here.happened("ack")) == ["a", "b"])
 
 

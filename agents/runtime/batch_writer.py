@@ -1,0 +1,256 @@
+"""Batches to the brokers that lead their partitions: in order, each once, one request a broker.
+
+Owns the connections, the producer's identity and sequence numbers, and what a broker's answer to a
+batch means. Refuses to know transactions (`agents.runtime.transaction`) and what a record says.
+The wire format and the metadata are aiokafka's.
+
+A stock client sends a request for each partition, and a broker answers a client's requests one
+after the other: for small batches that takes longer than all else (D23).
+
+An answer that does not come is asked for again: a partition's leader knows a batch again by its
+sequence numbers. So every batch gets a definite answer, however often its broker goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Collection, Iterator
+from typing import Any, Final, TypeAlias
+
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.structs import TopicPartition
+
+from agents.runtime.batches_out import OutBatch, Target
+from agents.runtime.clients import client_logger
+from agents.runtime.errors import AbortableError, FatalError, FencedError
+
+KafkaErrorClass: TypeAlias = type[errors.KafkaError]
+
+# A request without an answer for so long is sent again, over a new connection.
+REQUEST_TIMEOUT_MS: Final = 5_000
+# A topic that the cluster does not know, for so long, is not about to appear.
+TOPIC_SECONDS_MAX: Final = 10.0
+# A broker that is away or that moves: the first wait, and the longest.
+AWAY_SECONDS: Final = (0.02, 1.0)
+# From so many bytes on a thread compresses them: a hop there and back costs 0.1 ms.
+SEALED_ASIDE_BYTES: Final = 65_536
+# Sequence numbers go round.
+SEQUENCES: Final = 2**31
+
+# Nothing of the batch was written, and what was asked may be mended from outside.
+_TOO_LARGE: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+_REFUSED: Final[Collection[KafkaErrorClass]] = (
+    errors.TopicAuthorizationFailedError,
+    errors.InvalidTopicError,
+    errors.PolicyViolationError,
+)
+
+
+class TopicMissing(AbortableError):
+    """The cluster does not know a topic."""
+
+
+class TooLarge(AbortableError):
+    """The topic takes no batch of this size; its records, one by one, may be small enough."""
+
+
+class BatchWriter:
+    """One producer identity, on the loop that calls `connect`. One `write` at a time."""
+
+    def __init__(self, kafka: str, client_id: str, transactional_id: str | None = None) -> None:
+        self.client_id = client_id
+        self.producer_id = -1
+        self.epoch = -1
+        self._kafka = kafka
+        self._transactional_id = transactional_id
+        self._log = client_logger(client_id)
+        self._client: Any = None  # untyped
+        self._sequences: dict[Target, int] = {}
+
+    @property
+    def client(self) -> Any:
+        """aiokafka's client, which is untyped; only after `connect`."""
+        if self._client is None:
+            raise FatalError(f"{self.client_id} is not connected")
+        return self._client
+
+    async def connect(self) -> None:
+        """Learn of the cluster, however long it takes."""
+        client = AIOKafkaClient(
+            bootstrap_servers=self._kafka,
+            client_id=self.client_id,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        for pause in pauses(AWAY_SECONDS):
+            try:
+                await client.bootstrap()
+            except errors.KafkaError as error:
+                self._log.warning("connecting to %s is tried again: %r", self._kafka, error)
+                await asyncio.sleep(pause)
+            else:
+                self._client = client
+                return
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    def take_identity(self, producer_id: int, epoch: int) -> None:
+        """Write as this producer from now on; its sequences begin anew."""
+        self.producer_id, self.epoch = producer_id, epoch
+        self._sequences.clear()
+
+    async def introduce(self) -> None:
+        """Take a new identity, for batches outside of transactions."""
+        for pause in pauses(AWAY_SECONDS):
+            try:
+                answer = await self.client.send(
+                    self.client.get_random_node(), InitProducerIdRequest(None, 0)
+                )
+                found = error_of(answer.error_code)
+            except errors.KafkaError as error:
+                found = type(error)
+            if found is None:
+                self.take_identity(answer.producer_id, answer.producer_epoch)
+                return
+            if not found.retriable:
+                raise self.meaning(found, "introducing itself")
+            await self.wait(pause, "introducing itself", found())
+
+    async def know_topics(self, topics: set[str]) -> None:
+        """Learn who leads the partitions of `topics`. TopicMissing: some are not there."""
+        cluster = self.client.cluster
+        unknown = [topic for topic in topics if not cluster.partitions_for_topic(topic)]
+        if not unknown:
+            return
+        try:
+            async with asyncio.timeout(TOPIC_SECONDS_MAX):
+                for pause in pauses(AWAY_SECONDS):
+                    for topic in unknown:
+                        await self.client.add_topic(topic)
+                    unknown = [name for name in unknown if not cluster.partitions_for_topic(name)]
+                    if not unknown:
+                        return
+                    await asyncio.sleep(pause)
+                    await self.client.force_metadata_update()
+        except TimeoutError as error:
+            raise TopicMissing(
+                f"the cluster knows no topic {', '.join(unknown)}: start `tidemill dev`, or run "
+                "`tidemill topics apply`"
+            ) from error
+
+    async def write(self, batches: list[OutBatch]) -> list[tuple[OutBatch, AbortableError]]:
+        """Write at most one batch of each partition; those that were refused, and why.
+
+        Returns with a definite answer for each. FatalError: this identity must write no more.
+        """
+        refused: list[tuple[OutBatch, AbortableError]] = []
+        for pause in pauses(AWAY_SECONDS):
+            await self._seal(batches)
+            answers = await asyncio.gather(
+                *(self._produce(*item) for item in self._by_leader(batches).items())
+            )
+            again: list[OutBatch] = []
+            error: errors.KafkaError | None = None
+            for batch, found in itertools.chain.from_iterable(answers):
+                if found is None or found is errors.DuplicateSequenceNumber:
+                    self._sequences[batch.target] = self._sequence(batch, batch.count)
+                elif found.retriable:
+                    again.append(batch)
+                    error = found()
+                else:
+                    topic, partition = batch.target
+                    meaning = self.meaning(found, f"writing to {topic}-{partition}")
+                    if not isinstance(meaning, AbortableError):
+                        raise meaning
+                    refused.append((batch, meaning))
+            if error is None:
+                break
+            batches = again
+            await self.wait(pause, "writing", error)
+        return refused
+
+    async def wait(self, seconds: float, doing: str, error: Exception) -> None:
+        """Before another try: some time, and a new look at who leads what."""
+        self._log.warning("%s as %s is tried again: %r", doing, self.client_id, error)
+        await asyncio.sleep(seconds)
+        await self.client.force_metadata_update()
+
+    def meaning(self, error: KafkaErrorClass, doing: str) -> Exception:
+        """AbortableError when nothing was written, otherwise FatalError."""
+        said = getattr(error, "description", "")
+        text = f"{doing} as {self.client_id}: {error.__name__}: {said}"
+        if error in _TOO_LARGE:
+            return TooLarge(text)
+        if error in _REFUSED:
+            return AbortableError(text)
+        return (FencedError if error is errors.InvalidProducerEpoch else FatalError)(text)
+
+    async def _seal(self, batches: list[OutBatch]) -> None:
+        def seal() -> None:
+            for batch in batches:
+                batch.seal(self.producer_id, self.epoch, self._sequence(batch))
+
+        # The compressor lets go of the interpreter's lock, so that the loop goes on meanwhile.
+        if sum(batch.size for batch in batches) > SEALED_ASIDE_BYTES:
+            await asyncio.to_thread(seal)
+        else:
+            seal()
+
+    async def _produce(
+        self, leader: int, batches: list[OutBatch]
+    ) -> list[tuple[OutBatch, KafkaErrorClass | None]]:
+        """One request; each batch with its error, None for taken."""
+        by_target = {batch.target: batch for batch in batches}
+        topics: dict[str, list[tuple[int, bytearray]]] = {}
+        for (topic, partition), batch in by_target.items():
+            topics.setdefault(topic, []).append((partition, batch.data))
+        request = ProduceRequest(
+            transactional_id=self._transactional_id,
+            required_acks=-1,
+            timeout=REQUEST_TIMEOUT_MS,
+            topics=list(topics.items()),
+        )
+        try:
+            response = await self.client.send(leader, request)
+        except errors.KafkaError as error:
+            return [(batch, type(error)) for batch in batches]
+        answers: list[tuple[OutBatch, KafkaErrorClass | None]] = []
+        for topic, partitions in response.topics:
+            for partition, code, offset, *_ in partitions:
+                batch = by_target[topic, partition]
+                batch.base_offset = offset
+                answers.append((batch, error_of(code)))
+        return answers
+
+    def _sequence(self, batch: OutBatch, plus: int = 0) -> int:
+        return (self._sequences.get(batch.target, 0) + plus) % SEQUENCES
+
+    def _by_leader(self, batches: list[OutBatch]) -> dict[int, list[OutBatch]]:
+        cluster = self.client.cluster
+        found: dict[int, list[OutBatch]] = {}
+        for batch in batches:
+            leader = cluster.leader_for_partition(TopicPartition(*batch.target))
+            if leader is None or leader < 0:
+                # Nobody leads it, as far as is known: any broker answers that it does not either.
+                leader = self.client.get_random_node()
+            found.setdefault(leader, []).append(batch)
+        return found
+
+
+def pauses(first_and_longest: tuple[float, float]) -> Iterator[float]:
+    """Seconds to wait before each further try: doubling."""
+    seconds, longest = first_and_longest
+    while True:
+        yield seconds
+        seconds = min(longest, seconds * 2)
+
+
+def error_of(code: int) -> KafkaErrorClass | None:
+    """The class of an answer's error; None for 0."""
+    return errors.for_code(code) if code else None

@@ -1,0 +1,222 @@
+"""Writing to a real broker whose answers get lost: each record once, in order, or not at all.
+
+Owns the proof that a write which was asked for again adds nothing, in and outside of transactions,
+and that a refused batch leaves neither records nor gaps in the sequence behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import errors
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
+
+from agents.runtime import batch_writer
+from agents.runtime.batch_writer import BatchWriter, TooLarge, TopicMissing
+from agents.runtime.batches_out import BATCH_BYTES_MAX, OutBatch, Outgoing
+from agents.runtime.errors import AbortableError, FatalError
+from agents.runtime.transaction import TransactionalProducer
+from agents.topics import admin_client
+
+PARTITIONS = 2
+SMALL_BYTES = 2_000  # what the topic `small` takes
+READ_SECONDS = 10.0
+GROUPS = 10
+
+
+@pytest.fixture
+def topic(kafka: str) -> str:
+    return make_topic(kafka, {})
+
+
+def make_topic(kafka: str, config: dict[str, str]) -> str:
+    name = f"writer-{uuid.uuid4().hex[:8]}"
+    admin = admin_client(kafka)
+    admin.create_topics([NewTopic(name, PARTITIONS, 1, config=config)])[name].result()
+    return name
+
+
+def read(kafka: str, topic: str, partition: int = 0) -> list[bytes | None]:
+    """All values that are committed, to the partition's end."""
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": uuid.uuid4().hex, "enable.partition.eof": True}
+    )
+    consumer.assign([TopicPartition(topic, partition, 0)])
+    found: list[bytes | None] = []
+    while (record := consumer.poll(READ_SECONDS)) is not None and record.error() is None:
+        found.append(record.value())
+    assert record is not None, "the partition's end was not reached: a transaction hangs"
+    consumer.close()
+    return found
+
+
+def rows(topic: str, numbers: range, partition: int = 0) -> list[Outgoing]:
+    return [(topic, partition, b"k", b"%d" % number, None) for number in numbers]
+
+
+def lose_answers(writer: BatchWriter, is_lost: Callable[[int], bool]) -> list[Any]:
+    """The broker does as it is asked; some answers never come. Returns what they answered."""
+    lost: list[Any] = []
+    send = writer.client.send
+    counter = itertools.count(1)
+
+    async def send_and_lose(node: int, request: Any, **where: Any) -> Any:
+        answer = await send(node, request, **where)
+        if is_lost(next(counter)):
+            lost.append(request)
+            raise errors.KafkaConnectionError("the test cut the line")
+        return answer
+
+    writer.client.send = send_and_lose
+    return lost
+
+
+@asynccontextmanager
+async def transactional(kafka: str) -> AsyncIterator[TransactionalProducer]:
+    producer = TransactionalProducer(kafka, f"writer-{uuid.uuid4().hex[:8]}")
+    await producer.init()
+    yield producer
+    await producer.close()
+
+
+@asynccontextmanager
+async def plain(kafka: str) -> AsyncIterator[BatchWriter]:
+    writer = BatchWriter(kafka, f"writer-{uuid.uuid4().hex[:8]}")
+    await writer.connect()
+    await writer.introduce()
+    yield writer
+    await writer.close()
+
+
+def batch_of(topic: str, partition: int, values: list[bytes]) -> OutBatch:
+    batch = OutBatch((topic, partition), codec=0)
+    for value in values:
+        batch.append(batch.count, 1_790_000_000_000, None, value, [])
+        batch.count += 1
+    return batch
+
+
+async def test_a_transaction_of_which_many_answers_are_lost_is_written_once(
+    kafka: str, topic: str
+) -> None:
+    async with transactional(kafka) as producer:
+        chance = random.Random(11)
+        lost = lose_answers(producer._writer, lambda _: chance.random() < 0.4)
+        for number in range(GROUPS):
+            both = [rows(topic, range(number * 10, number * 10 + 10), p) for p in range(PARTITIONS)]
+            await producer.commit_group(both[0] + both[1])
+    kinds = {type(request) for request in lost}
+    assert {ProduceRequest, AddPartitionsToTxnRequest, EndTxnRequest} <= kinds
+    for partition in range(PARTITIONS):
+        assert read(kafka, topic, partition) == [b"%d" % number for number in range(GROUPS * 10)]
+
+
+async def test_batches_whose_answers_are_lost_are_written_once(kafka: str, topic: str) -> None:
+    async with plain(kafka) as writer:
+        lose_answers(writer, lambda count: count % 3 != 0)
+        for number in range(5):
+            batches = [batch_of(topic, p, [b"%d" % number]) for p in range(PARTITIONS)]
+            assert await writer.write(batches) == []
+    for partition in range(PARTITIONS):
+        assert read(kafka, topic, partition) == [b"%d" % number for number in range(5)]
+
+
+async def test_a_group_of_several_batches_of_a_partition_keeps_its_order(
+    kafka: str, topic: str
+) -> None:
+    large = b"x" * (BATCH_BYTES_MAX // 3)
+    values = [b"%d" % number + large for number in range(10)]
+    async with transactional(kafka) as producer:
+        await producer.commit_group([(topic, 0, None, value, None) for value in values])
+        await producer.commit_group(rows(topic, range(10)))
+    assert read(kafka, topic) == values + [b"%d" % number for number in range(10)]
+
+
+async def test_an_abort_is_seen_by_nobody_and_the_sequence_goes_on(kafka: str, topic: str) -> None:
+    async with transactional(kafka) as producer:
+        await producer.send(rows(topic, range(5)))
+        await producer.abort()
+        await producer.commit_group(rows(topic, range(5, 8)))
+    assert read(kafka, topic) == [b"5", b"6", b"7"]
+
+
+async def test_a_cancelled_write_is_left_to_the_next_owner(kafka: str, topic: str) -> None:
+    """An abort could overtake the batch, which would then hold up all readers for ever."""
+    async with transactional(kafka) as producer:
+        await producer.commit_group(rows(topic, range(2)))
+        lost = lose_answers(producer._writer, lambda _: True)
+        sending = asyncio.create_task(producer.send(rows(topic, range(2, 4))))
+        while not lost:  # noqa: ASYNC110  # the broker has begun the transaction
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        asked = len(lost)
+        await producer.close()
+        assert len(lost) == asked
+    heir = TransactionalProducer(kafka, producer.transactional_id)
+    await heir.init()
+    await heir.commit_group(rows(topic, range(4, 6)))
+    await heir.close()
+    assert read(kafka, topic) == [b"0", b"1", b"4", b"5"]
+
+
+async def test_a_refused_batch_takes_its_group_back_and_leaves_no_gap(
+    kafka: str, topic: str
+) -> None:
+    small = make_topic(kafka, {"max.message.bytes": str(SMALL_BYTES)})
+    noise = b"".join(uuid.uuid4().bytes for _ in range(SMALL_BYTES))
+    async with transactional(kafka) as producer:
+        await producer.commit_group(rows(topic, range(2)) + rows(small, range(2)))
+        with pytest.raises(TooLarge, match=small):
+            await producer.commit_group([*rows(topic, range(2, 4)), (small, 0, None, noise, None)])
+        await producer.commit_group(rows(topic, range(4, 6)) + rows(small, range(4, 6)))
+    for name in (topic, small):
+        assert read(kafka, name) == [b"0", b"1", b"4", b"5"]
+
+
+async def test_outside_of_a_transaction_only_the_refused_batch_is_left_out(
+    kafka: str, topic: str
+) -> None:
+    small = make_topic(kafka, {"max.message.bytes": str(SMALL_BYTES)})
+    async with plain(kafka) as writer:
+        large = batch_of(small, 0, [b"x" * SMALL_BYTES])
+        refused = await writer.write([batch_of(topic, 0, [b"1"]), large])
+        assert [(batch, type(error)) for batch, error in refused] == [(large, TooLarge)]
+        written = batch_of(small, 0, [b"2", b"3"])
+        assert await writer.write([written]) == []
+        assert written.base_offset == 0
+    assert (read(kafka, topic), read(kafka, small)) == ([b"1"], [b"2", b"3"])
+
+
+async def test_a_topic_that_is_not_there_is_named_with_the_way_out(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_writer, "TOPIC_SECONDS_MAX", 0.5)
+    async with transactional(kafka) as producer:
+        with pytest.raises(TopicMissing, match=r"no-such-topic.*tidemill topics apply"):
+            await producer.commit_group(rows("no-such-topic", range(1)))
+        await producer.commit_group(rows(topic, range(1)))
+    assert read(kafka, topic) == [b"0"]
+
+
+async def test_an_error_that_nobody_knows_ends_the_writer(kafka: str, topic: str) -> None:
+    async with plain(kafka) as writer:
+        writer.take_identity(writer.producer_id, writer.epoch + 1)
+        writer._sequences[topic, 0] = 5
+        await writer.write([batch_of(topic, 0, [b"1"])])
+        writer._sequences[topic, 0] = 50
+        with pytest.raises(FatalError, match="OutOfOrderSequence") as caught:
+            await writer.write([batch_of(topic, 0, [b"2"])])
+        assert not isinstance(caught.value, AbortableError)
+    assert read(kafka, topic) == [b"1"]

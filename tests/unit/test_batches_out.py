@@ -1,0 +1,89 @@
+"""From records to batches: order, bounds, and what cannot be written."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from aiokafka.record.memory_records import MemoryRecords
+
+from agents.runtime.batches_out import (
+    BATCH_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    OutBatch,
+    Outgoing,
+    Target,
+    batches_of,
+)
+from agents.runtime.errors import PoisonMessage
+
+AT_MS = 1_790_000_000_000
+
+
+def read(batches: dict[Target, deque[OutBatch]]) -> dict[Target, list[list[Outgoing]]]:
+    """What a consumer would read of each batch."""
+    found: dict[Target, list[list[Outgoing]]] = {}
+    for target, few in batches.items():
+        for batch in few:
+            batch.seal(7, 3, 100)
+            memory = MemoryRecords(bytes(batch.data))
+            stored = memory.next_batch()
+            assert stored is not None
+            assert (stored.producer_id, stored.producer_epoch, stored.base_sequence) == (7, 3, 100)
+            assert stored.validate_crc()
+            records = [
+                (*target, record.key, record.value, list(record.headers) or None)
+                for record in stored
+            ]
+            assert len(records) == batch.count
+            found.setdefault(target, []).append(records)
+    return found
+
+
+def test_records_keep_their_order_in_each_partition() -> None:
+    records: list[Outgoing] = [
+        ("events", 0, b"u", b"1", None),
+        ("completed", 0, b"u", b"end", [("ce_id", b"1"), ("empty", None)]),
+        ("events", 0, b"u", b"2", None),
+        ("events", 1, b"v", b"3", None),
+        ("state", 0, b"k", None, None),
+        ("events", 0, None, b"4", None),
+    ]
+    found = read(batches_of(records, AT_MS, is_transactional=True))
+    assert found == {
+        (topic, partition): [
+            [record for record in records if record[:2] == (topic, partition)]
+        ]
+        for topic, partition in (("events", 0), ("completed", 0), ("events", 1), ("state", 0))
+    }
+
+
+def test_a_batch_that_is_full_is_followed_by_another_one() -> None:
+    value = b"x" * (BATCH_BYTES_MAX // 4)
+    records: list[Outgoing] = [("events", 0, b"%d" % number, value, None) for number in range(10)]
+    batches = batches_of(records, AT_MS, is_transactional=True)
+    assert all(batch.size <= BATCH_BYTES_MAX for batch in batches["events", 0])
+    parts = read(batches)["events", 0]
+    assert len(parts) > 1
+    assert [record for part in parts for record in part] == records
+
+
+def test_a_record_may_be_larger_than_a_batch_but_not_than_a_record() -> None:
+    large: Outgoing = ("dead", 0, None, b"x" * (2 * BATCH_BYTES_MAX), None)
+    small: Outgoing = ("dead", 0, None, b"y", None)
+    batches = batches_of([small, large, small], AT_MS, is_transactional=True)
+    assert [batch.count for batch in batches["dead", 0]] == [1, 1, 1]
+    poison: Outgoing = ("dead", 0, None, b"x" * (RECORD_BYTES_MAX + 1), None)
+    with pytest.raises(PoisonMessage, match="topic dead"):
+        batches_of([small, poison], AT_MS, is_transactional=True)
+
+
+def test_a_sealed_batch_stays_as_it_is() -> None:
+    batch = OutBatch(("events", 0))
+    batch.append(0, AT_MS, None, b"1", [])
+    with pytest.raises(ValueError, match="not sealed"):
+        _ = batch.data
+    batch.seal(7, 3, 100)
+    first = bytes(batch.data)
+    batch.seal(7, 3, 200)
+    assert bytes(batch.data) == first
