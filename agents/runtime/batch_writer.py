@@ -34,6 +34,8 @@ KafkaErrorClass: TypeAlias = type[errors.KafkaError]
 REQUEST_TIMEOUT_MS: Final = 5_000
 # A topic that the cluster does not know, for so long, is not about to appear.
 TOPIC_SECONDS_MAX: Final = 10.0
+# One new look at who leads what.
+METADATA_SECONDS_MAX: Final = 5.0
 # A broker that is away or that moves: the first wait, and the longest.
 AWAY_SECONDS: Final = (0.02, 1.0)
 # From so many bytes on a thread compresses them: a hop there and back costs 0.1 ms.
@@ -179,7 +181,8 @@ class BatchWriter:
         """Before another try: some time, and a new look at who leads what."""
         self._log.warning("%s as %s is tried again: %r", doing, self.client_id, error)
         await asyncio.sleep(seconds)
-        await self.client.force_metadata_update()
+        # Bounded, because the task that updates might have ended; the next try then says more.
+        await asyncio.wait({self.client.force_metadata_update()}, timeout=METADATA_SECONDS_MAX)
 
     def meaning(self, error: KafkaErrorClass, doing: str) -> Exception:
         """AbortableError when nothing was written, otherwise FatalError."""
@@ -226,6 +229,11 @@ class BatchWriter:
                 batch = by_target[topic, partition]
                 batch.base_offset = offset
                 answers.append((batch, error_of(code)))
+        if len(answers) != len(batches):
+            raise FatalError(
+                f"writing as {self.client_id}: broker {leader} answered for {len(answers)} of "
+                f"{len(batches)} partitions"
+            )
         return answers
 
     def _sequence(self, batch: OutBatch, plus: int = 0) -> int:

@@ -210,6 +210,23 @@ async def test_a_topic_that_is_not_there_is_named_with_the_way_out(
     assert read(kafka, topic) == [b"0"]
 
 
+async def test_an_answer_that_leaves_a_partition_out_ends_the_writer(
+    kafka: str, topic: str
+) -> None:
+    async with plain(kafka) as writer:
+        send = writer.client.send
+
+        async def send_and_cut(node: int, request: Any, **where: Any) -> Any:
+            answer = await send(node, request, **where)
+            if isinstance(request, ProduceRequest):
+                answer.topics = [(name, found[1:]) for name, found in answer.topics]
+            return answer
+
+        writer.client.send = send_and_cut
+        with pytest.raises(FatalError, match="1 of 2 partitions"):
+            await writer.write([batch_of(topic, p, [b"1"]) for p in range(PARTITIONS)])
+
+
 async def test_an_error_that_nobody_knows_ends_the_writer(kafka: str, topic: str) -> None:
     async with plain(kafka) as writer:
         writer.take_identity(writer.producer_id, writer.epoch + 1)
