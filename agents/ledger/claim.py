@@ -34,6 +34,7 @@ logger = logging.getLogger("tidemill.ledger")
 CLAIM_KEY: Final = b"owner"
 # A hand-over goes on without an answer from the broker: the next owner then has to fence.
 LET_GO_SECONDS_MAX: Final = 5.0
+AGAIN_SECONDS: Final = 0.2  # before a refused note is written again
 
 
 class Claim:
@@ -47,6 +48,7 @@ class Claim:
         self._partition = partition
         self._transactional_ids = transactional_ids
         self._lock = TransactionalProducer(kafka, f"{topics.prefix}tidemill-owner-{partition}")
+        self._writing = asyncio.Lock()  # a stop may meet a rebalance; the id has one transaction
         self._is_held = False
         self._letting_go: asyncio.Task[None] | None = None
 
@@ -105,12 +107,14 @@ class Claim:
         value = orjson.dumps(
             {"transactional_ids": self._transactional_ids, "has_let_go": has_let_go}
         )
-        while True:
-            try:
-                await self._lock.commit_group(
-                    [(self._topic, self._partition, CLAIM_KEY, value, None)]
-                )
-                break
-            except AbortableError as error:
-                logger.warning("partition %s: %s; again", self._partition, error)
-        self._is_held = not has_let_go
+        async with self._writing:
+            while True:
+                try:
+                    await self._lock.commit_group(
+                        [(self._topic, self._partition, CLAIM_KEY, value, None)]
+                    )
+                    break
+                except AbortableError as error:
+                    logger.warning("partition %s: %s; again", self._partition, error)
+                    await asyncio.sleep(AGAIN_SECONDS)
+            self._is_held = not has_let_go

@@ -27,11 +27,13 @@ from aiokafka.structs import TopicPartition
 from agents.runtime.batches_out import OutBatch, Target
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError, FencedError
+from agents.runtime.failstop import fail_stop
 
 KafkaErrorClass: TypeAlias = type[errors.KafkaError]
 
-# A request without an answer for so long is sent again, over a new connection.
-REQUEST_TIMEOUT_MS: Final = 5_000
+# A request without an answer for so long is given up with its connection. As long as a transaction
+# may take, so that who waits in vain for its coordinator has lost the transaction anyway.
+REQUEST_TIMEOUT_MS: Final = 10_000
 # A topic that the cluster does not know, for so long, is not about to appear.
 TOPIC_SECONDS_MAX: Final = 10.0
 # One new look at who leads what.
@@ -95,7 +97,16 @@ class BatchWriter:
                 await asyncio.sleep(pause)
             else:
                 self._client = client
+                client._sync_task.add_done_callback(_on_metadata_end)
                 return
+
+    async def ask(self, node: int, request: Any, **where: Any) -> Any:
+        """Send a request and return its answer; what goes wrong on the way is a KafkaError."""
+        try:
+            return await self.client.send(node, request, **where)
+        except (RuntimeError, OSError, KeyError) as error:
+            # A connection that broke a moment ago, and of which aiokafka does not know yet.
+            raise errors.KafkaConnectionError(f"the connection broke: {error!r}") from error
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -111,7 +122,7 @@ class BatchWriter:
         """Take a new identity, for batches outside of transactions."""
         for pause in pauses(AWAY_SECONDS):
             try:
-                answer = await self.client.send(
+                answer = await self.ask(
                     self.client.get_random_node(), InitProducerIdRequest(None, 0)
                 )
                 found = error_of(answer.error_code)
@@ -152,6 +163,7 @@ class BatchWriter:
         Returns with a definite answer for each. FatalError: this identity must write no more.
         """
         refused: list[tuple[OutBatch, AbortableError]] = []
+        in_doubt: set[Target] = set()
         for pause in pauses(AWAY_SECONDS):
             await self._seal(batches)
             answers = await asyncio.gather(
@@ -164,12 +176,17 @@ class BatchWriter:
                     self._sequences[batch.target] = self._sequence(batch, batch.count)
                 elif found.retriable:
                     again.append(batch)
+                    in_doubt.add(batch.target)
                     error = found()
                 else:
                     topic, partition = batch.target
                     meaning = self.meaning(found, f"writing to {topic}-{partition}")
                     if not isinstance(meaning, AbortableError):
                         raise meaning
+                    if batch.target in in_doubt:
+                        # The try before this one may have written it: its place in the sequence
+                        # may be taken, and what is written there next would count as known.
+                        raise FatalError(f"in doubt, then refused: {meaning}") from meaning
                     refused.append((batch, meaning))
             if error is None:
                 break
@@ -220,7 +237,7 @@ class BatchWriter:
             topics=list(topics.items()),
         )
         try:
-            response = await self.client.send(leader, request)
+            response = await self.ask(leader, request)
         except errors.KafkaError as error:
             return [(batch, type(error)) for batch in batches]
         answers: list[tuple[OutBatch, KafkaErrorClass | None]] = []
@@ -249,6 +266,12 @@ class BatchWriter:
                 leader = self.client.get_random_node()
             found.setdefault(leader, []).append(batch)
         return found
+
+
+def _on_metadata_end(task: asyncio.Task[None]) -> None:
+    """Without it nobody would learn of a new leader."""
+    if not task.cancelled():
+        fail_stop("the Kafka client's look at the cluster ended", task.exception())
 
 
 def pauses(first_and_longest: tuple[float, float]) -> Iterator[float]:

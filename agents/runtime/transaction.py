@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
@@ -29,12 +30,13 @@ from aiokafka.protocol.transaction import (
 
 from agents.runtime.batch_writer import (
     AWAY_SECONDS,
+    REQUEST_TIMEOUT_MS,
     BatchWriter,
     KafkaErrorClass,
     error_of,
     pauses,
 )
-from agents.runtime.batches_out import Outgoing, Target, batches_of
+from agents.runtime.batches_out import OutBatch, Outgoing, Target, batches_of
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError
 
@@ -45,6 +47,8 @@ INIT_SECONDS_MAX: Final = 60.0
 # The coordinator writes the markers of a transaction just after it has answered the commit, and
 # refuses the next one till then: the first wait for it, and the longest.
 MARKERS_SECONDS: Final = (0.001, 0.02)
+# A group that is not written by then is not about to be: the transaction is lost, or a topic is.
+SEND_SECONDS_MAX: Final = 60.0
 # Closing leaves an open transaction to the broker's time-out after so long.
 CLOSE_SECONDS_MAX: Final = 5.0
 
@@ -102,19 +106,17 @@ class TransactionalProducer:
         batches = batches_of(records, int(time.time() * 1000), is_transactional=True)
         self._is_sending = True
         try:
-            await self._writer.know_topics({topic for topic, _ in batches})
-            await self._add_partitions(batches)
-            # A partition's next batch goes only after the one before has been taken.
-            while batches:
-                for _, refusal in await self._writer.write([few[0] for few in batches.values()]):
-                    raise refusal
-                for few in batches.values():
-                    few.popleft()
-                batches = {target: few for target, few in batches.items() if few}
+            async with asyncio.timeout(SEND_SECONDS_MAX):
+                await self._send(batches)
         except AbortableError:
             await self.abort()
             self._is_sending = False
             raise
+        except TimeoutError as error:
+            raise FatalError(
+                f"writing as {self.transactional_id}: no definite answer in "
+                f"{SEND_SECONDS_MAX:.0f} s"
+            ) from error
         self._is_sending = False
 
     async def commit(self) -> None:
@@ -143,6 +145,17 @@ class TransactionalProducer:
 
     # --- the steps ---
 
+    async def _send(self, batches: dict[Target, deque[OutBatch]]) -> None:
+        await self._writer.know_topics({topic for topic, _ in batches})
+        await self._add_partitions(batches)
+        # A partition's next batch goes only after the one before has been taken.
+        while batches:
+            for _, refusal in await self._writer.write([few[0] for few in batches.values()]):
+                raise refusal
+            for few in batches.values():
+                few.popleft()
+            batches = {target: few for target, few in batches.items() if few}
+
     async def _add_partitions(self, targets: Iterable[Target]) -> None:
         partitions: dict[str, list[int]] = {}
         for topic, partition in targets:
@@ -166,6 +179,18 @@ class TransactionalProducer:
         )
         self._is_open = False
 
+    async def _ask_once(self, request: Any, doing: str) -> Any:
+        try:
+            return await self._writer.ask(
+                self._coordinator or 0, request, group=ConnectionGroup.COORDINATION
+            )
+        except errors.RequestTimedOutError as error:
+            # The system may still deliver it when the line heals. It names the producer's epoch,
+            # not the transaction, and so would end or begin the next one. A new epoch is safe.
+            raise FatalError(
+                f"{doing} as {self.transactional_id}: no answer in {REQUEST_TIMEOUT_MS} ms"
+            ) from error
+
     async def _ask(
         self, request: Any, codes_of: Callable[[Any], Iterable[int]], doing: str
     ) -> Any:
@@ -178,9 +203,7 @@ class TransactionalProducer:
                     self._coordinator = await client.coordinator_lookup(
                         CoordinationType.TRANSACTION, self.transactional_id
                     )
-                answer = await client.send(
-                    self._coordinator, request, group=ConnectionGroup.COORDINATION
-                )
+                answer = await self._ask_once(request, doing)
                 found = _first_error(codes_of(answer))
             except errors.KafkaError as error:
                 found = type(error)

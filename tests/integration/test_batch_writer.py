@@ -210,6 +210,38 @@ async def test_a_topic_that_is_not_there_is_named_with_the_way_out(
     assert read(kafka, topic) == [b"0"]
 
 
+async def test_a_coordinator_that_does_not_answer_ends_the_producer(
+    kafka: str, topic: str
+) -> None:
+    """What it was asked may arrive later, and would then end the next transaction half-way."""
+    async with transactional(kafka) as producer:
+        send = producer._writer.client.send
+
+        async def send_and_wait(node: int, request: Any, **where: Any) -> Any:
+            if isinstance(request, EndTxnRequest):
+                raise errors.RequestTimedOutError()
+            return await send(node, request, **where)
+
+        producer._writer.client.send = send_and_wait
+        with pytest.raises(FatalError, match="no answer"):
+            await producer.commit_group(rows(topic, range(2)))
+
+
+async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place in the sequence may be taken: the next batch there would count as known."""
+    answers = [errors.NotEnoughReplicasAfterAppendError, errors.MessageSizeTooLargeError]
+
+    async def produce(_leader: int, batches: list[OutBatch]) -> Any:
+        return [(batch, answers.pop(0)) for batch in batches]
+
+    async with plain(kafka) as writer:
+        monkeypatch.setattr(writer, "_produce", produce)
+        with pytest.raises(FatalError, match="in doubt, then refused"):
+            await writer.write([batch_of(topic, 0, [b"1"])])
+
+
 async def test_an_answer_that_leaves_a_partition_out_ends_the_writer(
     kafka: str, topic: str
 ) -> None:
