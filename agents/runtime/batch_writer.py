@@ -104,6 +104,8 @@ class BatchWriter:
         """Send a request and return its answer; what goes wrong on the way is a KafkaError."""
         try:
             return await self.client.send(node, request, **where)
+        except errors.KafkaError:  # a RuntimeError as well
+            raise
         except (RuntimeError, OSError, KeyError) as error:
             # A connection that broke a moment ago, and of which aiokafka does not know yet.
             raise errors.KafkaConnectionError(f"the connection broke: {error!r}") from error
