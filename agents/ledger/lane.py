@@ -38,7 +38,7 @@ SHARE_RECORDS_MIN: Final = 100  # of one partition in one group, however many ot
 SHARED_OUT_RECORDS: Final = 400
 # From the beginning of a group to that of the next one, unless much waits. A transaction has its
 # price whatever is in it: at 200 jobs/s this halves their number, and what a job waits for here it
-# gains by processors that are free (D23).
+# gains by processors that are free (D2).
 GROUP_EVERY_SECONDS: Final = 0.008
 IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
 ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again

@@ -62,6 +62,19 @@ class TooLarge(AbortableError):
     """The topic takes no batch of this size; its records, one by one, may be small enough."""
 
 
+class _Client(AIOKafkaClient):  # type: ignore[misc]  # untyped base
+    """aiokafka's client, whose every failure to get an answer is a KafkaError."""
+
+    async def send(self, node_id: int, request: Any, **where: Any) -> Any:
+        try:
+            return await super().send(node_id, request, **where)
+        except errors.KafkaError:  # a RuntimeError as well
+            raise
+        except (RuntimeError, OSError, KeyError) as error:
+            # A connection that broke a moment ago, and of which aiokafka does not know yet.
+            raise errors.KafkaConnectionError(f"the connection broke: {error!r}") from error
+
+
 class BatchWriter:
     """One producer identity, on the loop that calls `connect`. One `write` at a time."""
 
@@ -84,7 +97,7 @@ class BatchWriter:
 
     async def connect(self) -> None:
         """Learn of the cluster, however long it takes."""
-        client = AIOKafkaClient(
+        client = _Client(
             bootstrap_servers=self._kafka,
             client_id=self.client_id,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
@@ -100,16 +113,6 @@ class BatchWriter:
                 client._sync_task.add_done_callback(_on_metadata_end)
                 return
 
-    async def ask(self, node: int, request: Any, **where: Any) -> Any:
-        """Send a request and return its answer; what goes wrong on the way is a KafkaError."""
-        try:
-            return await self.client.send(node, request, **where)
-        except errors.KafkaError:  # a RuntimeError as well
-            raise
-        except (RuntimeError, OSError, KeyError) as error:
-            # A connection that broke a moment ago, and of which aiokafka does not know yet.
-            raise errors.KafkaConnectionError(f"the connection broke: {error!r}") from error
-
     async def close(self) -> None:
         """Let go of the connections."""
         if self._client is not None:
@@ -124,7 +127,7 @@ class BatchWriter:
         """Take a new identity, for batches outside of transactions."""
         for pause in pauses(AWAY_SECONDS):
             try:
-                answer = await self.ask(
+                answer = await self.client.send(
                     self.client.get_random_node(), InitProducerIdRequest(None, 0)
                 )
                 found = error_of(answer.error_code)
@@ -239,7 +242,7 @@ class BatchWriter:
             topics=list(topics.items()),
         )
         try:
-            response = await self.ask(leader, request)
+            response = await self.client.send(leader, request)
         except errors.KafkaError as error:
             return [(batch, type(error)) for batch in batches]
         answers: list[tuple[OutBatch, KafkaErrorClass | None]] = []

@@ -1,4 +1,4 @@
-"""Records out: one Kafka transaction per group for the ledger, acknowledged batches for the rest.
+"""Records out through librdkafka, in acknowledged batches; transactions are `transaction`'s.
 
 Owns the producers, their threads and their error taxonomy; refuses to know what a record says.
 Producing happens on the event loop (it only queues, under 1 us a record); only what waits for the
@@ -19,7 +19,6 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from agents.runtime.batches_out import RECORD_BYTES_MAX, Outgoing
 from agents.runtime.clients import client_settings
 from agents.runtime.errors import (
-    AbortableError,
     FatalError,
     PoisonMessage,
     RecoverableError,
@@ -31,7 +30,7 @@ logger = logging.getLogger("tidemill.runtime")
 
 T = TypeVar("T")
 
-# Long enough that the records of a group travel together; flush and commit cut it short.
+# Long enough that the records of a batch travel together; flush cuts it short.
 LINGER_MS = 5
 # Records and bytes in librdkafka's queue: some groups of large records.
 QUEUE_RECORDS_MAX = 500_000
@@ -100,7 +99,7 @@ def queue_records(producer: Producer, records: Iterable[Outgoing], **kwargs: Any
             else:
                 produce(topic, value, key, partition, **kwargs)
         except BufferError as error:
-            raise AbortableError(
+            raise RecoverableError(
                 f"the producer's queue is full ({QUEUE_RECORDS_MAX} records or "
                 f"{QUEUE_KBYTES_MAX} KiB); send smaller groups"
             ) from error

@@ -179,10 +179,10 @@ class TransactionalProducer:
         )
         self._is_open = False
 
-    async def _ask_once(self, request: Any, doing: str) -> Any:
+    async def _ask_once(self, coordinator: int, request: Any, doing: str) -> Any:
         try:
-            return await self._writer.ask(
-                self._coordinator or 0, request, group=ConnectionGroup.COORDINATION
+            return await self._writer.client.send(
+                coordinator, request, group=ConnectionGroup.COORDINATION
             )
         except errors.RequestTimedOutError as error:
             # The system may still deliver it when the line heals. It names the producer's epoch,
@@ -203,7 +203,7 @@ class TransactionalProducer:
                     self._coordinator = await client.coordinator_lookup(
                         CoordinationType.TRANSACTION, self.transactional_id
                     )
-                answer = await self._ask_once(request, doing)
+                answer = await self._ask_once(self._coordinator, request, doing)
                 found = _first_error(codes_of(answer))
             except errors.KafkaError as error:
                 found = type(error)
