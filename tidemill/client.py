@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from confluent_kafka import Message
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ from pydantic import BaseModel
 from agents.settings import CommonSettings, load
 from schemas.events import CompletedJob
 from schemas.topics import Topics
+from tidemill.bridge import LoopBridge, LoopPromise
 from tidemill.completions import Completions, Waiter
 from tidemill.history import find_completed
 from tidemill.requests import (
@@ -38,7 +40,14 @@ from tidemill.requests import (
     encode,
     encode_command,
 )
-from tidemill.sending import DELIVERY_SECONDS, EnqueueFailed, Record, Sender
+from tidemill.sending import (
+    DELIVERY_SECONDS,
+    ROOM_SECONDS,
+    EnqueueFailed,
+    Promise,
+    Record,
+    Sender,
+)
 from tidemill.sql import SqlError
 
 WAIT_SECONDS: Final = 60.0  # seconds that `wait` waits unless told otherwise
@@ -46,6 +55,9 @@ CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
 
 Payload = Mapping[str, Any] | BaseModel | None
+Sending = Callable[[], bool]
+"""Sends when there is room; False when there is none."""
+_T = TypeVar("_T")
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -64,7 +76,7 @@ class CommandReceipt:
 
 
 class _Core:
-    """What both clients do; every method returns at once or a future."""
+    """What both clients do; no method waits, but for `enqueue_many`."""
 
     def __init__(
         self,
@@ -80,18 +92,20 @@ class _Core:
         self._sender = Sender(settings.kafka, timeout_seconds)
         self._completions = Completions(settings.kafka, self.topics.completed)
 
-    def enqueue(self, request: Request) -> Future[JobHandle]:
+    def enqueue(self, request: Request, promise: Promise) -> Sending:
         job_id = request.job_id or self._ids.next()
         value = encode(request, job_id)
         now_ms = time.time_ns() // 1_000_000
         topic = self.topics.requested
-        sent = self._sender.send(topic, request.user_id, value, job_id)
-        return _then(
-            sent,
-            lambda message: JobHandle(
+
+        def handle(message: Message) -> JobHandle:
+            return JobHandle(
                 job_id, request.user_id, request.type, topic, now_ms,
                 message.partition(), message.offset(),
-            ),
+            )
+
+        return partial(
+            self._sender.try_send, topic, (request.user_id, value), job_id, handle, promise
         )
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
@@ -119,18 +133,21 @@ class _Core:
 
     def command(
         self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
-        reason: str | None, actor: str | None,
-    ) -> Future[CommandReceipt]:
+        reason: str | None, actor: str | None, promise: Promise,
+    ) -> Sending:
         body = {
             "command": word, "user_id": user_id, "job_id": job_id,
             "command_id": self._ids.next(), "actor": actor, "reason": reason,
         }
-        sent = self._sender.send(self.topics.commands, user_id, encode_command(body), job_id)
-        return _then(
-            sent,
-            lambda message: CommandReceipt(
+
+        def receipt(message: Message) -> CommandReceipt:
+            return CommandReceipt(
                 word, user_id, job_id, message.partition() or 0, message.offset() or 0
-            ),
+            )
+
+        record = (user_id, encode_command(body))
+        return partial(
+            self._sender.try_send, self.topics.commands, record, job_id, receipt, promise
         )
 
     def waiter(self, job: JobHandle, run: int) -> Waiter:
@@ -159,21 +176,18 @@ class _Core:
         self._sender.close()
 
 
-def _then(sent: Future[Message], make: Any) -> Future[Any]:
-    """A future of what `make` makes of the message."""
-    made: Future[Any] = Future()
+def _sent(try_send: Sending, answer: Future[_T]) -> _T:
+    """Send, when there is room, and wait for the answer."""
+    while not try_send():
+        time.sleep(ROOM_SECONDS)
+    return answer.result()
 
-    def done(future: Future[Message]) -> None:
-        error = future.exception()
-        if not made.set_running_or_notify_cancel():
-            return
-        if error is not None:
-            made.set_exception(error)
-        else:
-            made.set_result(make(future.result()))
 
-    sent.add_done_callback(done)
-    return made
+async def _sent_async(try_send: Sending, answer: LoopPromise) -> Any:
+    """The same on a loop, which goes on meanwhile."""
+    while not try_send():  # noqa: ASYNC110  # librdkafka tells nobody of room
+        await asyncio.sleep(ROOM_SECONDS)
+    return await answer.future
 
 
 def _timed_out(job: JobHandle, timeout: float) -> WaitTimeout:
@@ -231,7 +245,8 @@ class Client:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        return self._core.enqueue(request).result()
+        answer: Future[JobHandle] = Future()
+        return _sent(self._core.enqueue(request, answer), answer)
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         """Ask for many jobs; returns once Kafka has them all, in the order of `requests`.
@@ -271,13 +286,19 @@ class Client:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """Ask to end a waiting job, or a running one to stop."""
-        return self._core.command("cancel", user_id, job_id, reason, actor).result()
+        answer: Future[CommandReceipt] = Future()
+        return _sent(
+            self._core.command("cancel", user_id, job_id, reason, actor, answer), answer
+        )
 
     def redrive(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """Ask to run an ended job again, as its next run."""
-        return self._core.command("redrive", user_id, job_id, reason, actor).result()
+        answer: Future[CommandReceipt] = Future()
+        return _sent(
+            self._core.command("redrive", user_id, job_id, reason, actor, answer), answer
+        )
 
     def close(self) -> None:
         """Wait for what is under way, then close the connections."""
@@ -305,6 +326,13 @@ class AsyncClient:
         timeout_seconds: float = DELIVERY_SECONDS,
     ) -> None:
         self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds)
+        self._bridge: LoopBridge | None = None
+
+    def _promise(self) -> LoopPromise:
+        loop = asyncio.get_running_loop()
+        if self._bridge is None or self._bridge.loop is not loop:
+            self._bridge = LoopBridge(loop)
+        return self._bridge.promise()
 
     async def enqueue(
         self,
@@ -332,7 +360,9 @@ class AsyncClient:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        return await asyncio.wrap_future(self._core.enqueue(request))
+        answer = self._promise()
+        handle: JobHandle = await _sent_async(self._core.enqueue(request, answer), answer)
+        return handle
 
     async def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         """As `Client.enqueue_many`; runs in a thread."""
@@ -369,15 +399,19 @@ class AsyncClient:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.cancel`."""
-        sent = self._core.command("cancel", user_id, job_id, reason, actor)
-        return await asyncio.wrap_future(sent)
+        answer = self._promise()
+        command = self._core.command("cancel", user_id, job_id, reason, actor, answer)
+        receipt: CommandReceipt = await _sent_async(command, answer)
+        return receipt
 
     async def redrive(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.redrive`."""
-        sent = self._core.command("redrive", user_id, job_id, reason, actor)
-        return await asyncio.wrap_future(sent)
+        answer = self._promise()
+        command = self._core.command("redrive", user_id, job_id, reason, actor, answer)
+        receipt: CommandReceipt = await _sent_async(command, answer)
+        return receipt
 
     async def close(self) -> None:
         """As `Client.close`; runs in a thread."""

@@ -13,10 +13,8 @@ default would send requests to partitions where the ledger must forward them.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Protocol
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -36,9 +34,20 @@ BULK_CHUNK_BYTES: Final = 4 * 1_048_576
 IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
 IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
 POLL_SECONDS: Final = 0.1  # how late a close is noticed
+ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a single record
 
 Record = tuple[str, bytes]
 """Key and value."""
+
+
+class Promise(Protocol):
+    """Who waits for an acknowledgement: a `concurrent.futures.Future`, or a `bridge.LoopPromise`.
+
+    Both calls come from the sender's own thread.
+    """
+
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException | None, /) -> None: ...
 
 
 class EnqueueFailed(ClientError):
@@ -99,26 +108,32 @@ class Sender:
         self._pollers: list[threading.Thread] = []
         self._is_closed = threading.Event()
 
-    def send(self, topic: str, key: str, value: bytes, name: str) -> Future[Message]:
-        """Send one record; the future gives the acknowledged message or raises EnqueueFailed."""
-        done: Future[Message] = Future()
+    def try_send(
+        self,
+        topic: str,
+        record: Record,
+        name: str,
+        make: Callable[[Message], object],
+        promise: Promise,
+    ) -> bool:
+        """Send one record; `promise` gets what `make` makes of the acknowledged message, or
+        EnqueueFailed with the job's `name`. False: no room now, nothing was sent; try again soon.
+        """
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                done.set_exception(EnqueueFailed([name], failure_text(error)))
+                promise.set_exception(EnqueueFailed([name], failure_text(error)))
             else:
-                done.set_result(message)
+                promise.set_result(make(message))
 
-        producer = self._single_producer()
-        while True:
-            try:
-                producer.produce(topic, value, key, on_delivery=delivered)
-                return done
-            except BufferError:
-                # The poller empties the queue: wait for room.
-                time.sleep(POLL_SECONDS / 10)
-            except KafkaException as error:
-                raise EnqueueFailed([name], failure_text(error.args[0])) from error
+        key, value = record
+        try:
+            self._single_producer().produce(topic, value, key, on_delivery=delivered)
+        except BufferError:
+            return False  # the poller empties the queue
+        except KafkaException as error:
+            raise EnqueueFailed([name], failure_text(error.args[0])) from error
+        return True
 
     def send_many(self, topic: str, records: Iterable[Record]) -> int:
         """Send all, wait until Kafka has acknowledged all; how many. Raises EnqueueFailed.

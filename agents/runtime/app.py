@@ -123,6 +123,11 @@ class RoleApp(faust.App):
         if self._partition_table is not None:
             await self._partition_table.store.quiesce()
 
+    async def quiesce_for_good(self) -> None:
+        """The same when the process stops: nothing goes on after it."""
+        if self._partition_table is not None:
+            await self._partition_table.store.quiesce_for_good()
+
     async def applied_positions(self, partitions: set[int]) -> dict[tuple[str, int], int] | None:
         """Where reading goes on, from the state; None when committed offsets are the truth."""
         if self._partition_table is None:

@@ -75,8 +75,8 @@ class OutBatch:
         return self._data
 
 
-def batches_of(
-    records: Iterable[Outgoing], now_ms: int, *, is_transactional: bool
+def transactional_batches(
+    records: Iterable[Outgoing], now_ms: int
 ) -> dict[Target, deque[OutBatch]]:
     """Batches by partition, in the order of `records`. PoisonMessage names a record's topic."""
     by_target: dict[Target, list[Outgoing]] = {}
@@ -88,21 +88,18 @@ def batches_of(
             same = by_target.setdefault((last_topic, last_partition), [])
         same.append(record)
     return {
-        target: _filled(target, found, now_ms, is_transactional=is_transactional)
-        for target, found in by_target.items()
+        target: _filled(target, found, now_ms) for target, found in by_target.items()
     }
 
 
-def _filled(
-    target: Target, records: list[Outgoing], now_ms: int, *, is_transactional: bool
-) -> deque[OutBatch]:
-    batch = OutBatch(target, is_transactional=is_transactional)
+def _filled(target: Target, records: list[Outgoing], now_ms: int) -> deque[OutBatch]:
+    batch = OutBatch(target, is_transactional=True)
     batches = deque((batch,))
     append, count = batch.append, 0
     for _, _, key, value, headers in records:
         if append(count, now_ms, key, value, headers or _NO_HEADERS) is None:
             batch.count = count
-            batch = OutBatch(target, is_transactional=is_transactional)
+            batch = OutBatch(target, is_transactional=True)
             batches.append(batch)
             append, count = batch.append, 0
             append(0, now_ms, key, value, headers or _NO_HEADERS)

@@ -122,7 +122,7 @@ async def _stop(app: RoleApp, starting: asyncio.Task[None]) -> None:
             await app.before_stop()
         # 2. Transactions in flight end; none begins.
         app.chunks.stop_flow()
-        await app.quiesce()
+        await app.quiesce_for_good()
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     # 3. What is acked is committed, then the group is left.

@@ -64,6 +64,7 @@ class PartitionStore(Store[int, S], Generic[S]):
         super().__init__(*args, **kwargs)
         self._owner = owner
         self._states: dict[int, S] = {}
+        self._is_over = False  # this process is stopping
 
     async def on_rebalance(
         self,
@@ -78,7 +79,10 @@ class PartitionStore(Store[int, S], Generic[S]):
             for partition in sorted(self._states.keys() - owned):
                 await self._owner.revoke(partition, self._states.pop(partition))
             await self._restore_all(sorted(owned - self._states.keys()))
-            await self._owner.resume(owned)
+            if not self._is_over:
+                await self._owner.resume(owned)
+            if self._is_over:  # by now: the stop came while the partitions were resumed
+                await self._owner.quiesce(frozenset(self._states))
         except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"taking over partitions {sorted(owned)} failed: {error!r}", error)
 
@@ -102,6 +106,11 @@ class PartitionStore(Store[int, S], Generic[S]):
                 await self._owner.quiesce(frozenset(self._states))
         except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"handing over partitions failed: {error!r}", error)
+
+    async def quiesce_for_good(self) -> None:
+        """The same at the end of the process: a rebalance under way resumes nothing."""
+        self._is_over = True
+        await self.quiesce()
 
     def applied_positions(self, partitions: Iterable[int]) -> dict[tuple[str, int], int]:
         """Return (topic, partition) -> the offset where reading goes on."""

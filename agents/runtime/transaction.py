@@ -36,7 +36,7 @@ from agents.runtime.batch_writer import (
     error_of,
     pauses,
 )
-from agents.runtime.batches_out import OutBatch, Outgoing, Target, batches_of
+from agents.runtime.batches_out import OutBatch, Outgoing, Target, transactional_batches
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError
 
@@ -103,7 +103,7 @@ class TransactionalProducer:
 
         AbortableError: the transaction was aborted. PoisonMessage: no transaction was begun.
         """
-        batches = batches_of(records, int(time.time() * 1000), is_transactional=True)
+        batches = transactional_batches(records, int(time.time() * 1000))
         self._is_sending = True
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):

@@ -40,7 +40,9 @@ from tidemill import (
     Request,
     WaitTimeout,
     completions,
+    sending,
 )
+from tidemill import client as client_module
 
 PARTITIONS = 4
 SECONDS = 30.0
@@ -420,3 +422,29 @@ def test_no_broker_is_told_with_the_option() -> None:
     assert "--kafka" in done.stderr
     with pytest.raises(TopicsError, match="--kafka"):
         topics_.plan("127.0.0.1:1", Topics(), PARTITIONS)
+
+
+async def test_a_full_queue_is_waited_for(
+    kafka: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = sending._producer
+    refusals = 0
+
+    class Narrow(sending.Sender):
+        def try_send(self, *args: Any) -> bool:
+            nonlocal refusals
+            is_sent = super().try_send(*args)
+            refusals += not is_sent
+            return is_sent
+
+    monkeypatch.setattr(
+        sending, "_producer",
+        lambda where, seconds, settings: make(
+            where, seconds, {**settings, "queue.buffering.max.messages": 1}
+        ),
+    )
+    monkeypatch.setattr(client_module, "Sender", Narrow)
+    async with AsyncClient(kafka, topic_prefix=topics.prefix) as client, asyncio.timeout(SECONDS):
+        handles = await asyncio.gather(*(client.enqueue("t", user_id=f"u{n}") for n in range(20)))
+    assert refusals
+    assert len({(handle.partition, handle.offset) for handle in handles}) == 20

@@ -13,7 +13,7 @@ from agents.runtime.batches_out import (
     OutBatch,
     Outgoing,
     Target,
-    batches_of,
+    transactional_batches,
 )
 from agents.runtime.errors import PoisonMessage
 
@@ -49,7 +49,7 @@ def test_records_keep_their_order_in_each_partition() -> None:
         ("state", 0, b"k", None, None),
         ("events", 0, None, b"4", None),
     ]
-    found = read(batches_of(records, AT_MS, is_transactional=True))
+    found = read(transactional_batches(records, AT_MS))
     assert found == {
         (topic, partition): [
             [record for record in records if record[:2] == (topic, partition)]
@@ -61,7 +61,7 @@ def test_records_keep_their_order_in_each_partition() -> None:
 def test_a_batch_that_is_full_is_followed_by_another_one() -> None:
     value = b"x" * (BATCH_BYTES_MAX // 4)
     records: list[Outgoing] = [("events", 0, b"%d" % number, value, None) for number in range(10)]
-    batches = batches_of(records, AT_MS, is_transactional=True)
+    batches = transactional_batches(records, AT_MS)
     assert all(batch.size <= BATCH_BYTES_MAX for batch in batches["events", 0])
     parts = read(batches)["events", 0]
     assert len(parts) > 1
@@ -71,11 +71,11 @@ def test_a_batch_that_is_full_is_followed_by_another_one() -> None:
 def test_a_record_may_be_larger_than_a_batch_but_not_than_a_record() -> None:
     large: Outgoing = ("dead", 0, None, b"x" * (2 * BATCH_BYTES_MAX), None)
     small: Outgoing = ("dead", 0, None, b"y", None)
-    batches = batches_of([small, large, small], AT_MS, is_transactional=True)
+    batches = transactional_batches([small, large, small], AT_MS)
     assert [batch.count for batch in batches["dead", 0]] == [1, 1, 1]
     poison: Outgoing = ("dead", 0, None, b"x" * (RECORD_BYTES_MAX + 1), None)
     with pytest.raises(PoisonMessage, match="topic dead"):
-        batches_of([small, poison], AT_MS, is_transactional=True)
+        transactional_batches([small, poison], AT_MS)
 
 
 def test_a_sealed_batch_stays_as_it_is() -> None:
