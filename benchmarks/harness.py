@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -171,9 +172,15 @@ def machine_facts() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_before": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        "python": _python_text(),
         "versions": {name: _version(command) for name, command in VERSION_COMMANDS.items()},
     }
+
+
+def _python_text() -> str:
+    """Version and build: a plain build from source is a fifth slower than a distribution's."""
+    kind = "the system's" if Path(sys.base_prefix) == Path("/usr") else "built apart"
+    return f"{platform.python_version()} ({kind}, {platform.python_compiler()})"
 
 
 def _cpu_model() -> str:
