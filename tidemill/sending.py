@@ -3,8 +3,8 @@
 Owns its librdkafka producers (made when first used), their settings, backpressure and the news of
 every failure. Refuses to know what is in the records.
 
-A single record is sent at once. While several are under way, the next ones linger for 5 ms and
-travel together: at 2,000 a second, a request to the broker for each took a third of a core there.
+A single record is sent at once. While several are under way, the next ones travel together
+(`tidemill.bursts`): at 2,000 a second, a request to the broker for each took a third of a core.
 
 The partitioner is `murmur2_random`, the one of Java clients and of the ledger: librdkafka's own
 default would send requests to partitions where the ledger must forward them.
@@ -13,6 +13,7 @@ default would send requests to partitions where the ledger must forward them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -21,19 +22,20 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from agents.runtime.clients import client_settings
 from schemas.topics import BIG_RECORD_BYTES
+from tidemill.bursts import LINGER_MS, Bursts
 from tidemill.requests import ClientError
 
 DELIVERY_SECONDS: Final = 120.0  # a broker may restart or move; then the caller is told
 UNKNOWN_TOPIC_SECONDS: Final = 5.0  # a topic that was made a moment ago may still be unknown
 SINGLE_LINGER_MS: Final = 0  # one record: nothing to wait for
-BUSY_LINGER_MS: Final = 5  # one of many singles: what Kafka's own producers wait by default
-BUSY_RECORDS_MIN: Final = 6  # singles under way at once that make the next ones linger
+BUSY_RECORDS_MIN: Final = 6  # singles under way at once that make the next ones travel together
 BULK_LINGER_MS: Final = 5  # fills batches; nobody waits for one record of many
 BULK_CHUNK_RECORDS: Final = 1_000  # records handed over in one call
 BULK_CHUNK_BYTES: Final = 4 * 1_048_576
 IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
 IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
 POLL_SECONDS: Final = 0.1  # how late a close is noticed
+SINGLE_LEFT_SECONDS: Final = 0.001  # between two looks whether the singles are acknowledged
 ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a single record
 
 Record = tuple[str, bytes]
@@ -103,9 +105,9 @@ class Sender:
         self._lock = threading.Lock()
         self._bulk_lock = threading.Lock()
         self._single: Producer | None = None
-        self._busy: Producer | None = None
+        self._bursts: Bursts | None = None
         self._bulk: Producer | None = None
-        self._pollers: list[threading.Thread] = []
+        self._poller: threading.Thread | None = None
         self._is_closed = threading.Event()
 
     def try_send(
@@ -120,19 +122,26 @@ class Sender:
         EnqueueFailed with the job's `name`. False: no room now, nothing was sent; try again soon.
         """
 
-        def delivered(error: KafkaError | None, message: Message) -> None:
+        def delivered(error: KafkaError | None, message: Message | None) -> None:
             if error is not None:
                 promise.set_exception(EnqueueFailed([name], failure_text(error)))
-            else:
+            elif message is not None:
                 promise.set_result(make(message))
 
         key, value = record
-        try:
-            self._single_producer().produce(topic, value, key, on_delivery=delivered)
-        except BufferError:
-            return False  # the poller empties the queue
-        except KafkaException as error:
-            raise EnqueueFailed([name], failure_text(error.args[0])) from error
+        with self._lock:
+            single = self._open_single()
+            # Who has begun to travel in bursts goes on until all of it is acknowledged, so that a
+            # later record of a user never overtakes an earlier one.
+            is_busy = self._bursts is not None and self._bursts.is_busy
+            if is_busy or len(single) >= BUSY_RECORDS_MIN:
+                return self._open_bursts(single).add(topic, key, value, delivered)
+            try:
+                single.produce(topic, value, key, on_delivery=delivered)
+            except BufferError:
+                return False  # the poller empties the queue
+            except KafkaException as error:
+                raise EnqueueFailed([name], failure_text(error.args[0])) from error
         return True
 
     def send_many(self, topic: str, records: Iterable[Record]) -> int:
@@ -145,36 +154,39 @@ class Sender:
 
     def close(self) -> None:
         """Wait for what is under way, then let go of the connections."""
-        self._is_closed.set()
-        for producer in (self._single, self._busy, self._bulk):
+        with self._lock:
+            self._is_closed.set()
+        if self._bursts is not None:
+            self._bursts.close()
+        for producer in (self._single, self._bulk):
             if producer is not None:
                 producer.flush(self._timeout_seconds)
-        for poller in self._pollers:
-            poller.join()
+        if self._poller is not None:
+            self._poller.join()
 
-    def _single_producer(self) -> Producer:
-        with self._lock:
-            if self._is_closed.is_set():
-                raise ClientError("the client is closed; make a new one")
-            if self._single is None:
-                self._single = self._polled_producer(SINGLE_LINGER_MS)
-            # Who has begun to linger goes on until all of it is acknowledged, so that a later
-            # record of a user never overtakes an earlier one.
-            is_busy = self._busy is not None and len(self._busy) > 0
-            if not is_busy and len(self._single) < BUSY_RECORDS_MIN:
-                return self._single
-            if self._busy is None:
-                self._busy = self._polled_producer(BUSY_LINGER_MS)
-            return self._busy
+    def _open_single(self) -> Producer:
+        if self._is_closed.is_set():
+            raise ClientError("the client is closed; make a new one")
+        if self._single is None:
+            self._single = _producer(
+                self._kafka, self._timeout_seconds, {"linger.ms": SINGLE_LINGER_MS}
+            )
+            self._poller = threading.Thread(
+                target=self._poll, args=(self._single,), name="tidemill-send", daemon=True
+            )
+            self._poller.start()
+        return self._single
 
-    def _polled_producer(self, linger_ms: int) -> Producer:
-        producer = _producer(self._kafka, self._timeout_seconds, {"linger.ms": linger_ms})
-        poller = threading.Thread(
-            target=self._poll, args=(producer,), name="tidemill-send", daemon=True
-        )
-        poller.start()
-        self._pollers.append(poller)
-        return producer
+    def _open_bursts(self, single: Producer) -> Bursts:
+        if self._bursts is None:
+
+            def wait_for_singles() -> None:
+                while len(single):
+                    time.sleep(SINGLE_LEFT_SECONDS)
+
+            producer = _producer(self._kafka, self._timeout_seconds, {"linger.ms": LINGER_MS})
+            self._bursts = Bursts(producer, wait_for_singles)
+        return self._bursts
 
     def _bulk_producer(self) -> Producer:
         if self._is_closed.is_set():

@@ -448,3 +448,65 @@ async def test_a_full_queue_is_waited_for(
         handles = await asyncio.gather(*(client.enqueue("t", user_id=f"u{n}") for n in range(20)))
     assert refusals
     assert len({(handle.partition, handle.offset) for handle in handles}) == 20
+
+
+async def test_those_who_ask_at_about_the_same_time_are_each_answered_and_in_order(
+    kafka: str, topics: Topics
+) -> None:
+    """Most of these travel in bursts; the first ones, and those after a pause, do not."""
+    jobs, users = 1_500, 7
+    async with AsyncClient(kafka, topic_prefix=topics.prefix) as client:
+        sent: list[asyncio.Task[JobHandle]] = []
+        for number in range(jobs):
+            if number % 300 < 5:
+                await asyncio.sleep(0.02)
+            elif number % 10 == 0:
+                await asyncio.sleep(0.002)
+            sent.append(
+                asyncio.create_task(
+                    client.enqueue("t", user_id=f"u{number % users}", payload={"n": number})
+                )
+            )
+        handles = await asyncio.gather(*sent)
+    found = records(kafka, topics.requested, jobs)
+    at = {
+        (one.partition(), one.offset()): orjson.loads(one.value())["payload"]["n"] for one in found
+    }
+    assert [at[handle.partition, handle.offset] for handle in handles] == list(range(jobs))
+    by_user: dict[bytes, list[int]] = {}
+    for one in sorted(found, key=lambda one: (one.partition(), one.offset())):
+        by_user.setdefault(one.key(), []).append(orjson.loads(one.value())["payload"]["n"])
+    assert all(numbers == sorted(numbers) for numbers in by_user.values())
+
+
+async def test_bursts_outlive_a_restart_of_the_broker(own_broker: Broker) -> None:
+    own_broker.start()
+    topics_.apply(own_broker.bootstrap, Topics(), PARTITIONS)
+    jobs = 400
+    async with AsyncClient(own_broker.bootstrap) as client:
+
+        async def ask(numbers: range) -> list[JobHandle]:
+            return await asyncio.gather(
+                *(client.enqueue("t", user_id="u", payload={"n": number}) for number in numbers)
+            )
+
+        await ask(range(50))
+        own_broker.kill()
+        asking = asyncio.create_task(ask(range(50, jobs)))
+        await asyncio.to_thread(own_broker.start)
+        async with asyncio.timeout(SECONDS):
+            await asking
+    found = records(own_broker.bootstrap, Topics().requested, jobs)
+    assert [orjson.loads(one.value())["payload"]["n"] for one in found] == list(range(jobs))
+
+
+async def test_a_broker_that_is_away_is_told_to_each_of_a_burst() -> None:
+    async with AsyncClient("127.0.0.1:1", timeout_seconds=1.0) as client:
+        found = await asyncio.gather(
+            *(client.enqueue("t", user_id="u", job_id=f"j-{n}") for n in range(30)),
+            return_exceptions=True,
+        )
+    assert all(isinstance(one, EnqueueFailed) for one in found)
+    assert [one.job_ids for one in found if isinstance(one, EnqueueFailed)] == [
+        [f"j-{n}"] for n in range(30)
+    ]

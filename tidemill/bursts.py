@@ -1,0 +1,116 @@
+"""Single records that many callers send at about the same time, on their way in bursts.
+
+Owns when a burst begins and what is in it. Refuses to know what a record says and who waits for it.
+
+A burst begins when the one before is acknowledged. Left to itself librdkafka sends a request for
+each partition and lingering time, five at once and no more; once they are under way and others are
+due, its thread turns in a circle until an answer comes. Beside the broker on a small machine that
+kept the answer away: a broker's pause of 15 ms became one of 80.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+EVERY_SECONDS: Final = 0.01  # from the beginning of a burst to that of the next, at least
+# Who sends more often than that stays with bursts: two ways in turn mean twice the requests.
+STAYS_SECONDS: Final = 0.003
+# A partition that nobody leads holds up the others for so long and no longer.
+ACKNOWLEDGED_SECONDS_MAX: Final = 0.05
+WAITING_RECORDS_MAX: Final = 100_000
+ROOM_SECONDS: Final = 0.1  # one wait for room in librdkafka's queue
+# Longer than all that `flush` waits for, which cuts it short: a burst's records travel together.
+LINGER_MS: Final = 500
+
+# With the error or with the acknowledged message.
+Delivered = Callable[[KafkaError | None, Message | None], None]
+
+
+class _Waiting(NamedTuple):
+    topic: str
+    key: str
+    value: bytes
+    delivered: Delivered
+
+
+class Bursts:
+    """Records in the order of `add`, each told to its caller. Safe to use from many threads."""
+
+    def __init__(self, producer: Producer, wait_for_others: Callable[[], None]) -> None:
+        self._producer = producer
+        self._wait_for_others = wait_for_others  # what was sent before by another way
+        self._changed = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._taken = 0  # records of the burst that is being handed over
+        self._added_at = float("-inf")  # monotonic
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="tidemill-bursts", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether records are not acknowledged yet, or the last one came a moment ago."""
+        is_empty = not self._waiting and not self._taken and not len(self._producer)
+        return not is_empty or time.monotonic() - self._added_at < STAYS_SECONDS
+
+    def add(self, topic: str, key: str, value: bytes, delivered: Delivered) -> bool:
+        """Send a record with the next burst; False when too many wait."""
+        with self._changed:
+            if len(self._waiting) >= WAITING_RECORDS_MAX:
+                return False
+            self._waiting.append(_Waiting(topic, key, value, delivered))
+            self._added_at = time.monotonic()
+            self._changed.notify()
+        return True
+
+    def close(self) -> None:
+        """Return when all that was added is acknowledged, or given up by librdkafka."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        begun_at = float("-inf")
+        while self._wait():
+            time.sleep(max(0.0, begun_at + EVERY_SECONDS - time.monotonic()))
+            begun_at = time.monotonic()
+            self._wait_for_others()
+            with self._changed:
+                # In this order, so that nobody finds less under way than there is.
+                self._taken = len(self._waiting)
+                records, self._waiting = self._waiting, []
+            for record in records:
+                self._hand_over(record)
+            self._taken = 0
+            self._producer.flush(ACKNOWLEDGED_SECONDS_MAX)
+
+    def _wait(self) -> bool:
+        """Until there is a record, or answers are late; False at the end."""
+        with self._changed:
+            while not self._waiting:
+                if len(self._producer):
+                    return True
+                if self._is_closed:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _hand_over(self, record: _Waiting) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic, record.value, record.key, on_delivery=record.delivered
+                )
+            except BufferError:
+                self._producer.poll(ROOM_SECONDS)
+            except KafkaException as error:
+                record.delivered(error.args[0], None)
+                return
+            else:
+                return
