@@ -66,7 +66,7 @@ native-run: install-run
 native: install-dev ## Compile the engine's core (mypyc, a C compiler); what runs after it uses it while it fits
 	@$(MAKE) native-run
 
-# The peers are servers as Debian and their makers build them; a Python built without profiles is a fifth slower than Debian's.
+# The peers are servers as Debian and their makers build them; a Python built without profiles is a tenth slower than Debian's.
 # So the quickest Python of this machine runs the benchmark, and the Python peers too, in an environment of its own.
 BENCH ?=
 BENCH_VENV := .cache/benchmarks/venv

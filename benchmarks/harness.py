@@ -178,7 +178,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _python_text() -> str:
-    """Version and build: a plain build from source is a fifth slower than a distribution's."""
+    """Version and build: a plain build from source is a tenth slower than a distribution's."""
     kind = "the system's" if Path(sys.base_prefix) == Path("/usr") else "built apart"
     return f"{platform.python_version()} ({kind}, {platform.python_compiler()})"
 

@@ -2,7 +2,7 @@
 
     python tools/quickest_python.py python3 python3.12 /usr/bin/python3
 
-Owns the choice. Refuses to know what it is for. The same version differs by a fifth: distributions
+Owns the choice. Refuses to know what it is for. The same version differs by a tenth: distributions
 build theirs with profiles of real programs, a plain build from source has none. The first one
 stays unless another is quicker by more than `MARGIN`. Runs on any Python 3, alone.
 """
