@@ -54,6 +54,11 @@ def test_no_tracked_file_names_a_registry_host() -> None:
     assert lines_matching(hosts, tracked_files()) == []
 
 
+def test_no_lock_says_where_packages_come_from() -> None:
+    locks = tuple(path for path in tracked_files() if path.suffix == ".txt")
+    assert lines_matching(re.compile(r"^\s*(?:--(?:find-links|.*index.*)|-[fi]\b)"), locks) == []
+
+
 def test_no_tracked_file_names_a_path_of_one_machine() -> None:
     assert lines_matching(MACHINE_PATH, tracked_files()) == []
 
