@@ -69,12 +69,12 @@ native: install-dev ## Compile the engine's core (mypyc, a C compiler); what run
 # The peers are servers as Debian and their makers build them; a Python built without profiles is a tenth slower than Debian's.
 # So the quickest Python of this machine runs the benchmark, and the Python peers too, in an environment of its own.
 BENCH ?=
-BENCH_VENV := .cache/benchmarks/venv
 .PHONY: bench bench-here
 bench: $(PY) ## Speed against the peers, medians of three, one table
-	@python=$$($(PY) tools/quickest_python.py "$(PYTHON)" /usr/bin/python3 python3.13 python3.12 || echo "$(PYTHON)"); \
-		if [ "$$python" = "$(PYTHON)" ]; then $(MAKE) bench-here; else \
-		echo "measuring with $$python, the quickest Python here"; $(MAKE) bench-here VENV=$(BENCH_VENV) PYTHON="$$python"; fi
+	@quickest=$$($(PY) tools/quickest_python.py $(PY) /usr/bin/python3 python3.13 python3.12 || echo $(PY)); \
+		if [ "$$quickest" = "$(PY)" ]; then $(MAKE) bench-here; else \
+		echo "measuring with $$quickest, the quickest Python here"; \
+		$(MAKE) bench-here PYTHON="$$quickest" VENV=".cache/benchmarks/venv$${quickest//\//-}"; fi
 bench-here: native
 	@$(PY) -m benchmarks $(BENCH)
 

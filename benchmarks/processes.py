@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,8 @@ def run_step(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None
 def copy_sources(source: Path, target: Path) -> bool:
     """Copies a peer's sources to where it is built. True when the last finished install was of
     these very sources, so that nothing is to be done."""
-    digest = hashlib.sha256()
+    # What was built by another Python is built again: the peers run on the one that we run on.
+    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix}".encode())
     for path in sorted(source.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes())

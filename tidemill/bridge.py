@@ -8,6 +8,7 @@ processor time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -19,6 +20,8 @@ class LoopBridge:
         self.loop = loop
         self._waiting: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._is_called = False
+        #: Held by who waits for room to send: those who come later stand behind.
+        self.queue = asyncio.Lock()
 
     def promise(self) -> LoopPromise:
         """Something new to wait for; only on the loop."""
@@ -31,7 +34,9 @@ class LoopBridge:
         # comes after calls again.
         if not self._is_called and not self.loop.is_closed():
             self._is_called = True
-            self.loop.call_soon_threadsafe(self._settle_all)
+            # It may be closed by now: nobody waits any more, and this thread serves others too.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._settle_all)
 
     def _settle_all(self) -> None:
         self._is_called = False
@@ -48,16 +53,16 @@ class LoopBridge:
 class LoopPromise:
     """A future of the loop that another thread may settle."""
 
-    __slots__ = ("_bridge", "future")
+    __slots__ = ("bridge", "future")
 
     def __init__(self, bridge: LoopBridge) -> None:
-        self._bridge = bridge
+        self.bridge = bridge
         self.future: asyncio.Future[Any] = bridge.loop.create_future()
 
     def set_result(self, result: Any, /) -> None:
         """As `asyncio.Future.set_result`, from any thread."""
-        self._bridge.put(self.future, result, None)
+        self.bridge.put(self.future, result, None)
 
     def set_exception(self, exception: BaseException | None, /) -> None:
         """As `asyncio.Future.set_exception`, from any thread."""
-        self._bridge.put(self.future, None, exception)
+        self.bridge.put(self.future, None, exception)

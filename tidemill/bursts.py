@@ -10,6 +10,7 @@ kept the answer away: a broker's pause of 15 ms became one of 80.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -23,12 +24,17 @@ STAYS_SECONDS: Final = 0.003
 # A partition that nobody leads holds up the others for so long and no longer.
 ACKNOWLEDGED_SECONDS_MAX: Final = 0.05
 WAITING_RECORDS_MAX: Final = 100_000
+WAITING_BYTES_MAX: Final = 64 * 1_048_576
+IDLE_SECONDS: Final = 1.0  # between two looks at what librdkafka has to say, without records
 ROOM_SECONDS: Final = 0.1  # one wait for room in librdkafka's queue
 # Longer than all that `flush` waits for, which cuts it short: a burst's records travel together.
 LINGER_MS: Final = 500
 
 # With the error or with the acknowledged message.
 Delivered = Callable[[KafkaError | None, Message | None], None]
+
+
+logger = logging.getLogger("tidemill.client")
 
 
 class _Waiting(NamedTuple):
@@ -41,11 +47,11 @@ class _Waiting(NamedTuple):
 class Bursts:
     """Records in the order of `add`, each told to its caller. Safe to use from many threads."""
 
-    def __init__(self, producer: Producer, wait_for_others: Callable[[], None]) -> None:
+    def __init__(self, producer: Producer) -> None:
         self._producer = producer
-        self._wait_for_others = wait_for_others  # what was sent before by another way
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0  # of their values
         self._taken = 0  # records of the burst that is being handed over
         self._added_at = float("-inf")  # monotonic
         self._is_closed = False
@@ -61,8 +67,12 @@ class Bursts:
     def add(self, topic: str, key: str, value: bytes, delivered: Delivered) -> bool:
         """Send a record with the next burst; False when too many wait."""
         with self._changed:
-            if len(self._waiting) >= WAITING_RECORDS_MAX:
+            if (
+                len(self._waiting) >= WAITING_RECORDS_MAX
+                or self._waiting_bytes >= WAITING_BYTES_MAX
+            ):
                 return False
+            self._waiting_bytes += len(value)
             self._waiting.append(_Waiting(topic, key, value, delivered))
             self._added_at = time.monotonic()
             self._changed.notify()
@@ -80,26 +90,35 @@ class Bursts:
         while self._wait():
             time.sleep(max(0.0, begun_at + EVERY_SECONDS - time.monotonic()))
             begun_at = time.monotonic()
-            self._wait_for_others()
-            with self._changed:
-                # In this order, so that nobody finds less under way than there is.
-                self._taken = len(self._waiting)
-                records, self._waiting = self._waiting, []
+            try:
+                self._send_one()
+            except Exception:
+                # A caller's own callback or a handler of the log: the others wait for this thread.
+                logger.exception("telling callers of their records")
+
+    def _send_one(self) -> None:
+        with self._changed:
+            # In this order, so that nobody finds less under way than there is.
+            self._taken = len(self._waiting)
+            records, self._waiting = self._waiting, []
+            self._waiting_bytes = 0
+        try:
             for record in records:
                 self._hand_over(record)
+        finally:
             self._taken = 0
-            self._producer.flush(ACKNOWLEDGED_SECONDS_MAX)
+        self._producer.flush(ACKNOWLEDGED_SECONDS_MAX)
 
     def _wait(self) -> bool:
         """Until there is a record, or answers are late; False at the end."""
-        with self._changed:
-            while not self._waiting:
-                if len(self._producer):
+        while True:
+            with self._changed:
+                if self._waiting or len(self._producer):
                     return True
                 if self._is_closed:
                     return False
-                self._changed.wait()
-        return True
+                self._changed.wait(IDLE_SECONDS)
+            self._producer.poll(0)  # its lines for the log
 
     def _hand_over(self, record: _Waiting) -> None:
         while True:
@@ -108,9 +127,15 @@ class Bursts:
                     record.topic, record.value, record.key, on_delivery=record.delivered
                 )
             except BufferError:
-                self._producer.poll(ROOM_SECONDS)
+                self._poll()
             except KafkaException as error:
                 record.delivered(error.args[0], None)
                 return
             else:
                 return
+
+    def _poll(self) -> None:
+        try:
+            self._producer.poll(ROOM_SECONDS)
+        except Exception:  # a callback's; the records after it must still be handed over
+            logger.exception("telling callers of their records")

@@ -184,9 +184,11 @@ def _sent(try_send: Sending, answer: Future[_T]) -> _T:
 
 
 async def _sent_async(try_send: Sending, answer: LoopPromise) -> Any:
-    """The same on a loop, which goes on meanwhile."""
-    while not try_send():  # noqa: ASYNC110  # librdkafka tells nobody of room
-        await asyncio.sleep(ROOM_SECONDS)
+    """The same on a loop, which goes on meanwhile. Who comes first is sent first."""
+    if answer.bridge.queue.locked() or not try_send():
+        async with answer.bridge.queue:
+            while not try_send():  # noqa: ASYNC110  # librdkafka tells nobody of room
+                await asyncio.sleep(ROOM_SECONDS)
     return await answer.future
 
 
@@ -329,10 +331,10 @@ class AsyncClient:
         self._bridge: LoopBridge | None = None
 
     def _promise(self) -> LoopPromise:
-        loop = asyncio.get_running_loop()
-        if self._bridge is None or self._bridge.loop is not loop:
-            self._bridge = LoopBridge(loop)
-        return self._bridge.promise()
+        loop, bridge = asyncio.get_running_loop(), self._bridge
+        if bridge is None or bridge.loop is not loop:
+            bridge = self._bridge = LoopBridge(loop)
+        return bridge.promise()
 
     async def enqueue(
         self,

@@ -12,8 +12,9 @@ default would send requests to partitions where the ledger must forward them.
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
@@ -35,11 +36,12 @@ BULK_CHUNK_BYTES: Final = 4 * 1_048_576
 IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
 IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
 POLL_SECONDS: Final = 0.1  # how late a close is noticed
-SINGLE_LEFT_SECONDS: Final = 0.001  # between two looks whether the singles are acknowledged
 ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a single record
 
 Record = tuple[str, bytes]
 """Key and value."""
+
+logger = logging.getLogger("tidemill.client")
 
 
 class Promise(Protocol):
@@ -105,6 +107,7 @@ class Sender:
         self._lock = threading.Lock()
         self._bulk_lock = threading.Lock()
         self._single: Producer | None = None
+        self._single_keys: Counter[str] = Counter()  # of records that are not acknowledged
         self._bursts: Bursts | None = None
         self._bulk: Producer | None = None
         self._poller: threading.Thread | None = None
@@ -122,22 +125,31 @@ class Sender:
         EnqueueFailed with the job's `name`. False: no room now, nothing was sent; try again soon.
         """
 
+        key, value = record
+
         def delivered(error: KafkaError | None, message: Message | None) -> None:
             if error is not None:
                 promise.set_exception(EnqueueFailed([name], failure_text(error)))
             elif message is not None:
                 promise.set_result(make(message))
 
-        key, value = record
+        def delivered_single(error: KafkaError | None, message: Message | None) -> None:
+            with self._lock:
+                self._single_keys[key] -= 1
+                if not self._single_keys[key]:
+                    del self._single_keys[key]
+            delivered(error, message)
+
         with self._lock:
             single = self._open_single()
-            # Who has begun to travel in bursts goes on until all of it is acknowledged, so that a
-            # later record of a user never overtakes an earlier one.
+            # A later record of a user never overtakes an earlier one: it goes the same way as those
+            # that are not acknowledged yet.
             is_busy = self._bursts is not None and self._bursts.is_busy
-            if is_busy or len(single) >= BUSY_RECORDS_MIN:
-                return self._open_bursts(single).add(topic, key, value, delivered)
+            if key not in self._single_keys and (is_busy or len(single) >= BUSY_RECORDS_MIN):
+                return self._open_bursts().add(topic, key, value, delivered)
             try:
-                single.produce(topic, value, key, on_delivery=delivered)
+                single.produce(topic, value, key, on_delivery=delivered_single)
+                self._single_keys[key] += 1
             except BufferError:
                 return False  # the poller empties the queue
             except KafkaException as error:
@@ -168,24 +180,20 @@ class Sender:
         if self._is_closed.is_set():
             raise ClientError("the client is closed; make a new one")
         if self._single is None:
-            self._single = _producer(
+            single = _producer(
                 self._kafka, self._timeout_seconds, {"linger.ms": SINGLE_LINGER_MS}
             )
-            self._poller = threading.Thread(
-                target=self._poll, args=(self._single,), name="tidemill-send", daemon=True
+            poller = threading.Thread(
+                target=self._poll, args=(single,), name="tidemill-send", daemon=True
             )
-            self._poller.start()
+            poller.start()
+            self._single, self._poller = single, poller
         return self._single
 
-    def _open_bursts(self, single: Producer) -> Bursts:
+    def _open_bursts(self) -> Bursts:
         if self._bursts is None:
-
-            def wait_for_singles() -> None:
-                while len(single):
-                    time.sleep(SINGLE_LEFT_SECONDS)
-
             producer = _producer(self._kafka, self._timeout_seconds, {"linger.ms": LINGER_MS})
-            self._bursts = Bursts(producer, wait_for_singles)
+            self._bursts = Bursts(producer)
         return self._bursts
 
     def _bulk_producer(self) -> Producer:
@@ -209,7 +217,10 @@ class Sender:
 
     def _poll(self, producer: Producer) -> None:
         while not self._is_closed.is_set() or len(producer):
-            producer.poll(POLL_SECONDS)
+            try:
+                producer.poll(POLL_SECONDS)
+            except Exception:  # a callback's, or a log handler's; others wait for this thread
+                logger.exception("telling callers of their records")
 
 
 class _BulkSend:

@@ -62,22 +62,24 @@ class Claim:
 
     async def renew(self) -> None:
         """Claim again what was let go. FatalError when somebody else has had it since."""
-        if self._letting_go is not None:
-            await self._letting_go
-            self._letting_go = None
+        letting_go = self._letting_go
+        if letting_go is not None:
+            await letting_go
+            if self._letting_go is letting_go:  # a stop may have begun another one meanwhile
+                self._letting_go = None
         if not self._is_held:
             await self._write(has_let_go=False)
 
     async def let_go(self) -> None:
         """Note that this process writes no more: who comes next need not fence it."""
         self._is_held = False
-        self._letting_go = asyncio.create_task(self._write(has_let_go=True))
-        done, _ = await asyncio.wait({self._letting_go}, timeout=LET_GO_SECONDS_MAX)
+        letting_go = self._letting_go = asyncio.create_task(self._write(has_let_go=True))
+        done, _ = await asyncio.wait({letting_go}, timeout=LET_GO_SECONDS_MAX)
         if not done:
             logger.warning("partition %s is handed over without a note yet", self._partition)
             return
         # FatalError here: another owner came while this process was away.
-        self._letting_go.result()
+        letting_go.result()
 
     async def close(self) -> None:
         """The partition has gone elsewhere; a note that is still on its way does not matter."""

@@ -6,10 +6,12 @@ writes, and that a hand-over in good order stops nobody.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import orjson
 import pytest
 
 from agents import topics as topics_
@@ -174,3 +176,14 @@ async def test_a_hand_over_without_a_broker_ends_and_the_claim_is_renewed_later(
         await a.claims[0].renew()
         await a.write(b"1")
         assert written(kafka, topics) == [b"1"]
+
+
+async def test_a_stop_that_meets_a_renewal_lets_go(kafka: str, topics: Topics) -> None:
+    async with process(kafka, topics, "a") as a:
+        claim = a.claims[0]
+        await claim.take()
+        await claim.let_go()
+        # A rebalance renews it, the process stops, and the rebalance lets go once more.
+        await asyncio.gather(claim.renew(), claim.let_go(), claim.let_go())
+        rows = [row for batch in read_compacted(kafka, topics.owners, 0) for row in batch]
+        assert orjson.loads(rows[-1][1] or b"")["has_let_go"]

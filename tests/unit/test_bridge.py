@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tidemill import client
 from tidemill.bridge import LoopBridge, LoopPromise
 
 COUNT = 1_000
@@ -77,3 +78,46 @@ def test_a_loop_that_has_ended_hears_nothing() -> None:
     promise = asyncio.run(begin())
     promise.set_result(1)  # the sender's thread must live on
     assert not promise.future.done()
+
+
+async def test_a_loop_that_ends_at_this_moment_does_not_end_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def too_late(*_: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    promise = LoopBridge(loop).promise()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", too_late)
+    promise.set_result(1)
+    assert not promise.future.done()
+
+
+async def test_who_waits_for_room_first_is_sent_first() -> None:
+    bridge = LoopBridge(asyncio.get_running_loop())
+    sent: list[int] = []
+    room = 0
+
+    async def ask(number: int) -> None:
+        answer = bridge.promise()
+
+        def try_send() -> bool:
+            nonlocal room
+            if not room:
+                return False
+            room -= 1
+            sent.append(number)
+            answer.set_result(None)
+            return True
+
+        await client._sent_async(try_send, answer)
+
+    asking = [asyncio.create_task(ask(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    room = 2
+    asking.append(asyncio.create_task(ask(5)))  # it finds room, and stands behind the others
+    await asyncio.wait(asking[:2])
+    room = 10
+    await asyncio.gather(*asking)
+    assert sent == list(range(6))
