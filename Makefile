@@ -68,7 +68,6 @@ native: install-dev ## Compile the engine's core (mypyc, a C compiler); what run
 
 # The peers are servers as Debian and their makers build them; a Python built without profiles is a tenth slower than Debian's.
 # So the quickest Python of this machine runs the benchmark, and the Python peers too, in an environment of its own.
-BENCH ?=
 .PHONY: bench bench-here
 bench: $(PY) ## Speed against the peers, medians of three, one table
 	@quickest=$$($(PY) tools/quickest_python.py $(PY) /usr/bin/python3 python3.13 python3.12 || echo $(PY)); \
@@ -76,7 +75,7 @@ bench: $(PY) ## Speed against the peers, medians of three, one table
 		echo "measuring with $$quickest, the quickest Python here"; \
 		$(MAKE) bench-here PYTHON="$$quickest" VENV=".cache/benchmarks/venv$${quickest//\//-}"; fi
 bench-here: native
-	@$(PY) -m benchmarks $(BENCH)
+	@$(PY) -m benchmarks
 
 .PHONY: chaos
 chaos: native ## The long chaos run: 200,000 jobs, 30 kills, three bugs put back

@@ -33,8 +33,16 @@ LINGER_MS: Final = 500
 # With the error or with the acknowledged message.
 Delivered = Callable[[KafkaError | None, Message | None], None]
 
-
 logger = logging.getLogger("tidemill.client")
+
+
+def poll(producer: Producer, seconds: float) -> None:
+    """Let librdkafka tell callers of their records; others wait for this thread too."""
+    try:
+        producer.poll(seconds)
+    except Exception:
+        # A caller's own callback or a handler of the log.
+        logger.exception("telling callers of their records")
 
 
 class _Waiting(NamedTuple):
@@ -61,8 +69,10 @@ class Bursts:
     @property
     def is_busy(self) -> bool:
         """Whether records are not acknowledged yet, or the last one came a moment ago."""
-        is_empty = not self._waiting and not self._taken and not len(self._producer)
-        return not is_empty or time.monotonic() - self._added_at < STAYS_SECONDS
+        return (
+            bool(self._waiting or self._taken or len(self._producer))
+            or time.monotonic() - self._added_at < STAYS_SECONDS
+        )
 
     def add(self, topic: str, key: str, value: bytes, delivered: Delivered) -> bool:
         """Send a record with the next burst; False when too many wait."""
@@ -118,7 +128,7 @@ class Bursts:
                 if self._is_closed:
                     return False
                 self._changed.wait(IDLE_SECONDS)
-            self._producer.poll(0)  # its lines for the log
+            poll(self._producer, 0)  # its lines for the log
 
     def _hand_over(self, record: _Waiting) -> None:
         while True:
@@ -127,15 +137,9 @@ class Bursts:
                     record.topic, record.value, record.key, on_delivery=record.delivered
                 )
             except BufferError:
-                self._poll()
+                poll(self._producer, ROOM_SECONDS)
             except KafkaException as error:
                 record.delivered(error.args[0], None)
                 return
             else:
                 return
-
-    def _poll(self) -> None:
-        try:
-            self._producer.poll(ROOM_SECONDS)
-        except Exception:  # a callback's; the records after it must still be handed over
-            logger.exception("telling callers of their records")

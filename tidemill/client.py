@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self
 
 from confluent_kafka import Message
 from pydantic import BaseModel
@@ -55,9 +55,8 @@ CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
 
 Payload = Mapping[str, Any] | BaseModel | None
-Sending = Callable[[], bool]
-"""Sends when there is room; False when there is none."""
-_T = TypeVar("_T")
+Sending = Callable[[Promise], bool]
+"""Sends when there is room, and tells the promise; False when there is none."""
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -92,7 +91,7 @@ class _Core:
         self._sender = Sender(settings.kafka, timeout_seconds)
         self._completions = Completions(settings.kafka, self.topics.completed)
 
-    def enqueue(self, request: Request, promise: Promise) -> Sending:
+    def enqueue(self, request: Request) -> Sending:
         job_id = request.job_id or self._ids.next()
         value = encode(request, job_id)
         now_ms = time.time_ns() // 1_000_000
@@ -104,9 +103,7 @@ class _Core:
                 message.partition(), message.offset(),
             )
 
-        return partial(
-            self._sender.try_send, topic, (request.user_id, value), job_id, handle, promise
-        )
+        return partial(self._sender.try_send, topic, (request.user_id, value), job_id, handle)
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         handles: list[JobHandle] = []
@@ -133,7 +130,7 @@ class _Core:
 
     def command(
         self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
-        reason: str | None, actor: str | None, promise: Promise,
+        reason: str | None, actor: str | None,
     ) -> Sending:
         body = {
             "command": word, "user_id": user_id, "job_id": job_id,
@@ -146,9 +143,7 @@ class _Core:
             )
 
         record = (user_id, encode_command(body))
-        return partial(
-            self._sender.try_send, self.topics.commands, record, job_id, receipt, promise
-        )
+        return partial(self._sender.try_send, self.topics.commands, record, job_id, receipt)
 
     def waiter(self, job: JobHandle, run: int) -> Waiter:
         """Register a wait. Requests and ends of a user share the number of their partition."""
@@ -176,18 +171,19 @@ class _Core:
         self._sender.close()
 
 
-def _sent(try_send: Sending, answer: Future[_T]) -> _T:
+def _sent(try_send: Sending) -> Any:
     """Send, when there is room, and wait for the answer."""
-    while not try_send():
+    answer: Future[Any] = Future()
+    while not try_send(answer):
         time.sleep(ROOM_SECONDS)
     return answer.result()
 
 
 async def _sent_async(try_send: Sending, answer: LoopPromise) -> Any:
     """The same on a loop, which goes on meanwhile. Who comes first is sent first."""
-    if answer.bridge.queue.locked() or not try_send():
+    if answer.bridge.queue.locked() or not try_send(answer):
         async with answer.bridge.queue:
-            while not try_send():  # noqa: ASYNC110  # librdkafka tells nobody of room
+            while not try_send(answer):  # noqa: ASYNC110  # librdkafka tells nobody of room
                 await asyncio.sleep(ROOM_SECONDS)
     return await answer.future
 
@@ -247,8 +243,8 @@ class Client:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        answer: Future[JobHandle] = Future()
-        return _sent(self._core.enqueue(request, answer), answer)
+        handle: JobHandle = _sent(self._core.enqueue(request))
+        return handle
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         """Ask for many jobs; returns once Kafka has them all, in the order of `requests`.
@@ -288,19 +284,19 @@ class Client:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """Ask to end a waiting job, or a running one to stop."""
-        answer: Future[CommandReceipt] = Future()
-        return _sent(
-            self._core.command("cancel", user_id, job_id, reason, actor, answer), answer
+        receipt: CommandReceipt = _sent(
+            self._core.command("cancel", user_id, job_id, reason, actor)
         )
+        return receipt
 
     def redrive(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """Ask to run an ended job again, as its next run."""
-        answer: Future[CommandReceipt] = Future()
-        return _sent(
-            self._core.command("redrive", user_id, job_id, reason, actor, answer), answer
+        receipt: CommandReceipt = _sent(
+            self._core.command("redrive", user_id, job_id, reason, actor)
         )
+        return receipt
 
     def close(self) -> None:
         """Wait for what is under way, then close the connections."""
@@ -362,8 +358,7 @@ class AsyncClient:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        answer = self._promise()
-        handle: JobHandle = await _sent_async(self._core.enqueue(request, answer), answer)
+        handle: JobHandle = await _sent_async(self._core.enqueue(request), self._promise())
         return handle
 
     async def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
@@ -401,18 +396,16 @@ class AsyncClient:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.cancel`."""
-        answer = self._promise()
-        command = self._core.command("cancel", user_id, job_id, reason, actor, answer)
-        receipt: CommandReceipt = await _sent_async(command, answer)
+        command = self._core.command("cancel", user_id, job_id, reason, actor)
+        receipt: CommandReceipt = await _sent_async(command, self._promise())
         return receipt
 
     async def redrive(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.redrive`."""
-        answer = self._promise()
-        command = self._core.command("redrive", user_id, job_id, reason, actor, answer)
-        receipt: CommandReceipt = await _sent_async(command, answer)
+        command = self._core.command("redrive", user_id, job_id, reason, actor)
+        receipt: CommandReceipt = await _sent_async(command, self._promise())
         return receipt
 
     async def close(self) -> None:

@@ -12,7 +12,6 @@ default would send requests to partitions where the ledger must forward them.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from agents.runtime.clients import client_settings
 from schemas.topics import BIG_RECORD_BYTES
-from tidemill.bursts import LINGER_MS, Bursts
+from tidemill.bursts import LINGER_MS, Bursts, poll
 from tidemill.requests import ClientError
 
 DELIVERY_SECONDS: Final = 120.0  # a broker may restart or move; then the caller is told
@@ -40,9 +39,6 @@ ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a sing
 
 Record = tuple[str, bytes]
 """Key and value."""
-
-logger = logging.getLogger("tidemill.client")
-
 
 class Promise(Protocol):
     """Who waits for an acknowledgement: a `concurrent.futures.Future`, or a `bridge.LoopPromise`.
@@ -124,7 +120,6 @@ class Sender:
         """Send one record; `promise` gets what `make` makes of the acknowledged message, or
         EnqueueFailed with the job's `name`. False: no room now, nothing was sent; try again soon.
         """
-
         key, value = record
 
         def delivered(error: KafkaError | None, message: Message | None) -> None:
@@ -217,10 +212,7 @@ class Sender:
 
     def _poll(self, producer: Producer) -> None:
         while not self._is_closed.is_set() or len(producer):
-            try:
-                producer.poll(POLL_SECONDS)
-            except Exception:  # a callback's, or a log handler's; others wait for this thread
-                logger.exception("telling callers of their records")
+            poll(producer, POLL_SECONDS)
 
 
 class _BulkSend:

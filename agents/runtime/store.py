@@ -82,7 +82,7 @@ class PartitionStore(Store[int, S], Generic[S]):
             if not self._is_over:
                 await self._owner.resume(owned)
             if self._is_over:  # by now: the stop came while the partitions were resumed
-                await self._owner.quiesce(frozenset(self._states))
+                await self.quiesce()
         except Exception as error:  # noqa: BLE001  # the process must end
             fail_stop(f"taking over partitions {sorted(owned)} failed: {error!r}", error)
 

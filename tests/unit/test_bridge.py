@@ -11,6 +11,7 @@ import pytest
 
 from tidemill import client
 from tidemill.bridge import LoopBridge, LoopPromise
+from tidemill.sending import Promise
 
 COUNT = 1_000
 
@@ -102,13 +103,13 @@ async def test_who_waits_for_room_first_is_sent_first() -> None:
     async def ask(number: int) -> None:
         answer = bridge.promise()
 
-        def try_send() -> bool:
+        def try_send(promise: Promise) -> bool:
             nonlocal room
             if not room:
                 return False
             room -= 1
             sent.append(number)
-            answer.set_result(None)
+            promise.set_result(None)
             return True
 
         await client._sent_async(try_send, answer)
