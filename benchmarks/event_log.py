@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final
 
-from schemas.event_writer import Event, EventWriter, InstantCache
+from schemas.event_writer import Event, EventWriter
+from schemas.instants import InstantCache
 from schemas.words import EventKind, State
 
 BEGIN_MS: Final = 1_764_000_000_000  # 2025-11-24T16:00:00Z; an hour's whole minute

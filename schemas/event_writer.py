@@ -1,7 +1,7 @@
 """Events as the hot path makes them: slots, and their bytes.
 
-Owns the slotted `Event`, the bytes of `schemas.events.JobEvent`, the text of instants and the
-headers of `jobs.completed`. Refuses to know who decides (`streams`) and where the bytes go
+Owns the slotted `Event`, the bytes of `schemas.events.JobEvent` and the headers of
+`jobs.completed`. Refuses to know who decides (`streams`) and where the bytes go
 (`agents`). No model of pydantic's stands here: this module is among those that are compiled
 (`tools.native`).
 
@@ -11,67 +11,18 @@ contract; a test holds them together.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
+from librt.strings import BytesWriter
 
 from schemas import SCHEMA_VERSION
+from schemas.instants import InstantCache
+from schemas.record_pages import RecordPages, header_bytes, put_bytes
 from schemas.words import EventKind, State
 
 CLOUDEVENTS_SOURCE: Final = "/tidemill/ledger"
 CLOUDEVENTS_TYPE_PREFIX: Final = "tidemill.job."
-
-
-def instant_text(epoch_ms: int) -> str:
-    """1764000000123 -> "2025-11-24T16:00:00.123Z"."""
-    seconds, ms = divmod(epoch_ms, 1000)
-    moment = datetime.fromtimestamp(seconds, tz=UTC)
-    return f"{moment.strftime('%Y-%m-%dT%H:%M:%S')}.{ms:03d}Z"
-
-
-class InstantCache:
-    """The text of the last few instants: nearly all events of a group share theirs."""
-
-    __slots__ = ("_digits", "_digits_of", "_json", "_json_of", "_jsons", "_texts")
-    _SIZE_MAX: Final = 4096  # entries, then it starts anew
-
-    def __init__(self) -> None:
-        self._texts: dict[int, str] = {}
-        self._jsons: dict[int, bytes] = {}
-        self._json_of = self._digits_of = -1  # the last ones asked for, and their texts
-        self._json = self._digits = b""
-
-    def text(self, epoch_ms: int | None) -> str | None:
-        """RFC 3339 text of `epoch_ms`; None stays None."""
-        if epoch_ms is None:
-            return None
-        found = self._texts.get(epoch_ms)
-        if found is None:
-            if len(self._texts) >= self._SIZE_MAX:
-                self._texts.clear()
-            found = self._texts[epoch_ms] = instant_text(epoch_ms)
-        return found
-
-    def json(self, epoch_ms: int | None) -> bytes:
-        """The same as JSON text; None is null."""
-        if epoch_ms is None:
-            return b"null"
-        if epoch_ms == self._json_of:
-            return self._json
-        found = self._jsons.get(epoch_ms)
-        if found is None:
-            if len(self._jsons) >= self._SIZE_MAX:
-                self._jsons.clear()
-            found = self._jsons[epoch_ms] = f'"{instant_text(epoch_ms)}"'.encode()
-        self._json_of, self._json = epoch_ms, found
-        return found
-
-    def digits(self, epoch_ms: int) -> bytes:
-        """`epoch_ms` as a decimal number."""
-        if epoch_ms != self._digits_of:
-            self._digits_of, self._digits = epoch_ms, str(epoch_ms).encode()
-        return self._digits
 
 
 class Event:
@@ -180,18 +131,31 @@ class Event:
 
 _json: Final = orjson.dumps  # a constant of this module: compiled code need not look it up
 _NULL: Final = b"null"
+_VERSION: Final = str(SCHEMA_VERSION).encode()
 _CLOUDEVENTS_TYPE: Final = {
     kind: ("ce_type", f"{CLOUDEVENTS_TYPE_PREFIX}{kind.value}".encode()) for kind in EventKind
 }
 _CLOUDEVENTS_VERSION: Final = ("ce_specversion", b"1.0")
 _CLOUDEVENTS_SOURCE: Final = ("ce_source", CLOUDEVENTS_SOURCE.encode())
 _CONTENT_TYPE: Final = ("content-type", b"application/json")
-_KIND_JSON: Final = {kind: f'"{kind}"'.encode() for kind in EventKind}
+HEADERS_COUNT: Final = 7  # of a record on jobs.completed
+# Those that all jobs with the same end share, as they stand in a record.
+_HEADERS_OF_KIND: Final = {
+    kind: b"".join(
+        header_bytes(name, text)
+        for name, text in (
+            _CLOUDEVENTS_VERSION, _CLOUDEVENTS_SOURCE, _CLOUDEVENTS_TYPE[kind], _CONTENT_TYPE
+        )
+    )
+    for kind in EventKind
+}
+_EVENT_BEGINS: Final = b'{"schema_version":%b,"event_id":"' % _VERSION
+_VERSION_ENDS: Final = b',"schema_version":%b}' % _VERSION
+_KIND_PART: Final = {kind: f'","event":"{kind}",'.encode() for kind in EventKind}
 _STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
 }
 _DIGITS: Final = tuple(str(number).encode() for number in range(1_000))
-_VERSION: Final = str(SCHEMA_VERSION).encode()
 
 
 def _digits(number: int) -> bytes:
@@ -199,76 +163,178 @@ def _digits(number: int) -> bytes:
     return _DIGITS[number] if 0 <= number < 1_000 else str(number).encode()
 
 
+class _User:
+    """What is written of a user's id, again and again."""
+
+    __slots__ = ("in_id", "json", "key")
+
+    def __init__(self, user_id: str) -> None:
+        self.key = user_id.encode()  # of a record
+        self.json = _json(user_id)
+        # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
+        self.in_id = self.json.replace(b"%", b"%25").replace(b"/", b"%2F")[1:-1]
+
+
 class EventWriter:
     """Events as the bytes of `JobEvent` and `CompletedJob`, quickly: most of what the ledger writes
     is events.
 
     What events share is written once: the head of a job's events, a cause, an instant. `data` may
-    hold `orjson.Fragment`s of JSON that is kept as bytes. The formats are written where they are
-    used, with nothing but %b: compiled, that is one copy of the parts into place.
+    hold `orjson.Fragment`s of JSON that is kept as bytes. Values are written part by part where
+    they belong, in a page of records.
     """
 
     __slots__ = (
         "_cause", "_cause_json", "_head", "_id_head", "_ids", "_incarnation", "_instants",
-        "_job_id", "_priority", "_priority_of", "_queue_of", "_topic", "_topic_json", "_type",
-        "_type_name", "_type_of", "_user_id", "_users",
+        "_job_id", "_key", "_priority", "_priority_of", "_queue_of", "_topic", "_topic_json",
+        "_type", "_type_name", "_type_of", "_user_id", "_users", "_worker", "_worker_json",
     )
-    _USERS_MAX: Final = 4096  # whose ids are kept as JSON, then it starts anew
+    _USERS_MAX: Final = 4096  # whose ids are kept, then it starts anew
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
         self._user_id = self._job_id = ""  # whose head it is
         self._incarnation = -1
         self._type_of = self._queue_of = self._priority_of = ""
-        self._users: dict[str, tuple[bytes, bytes]] = {}
-        self._head = self._id_head = self._ids = self._priority = b""
+        self._users: dict[str, _User] = {}
+        self._key = self._head = self._id_head = self._ids = self._priority = b""
         self._type = self._type_name = b""
         self._topic, self._topic_json = "", b""
         self._cause: tuple[str, int, int] | None = None
         self._cause_json = _NULL
+        self._worker: tuple[str, int] | None = None
+        self._worker_json = _NULL
+
+    # --- jobs.events ---
+
+    def add_event(self, pages: RecordPages, event: Event) -> None:
+        """A record on jobs.events; its key is the user's id."""
+        self._look_at(event)
+        page = pages.place()
+        self._put_event(page.begin(self._key), event)
+        page.end_value()
+        if not page.end():
+            pages.add(self._key, self.write(event))
 
     def write(self, event: Event) -> bytes:
         """The value of a record on jobs.events."""
         self._look_at(event)
+        out = BytesWriter()
+        self._put_event(out, event)
+        return out.getvalue()
+
+    def _put_event(self, out: BytesWriter, event: Event) -> None:
         sequence = event.sequence
         tail = _audit_tail(event).encode() if sequence is None else _digits(sequence)
-        reason, error, worker, data = event.reason, event.error, event.worker, event.data
-        return (
-            b'{"schema_version":%b,"event_id":"%b/%b","event":%b,%b,"run":%b,"sequence":%b,'
-            b'"attempt":%b,"epoch":%b,"occurred_at":%b,"state_before":%b,"state_after":%b,'
-            b'"reason":%b,"error":%b,"worker_id":%b,"due_at":%b,"wait_ms":%b,"run_ms":%b,'
-            b'"cause":%b,"data":%b}'
-        ) % (
-            _VERSION, self._id_head, tail, _KIND_JSON[event.kind], self._head, _digits(event.run),
-            _NULL if sequence is None else tail, _digits(event.attempt), _digits(event.epoch),
-            self._instants.json(event.occurred_at), _STATE_JSON[event.state_before],
-            _STATE_JSON[event.state_after], _NULL if reason is None else _json(reason),
-            _NULL if error is None else _json(error),
-            _NULL if worker is None else _json(worker[0]),
-            self._instants.json(event.due_at), _digits_or_null(event.wait_ms),
-            _digits_or_null(event.run_ms), self._write_cause(event.cause),
-            _NULL if data is None else _json(data),
-        )
+        reason, error, data = event.reason, event.error, event.data
+        out.write(_EVENT_BEGINS)
+        out.write(self._id_head)
+        out.write(b"/")
+        out.write(tail)
+        out.write(_KIND_PART[event.kind])
+        out.write(self._head)
+        out.write(b',"run":')
+        out.write(_digits(event.run))
+        out.write(b',"sequence":')
+        out.write(_NULL if sequence is None else tail)
+        out.write(b',"attempt":')
+        out.write(_digits(event.attempt))
+        out.write(b',"epoch":')
+        out.write(_digits(event.epoch))
+        out.write(b',"occurred_at":')
+        out.write(self._instants.json(event.occurred_at))
+        out.write(b',"state_before":')
+        out.write(_STATE_JSON[event.state_before])
+        out.write(b',"state_after":')
+        out.write(_STATE_JSON[event.state_after])
+        out.write(b',"reason":')
+        out.write(_NULL if reason is None else _json(reason))
+        out.write(b',"error":')
+        out.write(_NULL if error is None else _json(error))
+        out.write(b',"worker_id":')
+        out.write(self._write_worker(event.worker))
+        out.write(b',"due_at":')
+        out.write(self._instants.json(event.due_at))
+        out.write(b',"wait_ms":')
+        out.write(_digits_or_null(event.wait_ms))
+        out.write(b',"run_ms":')
+        out.write(_digits_or_null(event.run_ms))
+        out.write(b',"cause":')
+        out.write(self._write_cause(event.cause))
+        out.write(b',"data":')
+        out.write(_NULL if data is None else _json(data))
+        out.write(b"}")
+
+    # --- jobs.completed ---
+
+    def add_completed(
+        self, pages: RecordPages, event: Event, requested_at: int, started_at: int | None
+    ) -> None:
+        """A record on jobs.completed, with its CloudEvents headers, from a terminal event."""
+        self._look_at(event)
+        event_id = self.event_id(event)
+        time_text = self._instants.utf8(event.occurred_at)
+        subject = event.job_id.encode()
+        page = pages.place()
+        out = page.begin(self._key)
+        self._put_completed(out, event, requested_at, started_at)
+        page.end_value(HEADERS_COUNT)
+        put_bytes(out, b"ce_id")
+        put_bytes(out, event_id)
+        out.write(_HEADERS_OF_KIND[event.kind])
+        put_bytes(out, b"ce_time")
+        put_bytes(out, time_text)
+        put_bytes(out, b"ce_subject")
+        put_bytes(out, subject)
+        if not page.end():
+            pages.add(
+                self._key, self.completed(event, requested_at, started_at),
+                completed_headers(event.kind, event_id, time_text, subject),
+            )
 
     def completed(self, event: Event, requested_at: int, started_at: int | None) -> bytes:
         """The value of a record on jobs.completed, from a job's terminal event."""
         self._look_at(event)
+        out = BytesWriter()
+        self._put_completed(out, event, requested_at, started_at)
+        return out.getvalue()
+
+    def _put_completed(
+        self, out: BytesWriter, event: Event, requested_at: int, started_at: int | None
+    ) -> None:
         reason, error, data = event.reason, event.error, event.data
         result = data.get("result") if data is not None else None
-        return (
-            b'{%b,%b,"status":%b,"reason":%b,"result":%b,"error":%b,"attempts":%b,'
-            b'"requested_at":%b,"started_at":%b,"finished_at":%b,"wait_ms":%b,"run_ms":%b,'
-            b'"run":%b,"sequence":%b,"schema_version":%b}'
-        ) % (
-            self._ids, self._type, _STATE_JSON[event.state_after],
-            _NULL if reason is None else _json(reason),
-            _NULL if result is None else _json(result),
-            _NULL if error is None else _json(error), _digits(event.attempt),
-            self._instants.json(requested_at), self._instants.json(started_at),
-            self._instants.json(event.occurred_at), _digits_or_null(event.wait_ms),
-            _digits_or_null(event.run_ms), _digits(event.run), _digits_or_null(event.sequence),
-            _VERSION,
-        )
+        out.write(b"{")
+        out.write(self._ids)
+        out.write(b",")
+        out.write(self._type)
+        out.write(b',"status":')
+        out.write(_STATE_JSON[event.state_after])
+        out.write(b',"reason":')
+        out.write(_NULL if reason is None else _json(reason))
+        out.write(b',"result":')
+        out.write(_NULL if result is None else _json(result))
+        out.write(b',"error":')
+        out.write(_NULL if error is None else _json(error))
+        out.write(b',"attempts":')
+        out.write(_digits(event.attempt))
+        out.write(b',"requested_at":')
+        out.write(self._instants.json(requested_at))
+        out.write(b',"started_at":')
+        out.write(self._instants.json(started_at))
+        out.write(b',"finished_at":')
+        out.write(self._instants.json(event.occurred_at))
+        out.write(b',"wait_ms":')
+        out.write(_digits_or_null(event.wait_ms))
+        out.write(b',"run_ms":')
+        out.write(_digits_or_null(event.run_ms))
+        out.write(b',"run":')
+        out.write(_digits(event.run))
+        out.write(b',"sequence":')
+        out.write(_digits_or_null(event.sequence))
+        out.write(_VERSION_ENDS)
+
+    # --- jobs.ready ---
 
     def ready_job(
         self,
@@ -310,24 +376,21 @@ class EventWriter:
             return
         self._user_id, self._job_id = event.user_id, event.job_id
         self._incarnation = event.incarnation
-        user, user_in_id = self._user_json(event.user_id)
+        user = self._user(event.user_id)
         job, begun = _json(event.job_id), self._instants.digits(event.incarnation)
-        self._ids = b'"job_id":%b,"user_id":%b' % (job, user)
+        self._key = user.key
+        self._ids = b'"job_id":%b,"user_id":%b' % (job, user.json)
         self._head = b'%b,%b,%b,"incarnation":%b' % (
             self._ids, self._type, self._priority, begun
         )
-        self._id_head = b"%b/%b/%b" % (user_in_id, job[1:-1], begun)
+        self._id_head = b"%b/%b/%b" % (user.in_id, job[1:-1], begun)
 
-    def _user_json(self, user_id: str) -> tuple[bytes, bytes]:
-        """A user's id as JSON, and as it stands in an event's id within JSON."""
+    def _user(self, user_id: str) -> _User:
         found = self._users.get(user_id)
         if found is None:
             if len(self._users) >= self._USERS_MAX:
                 self._users.clear()
-            text = _json(user_id)
-            # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
-            in_id = text.replace(b"%", b"%25").replace(b"/", b"%2F")[1:-1]
-            found = self._users[user_id] = (text, in_id)
+            found = self._users[user_id] = _User(user_id)
         return found
 
     def _look_at_type(self, event: Event) -> bool:
@@ -344,6 +407,13 @@ class EventWriter:
         self._type = b'"type":%b,"queue":%b' % (self._type_name, _json(event.queue))
         self._priority = b'"priority":%b' % _json(event.priority)
         return False
+
+    def _write_worker(self, worker: tuple[str, int] | None) -> bytes:
+        if worker is None:
+            return _NULL
+        if worker is not self._worker:
+            self._worker, self._worker_json = worker, _json(worker[0])
+        return self._worker_json
 
     def _write_cause(self, cause: tuple[str, int, int] | None) -> bytes:
         if cause is None:
@@ -377,15 +447,15 @@ def _audit_tail(event: Event) -> str:
 
 
 def completed_headers(
-    kind: EventKind, event_id: bytes, time_text: str, job_id: str
+    kind: EventKind, event_id: bytes, time_text: bytes, job_id: bytes
 ) -> list[tuple[str, bytes | None]]:
     """CloudEvents 1.0 binary-mode headers of a record on `jobs.completed`."""
     return [
-        _CLOUDEVENTS_VERSION,
         ("ce_id", event_id),
+        _CLOUDEVENTS_VERSION,
         _CLOUDEVENTS_SOURCE,
         _CLOUDEVENTS_TYPE[kind],
-        ("ce_time", time_text.encode()),
-        ("ce_subject", job_id.encode()),
         _CONTENT_TYPE,
+        ("ce_time", time_text),
+        ("ce_subject", job_id),
     ]

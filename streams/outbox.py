@@ -14,13 +14,12 @@ import orjson
 from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
-from schemas.event_writer import Event, EventWriter, InstantCache, completed_headers
+from schemas.event_writer import Event, EventWriter
+from schemas.instants import InstantCache
+from schemas.record_pages import OutGroup, OutRecord, RecordPages
 from schemas.topics import BIG_RECORD_BYTES, Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
 from streams.job import Job
-
-OutRecord = tuple[str, int, bytes | None, bytes | None, list[tuple[str, bytes | None]] | None]
-"""(topic, partition, key, value, headers)"""
 
 ORIGIN_HEADER: Final = "tidemill-origin"
 """Of a forwarded record: "topic/partition/offset" of the record as it first arrived."""
@@ -50,37 +49,53 @@ def carried_bytes(
 
 
 class Outbox:
-    """The records of one group, in the order in which they were caused."""
+    """The records of one group, those of a topic in the order in which they were caused."""
 
     def __init__(self, topics: Topics, partition: int) -> None:
         self._topics = topics
-        self._events_topic = topics.events
-        self._completed_topic = topics.completed
         self._partition = partition
         self._instants = InstantCache()
-        self._events = EventWriter(self._instants)
-        self.records: list[OutRecord] = []
+        self._writer = EventWriter(self._instants)
         self._ready: dict[str, list[_ReadyJob]] = {}
         self._first_lane = partition
+        self.clear()
 
     def clear(self) -> None:
         """Forgets the group, committed or not."""
-        self.records = []
+        topics, partition = self._topics, self._partition
+        self._events = RecordPages(topics.events, partition)
+        self._completed = RecordPages(topics.completed, partition)
+        self.state = RecordPages(topics.state, partition)
+        self._dead = RecordPages(topics.dead, partition)
+        self._retry = RecordPages(topics.retry, partition)
+        self._loose: list[OutRecord] = []
         self._ready = {}
+
+    def group(self) -> OutGroup:
+        """All records of the group."""
+        made = OutGroup()
+        made.loose = self._loose
+        for pages in (self._events, self._completed, self._dead, self._retry, self.state):
+            if len(pages):
+                made.pages.append(pages)
+        return made
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be written beside rows."""
+        return not (
+            len(self._events) or len(self._completed) or len(self._dead) or len(self._retry)
+            or self._loose
+        )
 
     def event(self, event: Event) -> None:
         """One record on jobs.events."""
-        key, value = event.user_id.encode(), self._events.write(event)
-        self.records.append((self._events_topic, self._partition, key, value, None))
+        self._writer.add_event(self._events, event)
 
     def completed(self, job: Job, event: Event) -> None:
         """The terminal record on jobs.completed."""
-        value = self._events.completed(event, job.spec.requested_at, job.started_at)
-        finished_at = self._instants.text(event.occurred_at) or ""
-        event_id = self._events.event_id(event)
-        headers = completed_headers(event.kind, event_id, finished_at, event.job_id)
-        self.records.append(
-            (self._completed_topic, self._partition, event.user_id.encode(), value, headers)
+        self._writer.add_completed(
+            self._completed, event, job.spec.requested_at, job.started_at
         )
 
     def dead_job(self, job: Job, event: Event) -> None:
@@ -103,7 +118,7 @@ class Outbox:
             message=str(error.get("message", "")), user_id=spec.user_id, job_id=spec.job_id,
             attempts=event.attempt,
         )
-        self._append(self._topics.dead, spec.user_id.encode(), value, headers)
+        self._dead.add(spec.user_id.encode(), value, headers)
 
     def dead_record(
         self,
@@ -128,7 +143,7 @@ class Outbox:
             stage=stage, code=refusal.code.value, message=refusal.message, field=refusal.field,
             user_id=refusal.user_id, job_id=refusal.job_id,
         )
-        self._append(self._topics.dead, key, value, ours)
+        self._dead.add(key, value, ours)
 
     def retry(self, job: Job, event: Event) -> None:
         """News on jobs.retry."""
@@ -140,7 +155,7 @@ class Outbox:
                 "due_at": self._instants.text(event.due_at), "schema_version": SCHEMA_VERSION,
             }
         )
-        self._append(self._topics.retry, event.user_id.encode(), value, None)
+        self._retry.add(event.user_id.encode(), value)
 
     def cancel_word(self, job: Job) -> None:
         """A word to all workers on jobs.control."""
@@ -150,7 +165,7 @@ class Outbox:
                 "job_id": job.spec.job_id, "run": job.run, "epoch": job.epoch,
             }
         )
-        self.records.append((self._topics.control, 0, None, value, None))
+        self._loose.append((self._topics.control, 0, None, value, None))
 
     def forward(
         self,
@@ -166,18 +181,9 @@ class Outbox:
         ours: list[tuple[str, bytes | None]] = [
             (ORIGIN_HEADER, origin.encode()), (ORIGIN_KIND_HEADER, kind.encode())
         ]
-        self.records.append(
+        self._loose.append(
             (self._topics.internal, partition, key, value, [*headers, *ours])
         )
-
-    def _append(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: list[tuple[str, bytes | None]] | None,
-    ) -> None:
-        self.records.append((topic, self._partition, key, value, headers))
 
     # --- ready packs ---
 
@@ -187,7 +193,7 @@ class Outbox:
         ready = self._ready.get(spec.queue)
         if ready is None:
             ready = self._ready[spec.queue] = []
-        text = self._events.ready_job(
+        text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
             traceparent=spec.traceparent,
         )
@@ -230,4 +236,4 @@ class Outbox:
             str(SCHEMA_VERSION).encode(), str(self._partition).encode(), orjson.dumps(queue),
             b",".join(pack),
         )
-        self.records.append((self._topics.ready(queue), partition, None, value, None))
+        self._loose.append((self._topics.ready(queue), partition, None, value, None))

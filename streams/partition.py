@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from schemas.record_pages import OutGroup
 from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
 from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State
@@ -24,7 +25,6 @@ from streams.desk import Desk, waits_for_type
 from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
-from streams.outbox import OutRecord
 from streams.schedule import TimerKind
 from streams.state import PartitionState
 
@@ -148,20 +148,21 @@ class Partition:
         timer_at = self.schedule.next_timer_at()
         return sweep_at if timer_at is None else min(sweep_at, timer_at)
 
-    def seal(self) -> list[OutRecord]:
-        """The records of the group's one transaction; empty when nothing changed."""
-        if not self.state.has_changes and not self._desk.outbox.records:
-            return []
+    def seal(self) -> OutGroup:
+        """The records of the group's one transaction; empty when nothing changed.
+
+        They are of one use: `settle` and `undo` begin the next ones.
+        """
+        outbox = self._desk.outbox
+        if not self.state.has_changes and outbox.is_empty:
+            return OutGroup()
         for queue, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))
-            self._desk.outbox.pack_ready(
+            outbox.pack_ready(
                 queue, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
             )
-        records = self._desk.outbox.records
-        state_topic = self._topics.state
-        for key, value in self.state.changed_rows():
-            records.append((state_topic, self.number, key, value, None))
-        return records
+        self.state.write_rows(outbox.state)
+        return outbox.group()
 
     def settle(self) -> None:
         """The transaction is committed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final, TypeVar
 
+from schemas.record_pages import RecordPages
 from schemas.wire import Definition
 from schemas.words import TERMINAL_STATES, State
 from streams import limits, rows
@@ -23,9 +24,6 @@ from streams.policy import Limit, Policy
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-
-Row = tuple[bytes, bytes | None]
-"""Key and value of a state row; None forgets it."""
 
 DEDUPE_RETENTION_MS: Final = 86_400_000  # ms that an ended job's id is remembered, a day
 DEAD_LETTERS_MAX: Final = 200_000  # dead letters a partition keeps whole, the oldest go first
@@ -189,29 +187,28 @@ class PartitionState:
             or (old is not None and old[0] != self.applied)
         )
 
-    def changed_rows(self) -> list[Row]:
+    def write_rows(self, pages: RecordPages) -> None:
         """The rows that this group's transaction writes, the position last."""
-        changed: list[Row] = []
         for key in self._old_jobs:
             job = self.jobs[key]
             is_over = job.state in _OVER and not job.is_dead_letter
             value = rows.ended_value(job) if is_over else rows.live_value(job)
-            changed.append((rows.key_of(job.spec), value))
+            pages.add(rows.key_of(job.spec), value)
         for name in self._old_limits:
             used = self._limits.get(name)
             limit_row = None if used is None else rows.limit_value(used)
-            changed.append((rows.limit_key(*name), limit_row))
+            pages.add(rows.limit_key(*name), limit_row)
         for type_name in self._old_definitions:
             definition = self.definitions[type_name]
-            changed.append((rows.definition_key(type_name), rows.definition_value(definition)))
-        changed += [(b"j" + digest, None) for digest in self._forgotten]
+            pages.add(rows.definition_key(type_name), rows.definition_value(definition))
+        for digest in self._forgotten:
+            pages.add(b"j" + digest, None)
         for key in self._buried:
             dead = self.jobs[key]
             left = rows.ended_value(dead) if self._is_remembered(dead) else None
-            changed.append((rows.key_of(dead.spec), left))
+            pages.add(rows.key_of(dead.spec), left)
         position = rows.position_value(self.applied, self.clock_ms, self.accepted)
-        changed.append((rows.POSITION_KEY, position))
-        return changed
+        pages.add(rows.POSITION_KEY, position)
 
     def settle(self) -> None:
         """The transaction is committed: ended jobs are packed, old values dropped."""

@@ -13,8 +13,8 @@ import orjson
 
 from agents.queries import load
 from schemas import SCHEMA_VERSION
-from schemas.event_writer import instant_text
 from schemas.events import CompletedJob, JobError
+from schemas.instants import instant_text
 from schemas.requests import parse_instant
 from schemas.words import TERMINAL_KINDS, State
 from tidemill.sql import query_bytes, query_rows

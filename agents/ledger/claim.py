@@ -27,6 +27,7 @@ import orjson
 from agents.runtime.errors import AbortableError
 from agents.runtime.restore import read_compacted
 from agents.runtime.transaction import TransactionalProducer
+from schemas.record_pages import OutGroup
 from schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.ledger")
@@ -113,7 +114,7 @@ class Claim:
             while True:
                 try:
                     await self._lock.commit_group(
-                        [(self._topic, self._partition, CLAIM_KEY, value, None)]
+                        OutGroup([(self._topic, self._partition, CLAIM_KEY, value, None)])
                     )
                     break
                 except AbortableError as error:

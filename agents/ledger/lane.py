@@ -26,7 +26,7 @@ from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.transaction import TransactionalProducer
-from streams.outbox import OutRecord
+from schemas.record_pages import OutGroup
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -141,10 +141,10 @@ class Lane:
         self._in_flight.update(group)
         self._turn(group)
         # 1. Decide, partition by partition. State changes here; step 3 or an undo says for good.
-        records = await self._decide(group)
-        if records:
+        out = await self._decide(group)
+        if out.pages or out.loose:
             # The next group is decided meanwhile.
-            self._start(self._commit(producer, group, records))
+            self._start(self._commit(producer, group, out))
         else:
             self._finish(producer, group)
 
@@ -152,12 +152,12 @@ class Lane:
         self,
         producer: TransactionalProducer,
         group: list[PartitionRunner],
-        records: list[OutRecord],
+        out: OutGroup,
     ) -> None:
         try:
             # 2. One transaction with everything that the group led to.
             crash_point("ledger.before_begin")
-            await producer.send(records)
+            await producer.send(out)
             crash_point("ledger.after_produce_before_commit")
             await producer.commit()
         except AbortableError as error:
@@ -187,20 +187,20 @@ class Lane:
         self._free.put_nowait(producer)
         self._work.set()
 
-    async def _decide(self, group: list[PartitionRunner]) -> list[OutRecord]:
+    async def _decide(self, group: list[PartitionRunner]) -> OutGroup:
         """Decide partition by partition: the records of all."""
-        records: list[OutRecord] = []
+        out = OutGroup()
         taken = 0
         share = max(SHARE_RECORDS_MIN, GROUP_RECORDS_MAX // len(group))
         for number, runner in enumerate(group):
             left = GROUP_RECORDS_MAX - taken - share * (len(group) - number - 1)
             count, made = runner.decide(max(share, left), GROUP_BYTES_MAX // len(group))
             taken += count
-            records += made
+            out.extend(made)
             if count >= SHARE_RECORDS_MIN:
                 # What has arrived meanwhile is handed out.
                 await asyncio.sleep(0)
-        return records
+        return out
 
     def _turn(self, group: list[PartitionRunner]) -> None:
         """Who is in a group is last next time: large shares go round."""

@@ -14,7 +14,7 @@ from agents.ledger.claim import Claim
 from agents.ledger.workers import WorkerBook
 from agents.runtime.batches import size_of
 from agents.runtime.chunk import Chunk
-from streams.outbox import OutRecord
+from schemas.record_pages import OutGroup
 from streams.partition import Partition
 
 
@@ -53,7 +53,7 @@ class PartitionRunner:
         """Epoch seconds from which on `decide` has something to do; 0 for at once."""
         return 0.0 if self._is_woken else self.partition.next_tick_at() / 1000
 
-    def decide(self, records_max: int, bytes_max: int) -> tuple[int, list[OutRecord]]:
+    def decide(self, records_max: int, bytes_max: int) -> tuple[int, OutGroup]:
         """Take about that much input and change the state: (records taken, what to write).
 
         `settle` or `undo` must follow before the next call.

@@ -232,7 +232,7 @@ class BatchWriter:
     ) -> list[tuple[OutBatch, KafkaErrorClass | None]]:
         """One request; each batch with its error, None for taken."""
         by_target = {batch.target: batch for batch in batches}
-        topics: dict[str, list[tuple[int, bytearray]]] = {}
+        topics: dict[str, list[tuple[int, bytes]]] = {}
         for (topic, partition), batch in by_target.items():
             topics.setdefault(topic, []).append((partition, batch.data))
         request = ProduceRequest(

@@ -1,114 +1,137 @@
 """Records on their way out, as the batches that Kafka stores.
 
-Owns which record goes into which batch, and how large one may be. Refuses to know how batches are
-sent: `agents.runtime.batch_writer` gives each its producer and its place in the sequence.
+Owns the head of a batch, its compression and how large a record may be. Refuses to know how batches
+are sent: `agents.runtime.batch_writer` gives each its producer and its place in the sequence.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
 
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.codec import zstd_encode
+from aiokafka.record.util import calc_crc32c
 
 from agents.runtime.errors import PoisonMessage
+from schemas.record_pages import OutGroup, OutRecord, RecordPage, RecordPages
 
-Header: TypeAlias = tuple[str, bytes | None]
-#: topic, partition, key, value (None is a tombstone), headers or None.
-Outgoing: TypeAlias = tuple[str, int, bytes | None, bytes | None, list[Header] | None]
 #: topic and partition.
 Target: TypeAlias = tuple[str, int]
 
 # The largest record: that of jobs.dead, with room for the headers.
 RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
-# Bytes of a batch before it is compressed, unless one record has more. Topics take a batch of one
-# record of 1 MiB, so this fits them all.
-BATCH_BYTES_MAX: Final = 1_000_000
-MAGIC: Final = 2  # the record format since Kafka 0.11
+NO_CODEC: Final = 0
 # Half the bytes of lz4 for events and rows, at less processor time with the codec at hand (D23).
 ZSTD: Final = 4
-_NO_HEADERS: Final[list[Header]] = []
+_COMPRESS: Final[dict[int, Callable[[bytes], bytes]]] = {ZSTD: zstd_encode}
+
+# A batch: the offset of its first record (the broker sets it), the bytes that follow, the leader's
+# epoch, the format, the checksum of what follows it.
+_BEGIN: Final = struct.Struct(">qiibI")
+# What the checksum covers, before the records: attributes, offset of the last record from the
+# first's, first and last instant, producer's id and epoch, sequence of the first record, records.
+_HEAD: Final = struct.Struct(">hiqqqhii")
+_FORMAT: Final = 2
+_NO_LEADER_EPOCH: Final = -1
+_TRANSACTIONAL: Final = 0x10
+# Of those that count as bytes that follow, the ones that are not under the checksum.
+_UNCHECKED_BYTES: Final = _BEGIN.size - struct.calcsize(">qi")
 
 
 class OutBatch:
-    """Records of one partition in order. Once sent it is the same bytes at each try."""
+    """Records of one partition in order. Once sealed it is the same bytes at each try."""
 
-    __slots__ = ("_builder", "_data", "append", "base_offset", "count", "target")
+    __slots__ = (
+        "_codec", "_data", "_is_transactional", "_now_ms", "_page", "base_offset", "target",
+    )
 
     def __init__(
-        self, target: Target, *, is_transactional: bool = False, codec: int = ZSTD
+        self,
+        target: Target,
+        page: RecordPage,
+        now_ms: int,
+        *,
+        is_transactional: bool = False,
+        codec: int = ZSTD,
     ) -> None:
         self.target = target
-        self.count = 0
         self.base_offset = -1  # of its first record, once it is written
-        self._builder = DefaultRecordBatchBuilder(
-            magic=MAGIC,
-            compression_type=codec,
-            is_transactional=int(is_transactional),
-            producer_id=-1,
-            producer_epoch=-1,
-            base_sequence=-1,
-            batch_size=BATCH_BYTES_MAX,
-        )
-        #: (offset in the batch, epoch ms, key, value, headers); answers None when it is full. Who
-        #: appends also counts: a call of ours around it would take longer than the append.
-        self.append: Callable[..., Any] = self._builder.append
-        self._data: bytearray | None = None
+        self._page = page
+        self._now_ms = now_ms  # of all records
+        self._is_transactional = is_transactional
+        self._codec = codec
+        self._data: bytes | None = None
+
+    @property
+    def count(self) -> int:
+        """Records."""
+        return self._page.count
 
     @property
     def size(self) -> int:
-        """Bytes so far, not compressed."""
-        return int(self._builder.size())
+        """Bytes of the records, not compressed."""
+        return self._page.size
 
     def seal(self, producer_id: int, epoch: int, sequence: int) -> None:
         """Compress it for good; `sequence` is its first record's."""
-        if self._data is None:
-            self._builder.set_producer_state(producer_id, epoch, sequence)
-            self._data = self._builder.build()
+        if self._data is not None:
+            return
+        records, attributes = self._page.getvalue(), NO_CODEC
+        if self._codec != NO_CODEC:
+            compressed = _COMPRESS[self._codec](records)
+            if len(compressed) < len(records):
+                records, attributes = compressed, self._codec
+        if self._is_transactional:
+            attributes |= _TRANSACTIONAL
+        head = _HEAD.pack(
+            attributes, self.count - 1, self._now_ms, self._now_ms, producer_id, epoch, sequence,
+            self.count,
+        )
+        checked = head + records
+        begin = _BEGIN.pack(
+            0, len(checked) + _UNCHECKED_BYTES, _NO_LEADER_EPOCH, _FORMAT, calc_crc32c(checked)
+        )
+        self._data = begin + checked
 
     @property
-    def data(self) -> bytearray:
+    def data(self) -> bytes:
         """As it goes to the broker; only after `seal`."""
         if self._data is None:
             raise ValueError(f"the batch for {self.target} is not sealed yet")
         return self._data
 
 
-def transactional_batches(
-    records: Iterable[Outgoing], now_ms: int
-) -> dict[Target, deque[OutBatch]]:
-    """Batches by partition, in the order of `records`. PoisonMessage names a record's topic."""
-    by_target: dict[Target, list[Outgoing]] = {}
-    last_topic, last_partition, same = "", -1, list[Outgoing]()
-    for record in records:
-        # Most records go where the one before went.
-        if record[0] is not last_topic or record[1] != last_partition:
-            last_topic, last_partition = record[0], record[1]
-            same = by_target.setdefault((last_topic, last_partition), [])
-        same.append(record)
+def transactional_batches(group: OutGroup, now_ms: int) -> dict[Target, deque[OutBatch]]:
+    """Batches by partition, in the order of the records. PoisonMessage names a record's topic."""
     return {
-        target: _filled(target, found, now_ms) for target, found in by_target.items()
+        (pages.topic, pages.partition): deque(
+            OutBatch((pages.topic, pages.partition), page, now_ms, is_transactional=True)
+            for page in _checked(pages)
+        )
+        for pages in [*group.pages, *pages_of(group.loose)]
     }
 
 
-def _filled(target: Target, records: list[Outgoing], now_ms: int) -> deque[OutBatch]:
-    batch = OutBatch(target, is_transactional=True)
-    batches = deque((batch,))
-    append, count = batch.append, 0
-    for _, _, key, value, headers in records:
-        if append(count, now_ms, key, value, headers or _NO_HEADERS) is None:
-            batch.count = count
-            batch = OutBatch(target, is_transactional=True)
-            batches.append(batch)
-            append, count = batch.append, 0
-            append(0, now_ms, key, value, headers or _NO_HEADERS)
-        count += 1
-        # A batch takes its first record whatever its size, so only that one can be too large.
-        if count == 1 and batch.size > RECORD_BYTES_MAX:
+def pages_of(records: Iterable[OutRecord]) -> Sequence[RecordPages]:
+    """Records of any partitions, by partition."""
+    found: dict[Target, RecordPages] = {}
+    for topic, partition, key, value, headers in records:
+        pages = found.get((topic, partition))
+        if pages is None:
+            pages = found[topic, partition] = RecordPages(topic, partition)
+        pages.add(key, value, headers)
+    return list(found.values())
+
+
+def _checked(pages: RecordPages) -> list[RecordPage]:
+    found = pages.pages()
+    for page in found:
+        # A page takes its first record whatever its size, so only that one can be too large.
+        if page.count == 1 and page.size > RECORD_BYTES_MAX:
             raise PoisonMessage(
-                f"a record of {batch.size} bytes for topic {target[0]} is larger than "
+                f"a record of {page.size} bytes for topic {pages.topic} is larger than "
                 f"{RECORD_BYTES_MAX} bytes; the decision must refuse it before it gets here"
             )
-    batch.count = count
-    return batches
+    return found

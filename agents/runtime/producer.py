@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from agents.runtime.batches_out import RECORD_BYTES_MAX, Outgoing
+from agents.runtime.batches_out import RECORD_BYTES_MAX
 from agents.runtime.clients import client_settings
 from agents.runtime.errors import (
     FatalError,
@@ -25,6 +25,7 @@ from agents.runtime.errors import (
     kafka_error_of,
     to_fatal,
 )
+from schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.runtime")
 
@@ -89,7 +90,7 @@ def _settle_error(done: asyncio.Future[Any], error: Exception) -> None:
         done.set_exception(error)
 
 
-def queue_records(producer: Producer, records: Iterable[Outgoing], **kwargs: Any) -> None:
+def queue_records(producer: Producer, records: Iterable[OutRecord], **kwargs: Any) -> None:
     """Put ``records`` into the client's queue, in order."""
     produce = producer.produce
     for topic, partition, key, value, headers in records:
@@ -144,12 +145,12 @@ class OutboxProducer:
             )
         )
         self._thread = CallThread(f"outbox-{client_id}")
-        self._waiting: list[Outgoing] = []
+        self._waiting: list[OutRecord] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._sending: asyncio.Task[None] | None = None
         self._failures: list[KafkaError] = []
 
-    def send_many(self, records: Iterable[Outgoing]) -> asyncio.Future[None]:
+    def send_many(self, records: Iterable[OutRecord]) -> asyncio.Future[None]:
         """Queue ``records`` for the next batch; the future resolves when all are acknowledged.
 
         It raises ``RecoverableError`` when the broker did not take them in time (some of the batch
@@ -185,7 +186,7 @@ class OutboxProducer:
         finally:
             self._sending = None
 
-    async def _send_batch(self, records: list[Outgoing]) -> Exception | None:
+    async def _send_batch(self, records: list[OutRecord]) -> Exception | None:
         self._failures = []
         refused: Exception | None = None
         try:

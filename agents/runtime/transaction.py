@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from aiokafka import errors
@@ -36,9 +36,10 @@ from agents.runtime.batch_writer import (
     error_of,
     pauses,
 )
-from agents.runtime.batches_out import OutBatch, Outgoing, Target, transactional_batches
+from agents.runtime.batches_out import OutBatch, Target, transactional_batches
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError
+from schemas.record_pages import OutGroup
 
 # A longer open transaction is aborted by the broker; till then it holds up all readers.
 TRANSACTION_TIMEOUT_MS: Final = 10_000
@@ -93,17 +94,17 @@ class TransactionalProducer:
             ) from error
         self._writer.take_identity(answer.producer_id, answer.producer_epoch)
 
-    async def commit_group(self, records: Sequence[Outgoing]) -> None:
-        """Write `records` in one transaction and return when they are visible."""
-        await self.send(records)
+    async def commit_group(self, group: OutGroup) -> None:
+        """Write `group` in one transaction and return when it is visible."""
+        await self.send(group)
         await self.commit()
 
-    async def send(self, records: Sequence[Outgoing]) -> None:
-        """Write `records`; nobody who reads what is committed sees them yet.
+    async def send(self, group: OutGroup) -> None:
+        """Write `group`; nobody who reads what is committed sees it yet.
 
         AbortableError: the transaction was aborted. PoisonMessage: no transaction was begun.
         """
-        batches = transactional_batches(records, int(time.time() * 1000))
+        batches = transactional_batches(group, int(time.time() * 1000))
         self._is_sending = True
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):

@@ -22,7 +22,6 @@ from faust.types import TP
 from agents.clickhouse.engine import Engine, EngineError
 from agents.crash import crash_point
 from agents.runtime.app import RoleApp
-from agents.runtime.batches_out import Outgoing
 from agents.runtime.chunk import Chunk, Record
 from agents.runtime.errors import RecoverableError
 from agents.runtime.failstop import fail_stop
@@ -32,6 +31,7 @@ from agents.sink.borders import Borders
 from agents.sink.records import COLUMNS, INSERT_SETTINGS, Encoded, encode
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
+from schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.sink")
 
@@ -319,7 +319,7 @@ class SinkWriter:
                 return False
             await asyncio.sleep(RETRY_SECONDS_MAX)
 
-    def _dead_letter(self, batch: Batch, record: Record, refusal: Refusal) -> Outgoing:
+    def _dead_letter(self, batch: Batch, record: Record, refusal: Refusal) -> OutRecord:
         headers = dead_headers(
             list(record.headers),
             topic=batch.topic,

@@ -20,6 +20,7 @@ from agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooLarge, pau
 from agents.runtime.batches_out import ZSTD, OutBatch
 from agents.runtime.errors import AbortableError, EngineError
 from agents.runtime.failstop import fail_stop
+from schemas.record_pages import RecordPage
 
 RECORD_BYTES_MAX: Final = 2 * 1_048_576  # as `schemas.topics` makes the topic
 LOG_SECONDS: Final = 10.0  # one line in this time about outcomes that cannot be written
@@ -83,14 +84,12 @@ class KafkaSink:
         taken: dict[int, list[Item]] = {}
         batches: list[OutBatch] = []
         for partition, waiting in self._waiting.items():
-            batch = OutBatch((self._topic, partition), codec=self._codec)
+            page = RecordPage()
             most = 1 if self._alone.get(partition) else len(waiting)
-            while batch.count < most and (
-                batch.append(batch.count, now_ms, None, waiting[batch.count][0], []) is not None
-            ):
-                batch.count += 1
-            batches.append(batch)
-            taken[partition] = [waiting.popleft() for _ in range(batch.count)]
+            while page.count < most and page.append(None, waiting[page.count][0], None):
+                pass
+            batches.append(OutBatch((self._topic, partition), page, now_ms, codec=self._codec))
+            taken[partition] = [waiting.popleft() for _ in range(page.count)]
         self._waiting = {number: items for number, items in self._waiting.items() if items}
         refused = {
             batch.target[1]: error for batch, error in await self._writer.write(batches)

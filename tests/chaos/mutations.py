@@ -95,7 +95,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         (
             Patch(
                 "streams/state.py",
-                "        changed.append((rows.POSITION_KEY, position))\n",
+                "        pages.add(rows.POSITION_KEY, position)\n",
                 "        del position\n",
             ),
         ),

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.runtime.app import RoleApp, create_app
-from agents.runtime.batches_out import Outgoing
 from agents.runtime.chunk import Chunk
 from agents.runtime.errors import AbortableError
 from agents.runtime.failstop import fail_stop
@@ -24,6 +23,7 @@ from agents.runtime.inputs import InputPolicy
 from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
 from agents.runtime.transaction import TransactionalProducer
+from schemas.record_pages import OutGroup, OutRecord
 
 PARTITIONS = 4
 GROUP_RECORDS_MAX = 1_500
@@ -73,7 +73,7 @@ class Partition:
         return chunks
 
     async def _commit(self, chunks: list[Chunk]) -> None:
-        applied, count, out = dict(self.applied), self.count, list[Outgoing]()
+        applied, count, out = dict(self.applied), self.count, list[OutRecord]()
         for chunk in chunks:
             for record in chunk.records:
                 if record.offset < applied.get(chunk.topic, 0):
@@ -87,7 +87,7 @@ class Partition:
         out.append((f"{self.app_id}-state", self.number, b"row", row, None))
         while True:
             try:
-                await self.producer.commit_group(out)
+                await self.producer.commit_group(OutGroup(out))
                 break
             except AbortableError:
                 continue

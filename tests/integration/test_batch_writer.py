@@ -23,10 +23,11 @@ from confluent_kafka.cimpl import NewTopic
 
 from agents.runtime import batch_writer
 from agents.runtime.batch_writer import BatchWriter, TooLarge, TopicMissing
-from agents.runtime.batches_out import BATCH_BYTES_MAX, OutBatch, Outgoing
+from agents.runtime.batches_out import OutBatch
 from agents.runtime.errors import AbortableError, FatalError
 from agents.runtime.transaction import TransactionalProducer
 from agents.topics import admin_client
+from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
 
 PARTITIONS = 2
 SMALL_BYTES = 2_000  # what the topic `small` takes
@@ -60,7 +61,7 @@ def read(kafka: str, topic: str, partition: int = 0) -> list[bytes | None]:
     return found
 
 
-def rows(topic: str, numbers: range, partition: int = 0) -> list[Outgoing]:
+def rows(topic: str, numbers: range, partition: int = 0) -> list[OutRecord]:
     return [(topic, partition, b"k", b"%d" % number, None) for number in numbers]
 
 
@@ -99,11 +100,10 @@ async def plain(kafka: str) -> AsyncIterator[BatchWriter]:
 
 
 def batch_of(topic: str, partition: int, values: list[bytes]) -> OutBatch:
-    batch = OutBatch((topic, partition), codec=0)
+    page = RecordPage()
     for value in values:
-        batch.append(batch.count, 1_790_000_000_000, None, value, [])
-        batch.count += 1
-    return batch
+        assert page.append(None, value, None)
+    return OutBatch((topic, partition), page, 1_790_000_000_000, codec=0)
 
 
 async def test_a_transaction_of_which_many_answers_are_lost_is_written_once(
@@ -114,7 +114,7 @@ async def test_a_transaction_of_which_many_answers_are_lost_is_written_once(
         lost = lose_answers(producer._writer, lambda _: chance.random() < 0.4)
         for number in range(GROUPS):
             both = [rows(topic, range(number * 10, number * 10 + 10), p) for p in range(PARTITIONS)]
-            await producer.commit_group(both[0] + both[1])
+            await producer.commit_group(OutGroup(both[0] + both[1]))
     kinds = {type(request) for request in lost}
     assert {ProduceRequest, AddPartitionsToTxnRequest, EndTxnRequest} <= kinds
     for partition in range(PARTITIONS):
@@ -134,28 +134,28 @@ async def test_batches_whose_answers_are_lost_are_written_once(kafka: str, topic
 async def test_a_group_of_several_batches_of_a_partition_keeps_its_order(
     kafka: str, topic: str
 ) -> None:
-    large = b"x" * (BATCH_BYTES_MAX // 3)
+    large = b"x" * (PAGE_BYTES_MAX // 3)
     values = [b"%d" % number + large for number in range(10)]
     async with transactional(kafka) as producer:
-        await producer.commit_group([(topic, 0, None, value, None) for value in values])
-        await producer.commit_group(rows(topic, range(10)))
+        await producer.commit_group(OutGroup([(topic, 0, None, value, None) for value in values]))
+        await producer.commit_group(OutGroup(rows(topic, range(10))))
     assert read(kafka, topic) == values + [b"%d" % number for number in range(10)]
 
 
 async def test_an_abort_is_seen_by_nobody_and_the_sequence_goes_on(kafka: str, topic: str) -> None:
     async with transactional(kafka) as producer:
-        await producer.send(rows(topic, range(5)))
+        await producer.send(OutGroup(rows(topic, range(5))))
         await producer.abort()
-        await producer.commit_group(rows(topic, range(5, 8)))
+        await producer.commit_group(OutGroup(rows(topic, range(5, 8))))
     assert read(kafka, topic) == [b"5", b"6", b"7"]
 
 
 async def test_a_cancelled_write_is_left_to_the_next_owner(kafka: str, topic: str) -> None:
     """An abort could overtake the batch, which would then hold up all readers for ever."""
     async with transactional(kafka) as producer:
-        await producer.commit_group(rows(topic, range(2)))
+        await producer.commit_group(OutGroup(rows(topic, range(2))))
         lost = lose_answers(producer._writer, lambda _: True)
-        sending = asyncio.create_task(producer.send(rows(topic, range(2, 4))))
+        sending = asyncio.create_task(producer.send(OutGroup(rows(topic, range(2, 4)))))
         while not lost:  # noqa: ASYNC110  # the broker has begun the transaction
             await asyncio.sleep(0.01)
         sending.cancel()
@@ -166,7 +166,7 @@ async def test_a_cancelled_write_is_left_to_the_next_owner(kafka: str, topic: st
         assert len(lost) == asked
     heir = TransactionalProducer(kafka, producer.transactional_id)
     await heir.init()
-    await heir.commit_group(rows(topic, range(4, 6)))
+    await heir.commit_group(OutGroup(rows(topic, range(4, 6))))
     await heir.close()
     assert read(kafka, topic) == [b"0", b"1", b"4", b"5"]
 
@@ -177,10 +177,12 @@ async def test_a_refused_batch_takes_its_group_back_and_leaves_no_gap(
     small = make_topic(kafka, {"max.message.bytes": str(SMALL_BYTES)})
     noise = b"".join(uuid.uuid4().bytes for _ in range(SMALL_BYTES))
     async with transactional(kafka) as producer:
-        await producer.commit_group(rows(topic, range(2)) + rows(small, range(2)))
+        await producer.commit_group(OutGroup(rows(topic, range(2)) + rows(small, range(2))))
         with pytest.raises(TooLarge, match=small):
-            await producer.commit_group([*rows(topic, range(2, 4)), (small, 0, None, noise, None)])
-        await producer.commit_group(rows(topic, range(4, 6)) + rows(small, range(4, 6)))
+            await producer.commit_group(
+                OutGroup([*rows(topic, range(2, 4)), (small, 0, None, noise, None)])
+            )
+        await producer.commit_group(OutGroup(rows(topic, range(4, 6)) + rows(small, range(4, 6))))
     for name in (topic, small):
         assert read(kafka, name) == [b"0", b"1", b"4", b"5"]
 
@@ -205,8 +207,8 @@ async def test_a_topic_that_is_not_there_is_named_with_the_way_out(
     monkeypatch.setattr(batch_writer, "TOPIC_SECONDS_MAX", 0.5)
     async with transactional(kafka) as producer:
         with pytest.raises(TopicMissing, match=r"no-such-topic.*tidemill topics apply"):
-            await producer.commit_group(rows("no-such-topic", range(1)))
-        await producer.commit_group(rows(topic, range(1)))
+            await producer.commit_group(OutGroup(rows("no-such-topic", range(1))))
+        await producer.commit_group(OutGroup(rows(topic, range(1))))
     assert read(kafka, topic) == [b"0"]
 
 
@@ -224,7 +226,7 @@ async def test_a_coordinator_that_does_not_answer_ends_the_producer(
 
         producer._writer.client.send = send_and_wait
         with pytest.raises(FatalError, match="no answer"):
-            await producer.commit_group(rows(topic, range(2)))
+            await producer.commit_group(OutGroup(rows(topic, range(2))))
 
 
 async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(

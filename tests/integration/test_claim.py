@@ -21,6 +21,7 @@ from agents.ledger.claim import Claim
 from agents.runtime.errors import FencedError
 from agents.runtime.restore import read_compacted
 from agents.runtime.transaction import TransactionalProducer
+from schemas.record_pages import OutGroup
 from schemas.topics import Topics
 
 PARTITIONS = 2
@@ -46,7 +47,9 @@ class Process:
 
     async def write(self, text: bytes, partition: int = 0) -> None:
         """One group that touches one partition."""
-        await self.producer.commit_group([(self.topics.state, partition, text, text, None)])
+        await self.producer.commit_group(
+            OutGroup([(self.topics.state, partition, text, text, None)])
+        )
 
 
 @asynccontextmanager
@@ -83,7 +86,7 @@ async def test_an_open_transaction_of_the_former_owner_is_gone_once_the_claim_is
 ) -> None:
     async with process(kafka, topics, "a") as a, process(kafka, topics, "b") as b:
         await a.claims[0].take()
-        await a.producer.send([(topics.state, 0, b"open", b"open", None)])
+        await a.producer.send(OutGroup([(topics.state, 0, b"open", b"open", None)]))
         await b.claims[0].take()
         await b.write(b"1")
         assert written(kafka, topics) == [b"1"]

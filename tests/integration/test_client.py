@@ -25,7 +25,7 @@ from agents import topics as topics_
 from agents.embedded.broker import Broker
 from agents.topics import PartitionsMismatch, TopicsError
 from schemas.codec import Decoded, decode_command, decode_request
-from schemas.event_writer import instant_text
+from schemas.instants import instant_text
 from schemas.requests import Command
 from schemas.topics import Topics
 from streams.homes import Homes

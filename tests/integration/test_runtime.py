@@ -27,6 +27,7 @@ from agents.runtime.failstop import EXIT_FAIL_STOP
 from agents.runtime.producer import OutboxProducer
 from agents.runtime.restore import read_compacted
 from agents.runtime.transaction import TransactionalProducer
+from schemas.record_pages import OutGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER = Path(__file__).with_name("runtime_ledger.py")
@@ -266,13 +267,13 @@ async def test_an_older_owner_is_fenced_and_its_group_is_never_seen(
     topic = f"{app_id}.completed"
     older = TransactionalProducer(kafka, f"{app_id}-fence")
     await older.init()
-    await older.commit_group([(topic, 0, b"k", b"0", None)])
+    await older.commit_group(OutGroup([(topic, 0, b"k", b"0", None)]))
     newer = TransactionalProducer(kafka, f"{app_id}-fence")
     await newer.init()
     with pytest.raises(FencedError):
-        await older.commit_group([(topic, 1, b"k", b"1", None)])
+        await older.commit_group(OutGroup([(topic, 1, b"k", b"1", None)]))
     await older.close()
-    await newer.commit_group([(topic, 0, b"k", b"4", [("kind", b"x"), ("other", None)])])
+    await newer.commit_group(OutGroup([(topic, 0, b"k", b"4", [("kind", b"x"), ("other", None)])]))
     await newer.close()
     seen = Completed(kafka, app_id)
     seen.read_until(2)
@@ -287,10 +288,10 @@ async def test_a_record_that_is_too_large_is_poison_and_leaves_nothing(
     producer = TransactionalProducer(kafka, f"{app_id}-large")
     await producer.init()
     with pytest.raises(PoisonMessage, match=topic):
-        await producer.commit_group(
+        await producer.commit_group(OutGroup(
             [(topic, 0, b"k", b"0", None), (topic, 0, b"k", b"x" * (RECORD_BYTES_MAX + 1), None)]
-        )
-    await producer.commit_group([(topic, 1, b"k", b"1", None)])
+        ))
+    await producer.commit_group(OutGroup([(topic, 1, b"k", b"1", None)]))
     await producer.close()
     seen = Completed(kafka, app_id)
     seen.read_until(1)
@@ -306,10 +307,10 @@ async def test_the_state_is_read_to_its_end_past_markers_and_aborted_rows(
     await producer.init()
     assert list(read_compacted(kafka, topic, 0)) == []
     for number in range(3):
-        await producer.commit_group([(topic, 0, b"k%d" % number, b"v", None)] * 50)
-        await producer.send([(topic, 0, b"aborted", b"v", None)] * 50)
+        await producer.commit_group(OutGroup([(topic, 0, b"k%d" % number, b"v", None)] * 50))
+        await producer.send(OutGroup([(topic, 0, b"aborted", b"v", None)] * 50))
         await producer.abort()
-    await producer.commit_group([(topic, 0, b"k0", None, None)])
+    await producer.commit_group(OutGroup([(topic, 0, b"k0", None, None)]))
     await producer.close()
     rows = [row for batch in read_compacted(kafka, topic, 0) for row in batch]
     expected = [(b"k%d" % number, b"v") for number in range(3) for _ in range(50)]

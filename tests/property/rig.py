@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from schemas.record_pages import OutRecord
 from schemas.topics import Topics
 from schemas.wire import Definition
 from schemas.words import IN_FLIGHT_STATES
@@ -19,7 +20,6 @@ from streams import rows
 from streams.finished import Ended
 from streams.job import Job
 from streams.limits import NOTHING_USED
-from streams.outbox import OutRecord
 from streams.partition import Partition, QueueCapacity
 from streams.state import PartitionState
 from tests.chaos.jobfold import JobFold, JobId
@@ -102,7 +102,7 @@ class Rig:
         for topic, record in records:
             engine.take(topic, 0, record)
         engine.tick()
-        return engine.seal(), len(records)
+        return list(engine.seal()), len(records)
 
     def commit(self, records: Sequence[tuple[str, RawRecord]], now_ms: int) -> list[dict[str, Any]]:
         """A whole group; the events that it wrote."""

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from schemas.events import CompletedJob, JobEvent
+from schemas.record_pages import OutRecord
 from schemas.topics import DEAD_RECORD_BYTES, RECORD_BYTES
 from schemas.wire import ControlWord, Definition, ReadyPack
-from streams.outbox import OutRecord
 from tests.property.hostile import DEFINITIONS, INPUTS, JOBS, TYPES, USERS, to_json
 from tests.property.rig import START_MS, TOPICS, Input, Rig, observable, outcome_of, pack
 

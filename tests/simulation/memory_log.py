@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from streams.outbox import OutRecord
+from schemas.record_pages import OutRecord
 from tests.chaos.rawlog import RawRecord
 
 Place = tuple[str, int]

@@ -26,7 +26,9 @@ MAY_IMPORT = {
 }
 # What the core may import besides schemas and the standard library.
 CORE_LIBRARIES = {"cronsim", "orjson"}
-CONTRACT_LIBRARIES = {"orjson", "pydantic", "pydantic_core", "annotated_types", "yaml"}
+CONTRACT_LIBRARIES = {
+    "annotated_types", "librt", "mypy_extensions", "orjson", "pydantic", "pydantic_core", "yaml",
+}
 
 # Standard modules and names that would let the world into the core, with what to do instead.
 BANNED_IN_CORE = {

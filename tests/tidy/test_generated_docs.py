@@ -16,8 +16,9 @@ from agents import exit_codes
 from schemas import SCHEMA_VERSION
 from schemas.codec import Refusal, decode_request
 from schemas.dead import dead_headers
-from schemas.event_writer import Event, EventWriter, InstantCache
+from schemas.event_writer import Event, EventWriter
 from schemas.events import JobEvent
+from schemas.instants import InstantCache
 from schemas.topics import Topics
 from schemas.words import ErrorCode, EventKind, Reason, State
 from streams.lifecycle import TRANSITIONS

@@ -8,21 +8,20 @@ import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
 from agents.runtime.batches_out import (
-    BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
     OutBatch,
-    Outgoing,
     Target,
     transactional_batches,
 )
 from agents.runtime.errors import PoisonMessage
+from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
 
 AT_MS = 1_790_000_000_000
 
 
-def read(batches: dict[Target, deque[OutBatch]]) -> dict[Target, list[list[Outgoing]]]:
+def read(batches: dict[Target, deque[OutBatch]]) -> dict[Target, list[list[OutRecord]]]:
     """What a consumer would read of each batch."""
-    found: dict[Target, list[list[Outgoing]]] = {}
+    found: dict[Target, list[list[OutRecord]]] = {}
     for target, few in batches.items():
         for batch in few:
             batch.seal(7, 3, 100)
@@ -41,7 +40,7 @@ def read(batches: dict[Target, deque[OutBatch]]) -> dict[Target, list[list[Outgo
 
 
 def test_records_keep_their_order_in_each_partition() -> None:
-    records: list[Outgoing] = [
+    records: list[OutRecord] = [
         ("events", 0, b"u", b"1", None),
         ("completed", 0, b"u", b"end", [("ce_id", b"1"), ("empty", None)]),
         ("events", 0, b"u", b"2", None),
@@ -49,7 +48,7 @@ def test_records_keep_their_order_in_each_partition() -> None:
         ("state", 0, b"k", None, None),
         ("events", 0, None, b"4", None),
     ]
-    found = read(transactional_batches(records, AT_MS))
+    found = read(transactional_batches(OutGroup(records), AT_MS))
     assert found == {
         (topic, partition): [
             [record for record in records if record[:2] == (topic, partition)]
@@ -59,28 +58,29 @@ def test_records_keep_their_order_in_each_partition() -> None:
 
 
 def test_a_batch_that_is_full_is_followed_by_another_one() -> None:
-    value = b"x" * (BATCH_BYTES_MAX // 4)
-    records: list[Outgoing] = [("events", 0, b"%d" % number, value, None) for number in range(10)]
-    batches = transactional_batches(records, AT_MS)
-    assert all(batch.size <= BATCH_BYTES_MAX for batch in batches["events", 0])
+    value = b"x" * (PAGE_BYTES_MAX // 4)
+    records: list[OutRecord] = [("events", 0, b"%d" % number, value, None) for number in range(10)]
+    batches = transactional_batches(OutGroup(records), AT_MS)
+    assert all(batch.size <= PAGE_BYTES_MAX for batch in batches["events", 0])
     parts = read(batches)["events", 0]
     assert len(parts) > 1
     assert [record for part in parts for record in part] == records
 
 
 def test_a_record_may_be_larger_than_a_batch_but_not_than_a_record() -> None:
-    large: Outgoing = ("dead", 0, None, b"x" * (2 * BATCH_BYTES_MAX), None)
-    small: Outgoing = ("dead", 0, None, b"y", None)
-    batches = transactional_batches([small, large, small], AT_MS)
+    large: OutRecord = ("dead", 0, None, b"x" * (2 * PAGE_BYTES_MAX), None)
+    small: OutRecord = ("dead", 0, None, b"y", None)
+    batches = transactional_batches(OutGroup([small, large, small]), AT_MS)
     assert [batch.count for batch in batches["dead", 0]] == [1, 1, 1]
-    poison: Outgoing = ("dead", 0, None, b"x" * (RECORD_BYTES_MAX + 1), None)
+    poison: OutRecord = ("dead", 0, None, b"x" * (RECORD_BYTES_MAX + 1), None)
     with pytest.raises(PoisonMessage, match="topic dead"):
-        transactional_batches([small, poison], AT_MS)
+        transactional_batches(OutGroup([small, poison]), AT_MS)
 
 
 def test_a_sealed_batch_stays_as_it_is() -> None:
-    batch = OutBatch(("events", 0))
-    batch.append(0, AT_MS, None, b"1", [])
+    page = RecordPage()
+    assert page.append(None, b"1", None)
+    batch = OutBatch(("events", 0), page, AT_MS)
     with pytest.raises(ValueError, match="not sealed"):
         _ = batch.data
     batch.seal(7, 3, 100)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from agents.ledger.lane import SHARED_OUT_RECORDS, Lane
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.transaction import TransactionalProducer
+from schemas.record_pages import OutGroup
 
 Log = list[tuple[str, str]]
 
@@ -31,7 +32,7 @@ class HeldProducer:
         self.is_held = False
         self.error: Exception | None = None
         self.refusal: Exception | None = None
-        self.records: list[Any] = []
+        self.records: list[str] = []
         self._log = log
         self._released = asyncio.Event()
 
@@ -39,10 +40,10 @@ class HeldProducer:
         self._log.append(("init", self.transactional_id))
 
 
-    async def send(self, records: list[Any]) -> None:
+    async def send(self, group: OutGroup) -> None:
         if self.refusal is not None:
             raise self.refusal
-        self.records = records
+        self.records = [topic for topic, *_ in group]
 
     async def commit(self) -> None:
         if self.is_held:
@@ -69,10 +70,10 @@ class Wanting:
     def due_at(self) -> float:
         return 0.0 if self.wants else float("inf")
 
-    def decide(self, records_max: int, bytes_max: int) -> tuple[int, list[Any]]:
+    def decide(self, records_max: int, bytes_max: int) -> tuple[int, OutGroup]:
         self.wants = False
         self._log.append(("decide", self.name))
-        return 1, [self.name] * self.writes
+        return 1, OutGroup([(self.name, 0, None, b"1", None)] * self.writes)
 
     def settle(self) -> None:
         self._log.append(("settle", self.name))

@@ -9,8 +9,10 @@ import pytest
 
 from schemas.codec import Refusal
 from schemas.dead import HEADER_MEANINGS, ORIGINAL_HEADERS_MAX
-from schemas.event_writer import Event, EventWriter, InstantCache, instant_text
+from schemas.event_writer import Event, EventWriter
 from schemas.events import CompletedJob, JobEvent
+from schemas.instants import InstantCache, instant_text
+from schemas.record_pages import OutRecord
 from schemas.topics import Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
 from schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
@@ -18,7 +20,7 @@ from streams.commands import Dispatch
 from streams.decision import Accepted
 from streams.job import Job
 from streams.lifecycle import decide
-from streams.outbox import Outbox, OutRecord
+from streams.outbox import Outbox
 from tests.unit.core_kit import CAUSE, FATAL, KNOWN, NOW, WAYS, after, job_in, report, submit
 
 TOPICS = Topics("p.")
@@ -135,7 +137,7 @@ def test_completed(state: State) -> None:
     job, ended = last_event(state)
     outbox = Outbox(TOPICS, 3)
     outbox.completed(job, ended)
-    ((topic, partition, key, value, headers),) = outbox.records
+    ((topic, partition, key, value, headers),) = outbox.group()
     assert (topic, partition, key) == ("p.jobs.completed", 3, b"u")
     body = CompletedJob.model_validate_json(value or b"")
     assert (body.status, body.sequence, body.attempts) == (state, job.sequence, job.attempt)
@@ -151,7 +153,7 @@ def test_a_failed_job_is_a_dead_letter_that_can_be_sent_again() -> None:
     job, ended = last_event(State.FAILED)
     outbox = Outbox(TOPICS, 0)
     outbox.dead_job(job, ended)
-    ((topic, _, key, value, headers),) = outbox.records
+    ((topic, _, key, value, headers),) = outbox.group()
     assert (topic, key) == ("p.jobs.dead", b"u")
     body = orjson.loads(value or b"")
     assert (body["type"], body["user_id"], body["job_id"], body["payload"]) == ("t", "u", "j", {})
@@ -170,7 +172,7 @@ def test_a_refused_record_stays_as_it_was() -> None:
         headers=original, stage="request",
         refusal=Refusal(ErrorCode.EMPTY_RECORD, "m" * 9_999, field="f" * 9_999),
     )
-    ((_, _, key, value, headers),) = outbox.records
+    ((_, _, key, value, headers),) = outbox.group()
     assert (key, value) == (b"\xfe", None)
     assert headers is not None
     assert headers[:ORIGINAL_HEADERS_MAX] == original[:ORIGINAL_HEADERS_MAX]
@@ -186,7 +188,7 @@ def test_retry_news_and_words_to_workers() -> None:
     outbox = Outbox(TOPICS, 1)
     outbox.retry(job, retry)
     outbox.cancel_word(job)
-    news, word = (orjson.loads(value or b"") for _, _, _, value, _ in outbox.records)
+    word, news = (orjson.loads(value or b"") for _, _, _, value, _ in outbox.group())
     assert news["due_at"] == instant_text(retry.due_at or 0)
     assert (news["attempt"], news["max_attempts"]) == (1, 3)
     assert ControlWord.model_validate(word).epoch == 1
@@ -224,7 +226,7 @@ def packs(
     for job, event in jobs:
         outbox.dispatch(job, event)
     outbox.pack_ready("default", partitions, workers=workers, jobs_a_pack=a_pack)
-    return [_ready(record) for record in outbox.records]
+    return [_ready(record) for record in outbox.group()]
 
 
 def _ready(record: OutRecord) -> tuple[int, ReadyPack]:
@@ -249,7 +251,7 @@ def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> N
         for job, event in dispatched(20):
             outbox.dispatch(job, event)
         outbox.pack_ready("default", tuple(range(8)), workers=2, jobs_a_pack=2)
-        used.append({_ready(record)[0] for record in outbox.records})
+        used.append({_ready(record)[0] for record in outbox.group()})
         outbox.clear()
     assert [len(partitions) for partitions in used] == [2] * 8
     assert set().union(*used) == set(range(8))
@@ -262,7 +264,7 @@ def test_ledger_partitions_of_one_worker_share_a_ready_partition() -> None:
         for _ in range(3):
             outbox.dispatch(*dispatched(1)[0])
             outbox.pack_ready("default", (2, 5, 7), workers=1, jobs_a_pack=8)
-        used |= {_ready(record)[0] for record in outbox.records}
+        used |= {_ready(record)[0] for record in outbox.group()}
     assert used == {2}
 
 
@@ -278,13 +280,13 @@ def test_a_forward_tells_where_the_record_came_from() -> None:
         partition=2, key=None, value=b"{}", headers=[("h", b"1")], kind="command",
         origin="jobs.commands/0/5",
     )
-    ((topic, partition, key, value, headers),) = outbox.records
+    ((topic, partition, key, value, headers),) = outbox.group()
     assert (topic, partition, key, value) == ("p.jobs.internal", 2, None, b"{}")
     assert headers == [
         ("h", b"1"), ("tidemill-origin", b"jobs.commands/0/5"), ("tidemill-kind", b"command")
     ]
     outbox.clear()
-    assert outbox.records == []
+    assert not len(outbox.group())
 
 
 def test_a_quick_job_is_four_events() -> None:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from agents.ledger.workers import WorkerBook
+from schemas.record_pages import OutRecord
 from schemas.topics import BIG_RECORD_BYTES, Topics
 from schemas.wire import (
     HEARTBEAT_MISSING_SECONDS,
@@ -18,7 +19,6 @@ from schemas.wire import (
     LimitSpec,
     QueueSlots,
 )
-from streams.outbox import OutRecord
 from streams.partition import DISPATCH_LOST_MS, Partition, QueueCapacity
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
@@ -64,7 +64,7 @@ class Scene:
             offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
             engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
         engine.tick()
-        records = engine.seal()
+        records = list(engine.seal())
         engine.settle()
         for topic, _, key, value_out, _ in records:
             if topic == TOPICS.state and key is not None:
@@ -269,7 +269,7 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
     assert orjson.loads(rows[b"p"] or b"")["applied"][TOPICS.requested] == applied + 1
     scene.engine.begin(NOW + 2)
     scene.engine.pass_over(TOPICS.requested, applied + 1)  # never back
-    assert scene.engine.seal() == []
+    assert not len(scene.engine.seal())
 
 
 @pytest.mark.interpreted
