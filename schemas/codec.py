@@ -217,7 +217,8 @@ def parse_json(value: bytes | None) -> Any | Refusal:
     parsed: Any = None
     try:
         parsed = _loads(value)
-        if _LONG_DIGITS in value.translate(_DIGITS_TO_ZERO):
+        # `find`: `in` would first ask whether the digits are a number, by way of an exception.
+        if value.translate(_DIGITS_TO_ZERO).find(_LONG_DIGITS) >= 0:
             # orjson reads integers beyond 64 bits as floats, which would change them silently.
             json.loads(value, parse_int=_checked_int)
     except IntegerTooLarge as too_large:

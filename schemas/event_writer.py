@@ -18,6 +18,7 @@ from librt.strings import BytesWriter
 
 from schemas import SCHEMA_VERSION
 from schemas.instants import InstantCache
+from schemas.numbers import number_text, put_decimal, put_decimal_or_null
 from schemas.record_pages import RecordPages, header_bytes, put_bytes
 from schemas.words import EventKind, State
 
@@ -151,28 +152,42 @@ _HEADERS_OF_KIND: Final = {
 }
 _EVENT_BEGINS: Final = b'{"schema_version":%b,"event_id":"' % _VERSION
 _VERSION_ENDS: Final = b',"schema_version":%b}' % _VERSION
-_KIND_PART: Final = {kind: f'","event":"{kind}",'.encode() for kind in EventKind}
 _STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
 }
-_DIGITS: Final = tuple(str(number).encode() for number in range(1_000))
-
-
-def _digits(number: int) -> bytes:
-    """Decimal; most numbers of an event are small."""
-    return _DIGITS[number] if 0 <= number < 1_000 else str(number).encode()
 
 
 class _User:
     """What is written of a user's id, again and again."""
 
-    __slots__ = ("in_id", "json", "key")
+    __slots__ = ("in_id", "is_escaped", "json", "key", "user_id")
 
     def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
         self.key = user_id.encode()  # of a record
         self.json = _json(user_id)
         # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
         self.in_id = self.json.replace(b"%", b"%25").replace(b"/", b"%2F")[1:-1]
+        self.is_escaped = b"\\" in self.json
+
+
+class _Phase:
+    """What the events of many jobs share that are equally far. The kind tells the state after."""
+
+    __slots__ = ("attempt", "before", "epoch", "numbers", "run", "sequence", "states", "tail")
+
+    def __init__(self, event: Event, tail: bytes) -> None:
+        self.run, self.attempt, self.epoch = event.run, event.attempt, event.epoch
+        self.sequence = -1 if event.sequence is None else event.sequence
+        self.before = event.state_before
+        self.tail = b'/%b","event":"%b",' % (tail, event.kind.encode())
+        self.numbers = b',"run":%b,"sequence":%b,"attempt":%b,"epoch":%b,"occurred_at":' % (
+            number_text(event.run), _NULL if event.sequence is None else tail,
+            number_text(event.attempt), number_text(event.epoch),
+        )
+        self.states = b',"state_before":%b,"state_after":%b,"reason":' % (
+            _STATE_JSON[event.state_before], _STATE_JSON[event.state_after]
+        )
 
 
 class EventWriter:
@@ -185,36 +200,38 @@ class EventWriter:
     """
 
     __slots__ = (
-        "_cause", "_cause_json", "_head", "_id_head", "_ids", "_incarnation", "_instants",
-        "_job_id", "_key", "_priority", "_priority_of", "_queue_of", "_topic", "_topic_json",
-        "_type", "_type_name", "_type_of", "_user_id", "_users", "_worker", "_worker_json",
+        "_begun", "_cause_json", "_cause_offset", "_cause_partition", "_cause_topic", "_instants",
+        "_job", "_job_id", "_phases", "_priority_of", "_queue_of", "_started", "_topic",
+        "_topic_json", "_type", "_type_name", "_type_of", "_type_part", "_user", "_users",
+        "_worker_id", "_worker_json",
     )
     _USERS_MAX: Final = 4096  # whose ids are kept, then it starts anew
 
     def __init__(self, instants: InstantCache) -> None:
         self._instants = instants
-        self._user_id = self._job_id = ""  # whose head it is
-        self._incarnation = -1
+        # Each remembers its last one, and these go forward at their own pace.
+        self._begun, self._started = InstantCache(), InstantCache()
+        self._user, self._job_id = _User(""), ""  # whose the texts are
         self._type_of = self._queue_of = self._priority_of = ""
         self._users: dict[str, _User] = {}
-        self._key = self._head = self._id_head = self._ids = self._priority = b""
-        self._type = self._type_name = b""
+        self._job = self._type = self._type_name = self._type_part = b""
+        self._phases: dict[EventKind, _Phase] = {}
         self._topic, self._topic_json = "", b""
-        self._cause: tuple[str, int, int] | None = None
+        self._cause_topic, self._cause_partition, self._cause_offset = "", -1, -1
         self._cause_json = _NULL
-        self._worker: tuple[str, int] | None = None
-        self._worker_json = _NULL
+        self._worker_id, self._worker_json = "", _NULL
 
     # --- jobs.events ---
 
     def add_event(self, pages: RecordPages, event: Event) -> None:
         """A record on jobs.events; its key is the user's id."""
         self._look_at(event)
+        key = self._user.key
         page = pages.place()
-        self._put_event(page.begin(self._key), event)
+        self._put_event(page.begin(key), event)
         page.end_value()
         if not page.end():
-            pages.add(self._key, self.write(event))
+            pages.add(key, self.write(event))
 
     def write(self, event: Event) -> bytes:
         """The value of a record on jobs.events."""
@@ -224,46 +241,64 @@ class EventWriter:
         return out.getvalue()
 
     def _put_event(self, out: BytesWriter, event: Event) -> None:
-        sequence = event.sequence
-        tail = _audit_tail(event).encode() if sequence is None else _digits(sequence)
-        reason, error, data = event.reason, event.error, event.data
+        phase = self._phase_of(event)
+        begun = self._instants.digits(event.incarnation)
         out.write(_EVENT_BEGINS)
-        out.write(self._id_head)
+        out.write(self._user.in_id)
         out.write(b"/")
-        out.write(tail)
-        out.write(_KIND_PART[event.kind])
-        out.write(self._head)
-        out.write(b',"run":')
-        out.write(_digits(event.run))
-        out.write(b',"sequence":')
-        out.write(_NULL if sequence is None else tail)
-        out.write(b',"attempt":')
-        out.write(_digits(event.attempt))
-        out.write(b',"epoch":')
-        out.write(_digits(event.epoch))
-        out.write(b',"occurred_at":')
+        out.write(self._job)
+        out.write(b"/")
+        out.write(begun)
+        out.write(phase.tail)
+        self._put_ids(out)
+        out.write(self._type_part)
+        out.write(begun)
+        out.write(phase.numbers)
         out.write(self._instants.json(event.occurred_at))
-        out.write(b',"state_before":')
-        out.write(_STATE_JSON[event.state_before])
-        out.write(b',"state_after":')
-        out.write(_STATE_JSON[event.state_after])
-        out.write(b',"reason":')
-        out.write(_NULL if reason is None else _json(reason))
-        out.write(b',"error":')
-        out.write(_NULL if error is None else _json(error))
-        out.write(b',"worker_id":')
-        out.write(self._write_worker(event.worker))
-        out.write(b',"due_at":')
-        out.write(self._instants.json(event.due_at))
-        out.write(b',"wait_ms":')
-        out.write(_digits_or_null(event.wait_ms))
-        out.write(b',"run_ms":')
-        out.write(_digits_or_null(event.run_ms))
-        out.write(b',"cause":')
-        out.write(self._write_cause(event.cause))
+        out.write(phase.states)
+        reason, error, worker = event.reason, event.error, event.worker
+        if reason is None and error is None:
+            out.write(b'null,"error":null,"worker_id":')
+        else:
+            out.write(_NULL if reason is None else _json(reason))
+            out.write(b',"error":')
+            out.write(_NULL if error is None else _json(error))
+            out.write(b',"worker_id":')
+        out.write(_NULL if worker is None else self._worker_text(worker[0]))
+        if event.due_at is None and event.wait_ms is None and event.run_ms is None:
+            out.write(b',"due_at":null,"wait_ms":null,"run_ms":null,"cause":')
+        else:
+            out.write(b',"due_at":')
+            out.write(self._instants.json(event.due_at))
+            out.write(b',"wait_ms":')
+            put_decimal_or_null(out, event.wait_ms)
+            out.write(b',"run_ms":')
+            put_decimal_or_null(out, event.run_ms)
+            out.write(b',"cause":')
+        cause, data = event.cause, event.data
+        if cause is None:
+            out.write(_NULL)
+        else:
+            out.write(self._cause_text(cause[0], cause[1], cause[2]))
         out.write(b',"data":')
         out.write(_NULL if data is None else _json(data))
         out.write(b"}")
+
+    def _phase_of(self, event: Event) -> _Phase:
+        sequence = event.sequence
+        if sequence is None:
+            return _Phase(event, _audit_tail(event).encode())
+        found = self._phases.get(event.kind)
+        if (
+            found is None
+            or found.sequence != sequence
+            or found.epoch != event.epoch
+            or found.attempt != event.attempt
+            or found.run != event.run
+            or found.before is not event.state_before
+        ):
+            found = self._phases[event.kind] = _Phase(event, number_text(sequence))
+        return found
 
     # --- jobs.completed ---
 
@@ -272,11 +307,12 @@ class EventWriter:
     ) -> None:
         """A record on jobs.completed, with its CloudEvents headers, from a terminal event."""
         self._look_at(event)
+        key = self._user.key
         event_id = self.event_id(event)
         time_text = self._instants.utf8(event.occurred_at)
         subject = event.job_id.encode()
         page = pages.place()
-        out = page.begin(self._key)
+        out = page.begin(key)
         self._put_completed(out, event, requested_at, started_at)
         page.end_value(HEADERS_COUNT)
         put_bytes(out, b"ce_id")
@@ -288,7 +324,7 @@ class EventWriter:
         put_bytes(out, subject)
         if not page.end():
             pages.add(
-                self._key, self.completed(event, requested_at, started_at),
+                key, self.completed(event, requested_at, started_at),
                 completed_headers(event.kind, event_id, time_text, subject),
             )
 
@@ -305,7 +341,7 @@ class EventWriter:
         reason, error, data = event.reason, event.error, event.data
         result = data.get("result") if data is not None else None
         out.write(b"{")
-        out.write(self._ids)
+        self._put_ids(out)
         out.write(b",")
         out.write(self._type)
         out.write(b',"status":')
@@ -317,21 +353,21 @@ class EventWriter:
         out.write(b',"error":')
         out.write(_NULL if error is None else _json(error))
         out.write(b',"attempts":')
-        out.write(_digits(event.attempt))
+        put_decimal(out, event.attempt)
         out.write(b',"requested_at":')
-        out.write(self._instants.json(requested_at))
+        out.write(self._begun.json(requested_at))
         out.write(b',"started_at":')
-        out.write(self._instants.json(started_at))
+        out.write(self._started.json(started_at))
         out.write(b',"finished_at":')
         out.write(self._instants.json(event.occurred_at))
         out.write(b',"wait_ms":')
-        out.write(_digits_or_null(event.wait_ms))
+        put_decimal_or_null(out, event.wait_ms)
         out.write(b',"run_ms":')
-        out.write(_digits_or_null(event.run_ms))
+        put_decimal_or_null(out, event.run_ms)
         out.write(b',"run":')
-        out.write(_digits(event.run))
+        put_decimal(out, event.run)
         out.write(b',"sequence":')
-        out.write(_digits_or_null(event.sequence))
+        put_decimal_or_null(out, event.sequence)
         out.write(_VERSION_ENDS)
 
     # --- jobs.ready ---
@@ -348,44 +384,44 @@ class EventWriter:
         """A `schemas.wire.ReadyJob`, from the event of its dispatch; `payload` is JSON text."""
         self._look_at(event)
         return (
-            b'{%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,"epoch":%b,"timeout_ms":%b,'
-            b'"requested_at":%b,"dispatched_at":%b,"payload":%b,"traceparent":%b}'
+            b'{"job_id":"%b","user_id":%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,'
+            b'"epoch":%b,"timeout_ms":%b,"requested_at":%b,"dispatched_at":%b,"payload":%b,'
+            b'"traceparent":%b}'
         ) % (
-            self._ids, self._type_name, _digits(event.run), _digits(event.attempt),
-            _digits(max_attempts), _digits(event.epoch), _digits(timeout_ms),
-            self._instants.digits(event.incarnation), str(event.occurred_at).encode(), payload,
+            self._job, self._user.json, self._type_name, number_text(event.run),
+            number_text(event.attempt), number_text(max_attempts), number_text(event.epoch),
+            number_text(timeout_ms), self._instants.digits(event.incarnation),
+            self._begun.digits(event.occurred_at), payload,
             _NULL if traceparent is None else _json(traceparent),
         )
 
     def event_id(self, event: Event) -> bytes:
         """`Event.event_id` as UTF-8, of an event with a sequence."""
         self._look_at(event)
-        if event.sequence is None or b"\\" in self._id_head:  # JSON's escapes are no part of it
+        user, job = self._user, self._job
+        # JSON's escapes are no part of it.
+        if event.sequence is None or user.is_escaped or job.find(b"\\") >= 0:
             return event.event_id.encode()
-        return b"%b/%b" % (self._id_head, _digits(event.sequence))
+        return b"%b/%b/%b/%b" % (
+            user.in_id, job, self._instants.digits(event.incarnation), number_text(event.sequence)
+        )
+
+    def _put_ids(self, out: BytesWriter) -> None:
+        out.write(b'"job_id":"')
+        out.write(self._job)
+        out.write(b'","user_id":')
+        out.write(self._user.json)
 
     def _look_at(self, event: Event) -> None:
         """Writes what the events of one job share, unless the last event was of the same job."""
-        is_of_type = self._look_at_type(event)
-        if (
-            is_of_type
-            and event.job_id is self._job_id
-            and event.user_id is self._user_id
-            and event.incarnation == self._incarnation
-        ):
-            return
-        self._user_id, self._job_id = event.user_id, event.job_id
-        self._incarnation = event.incarnation
-        user = self._user(event.user_id)
-        job, begun = _json(event.job_id), self._instants.digits(event.incarnation)
-        self._key = user.key
-        self._ids = b'"job_id":%b,"user_id":%b' % (job, user.json)
-        self._head = b'%b,%b,%b,"incarnation":%b' % (
-            self._ids, self._type, self._priority, begun
-        )
-        self._id_head = b"%b/%b/%b" % (user.in_id, job[1:-1], begun)
+        self._look_at_type(event)
+        if event.user_id is not self._user.user_id:
+            self._user = self._user_of(event.user_id)
+        if event.job_id is not self._job_id:
+            self._job_id = event.job_id
+            self._job = _json(event.job_id)[1:-1]
 
-    def _user(self, user_id: str) -> _User:
+    def _user_of(self, user_id: str) -> _User:
         found = self._users.get(user_id)
         if found is None:
             if len(self._users) >= self._USERS_MAX:
@@ -393,44 +429,40 @@ class EventWriter:
             found = self._users[user_id] = _User(user_id)
         return found
 
-    def _look_at_type(self, event: Event) -> bool:
-        """The same for what many jobs share; whether it was the last event's."""
+    def _look_at_type(self, event: Event) -> None:
+        """The same for what many jobs share."""
         if (
             event.type is self._type_of
             and event.queue is self._queue_of
             and event.priority is self._priority_of
         ):
-            return True
+            return
         self._type_of, self._queue_of = event.type, event.queue
         self._priority_of = event.priority
         self._type_name = _json(event.type)
         self._type = b'"type":%b,"queue":%b' % (self._type_name, _json(event.queue))
-        self._priority = b'"priority":%b' % _json(event.priority)
-        return False
+        self._type_part = b',%b,"priority":%b,"incarnation":' % (
+            self._type, _json(event.priority)
+        )
 
-    def _write_worker(self, worker: tuple[str, int] | None) -> bytes:
-        if worker is None:
-            return _NULL
-        if worker is not self._worker:
-            self._worker, self._worker_json = worker, _json(worker[0])
+    def _worker_text(self, worker_id: str) -> bytes:
+        if worker_id is not self._worker_id:
+            self._worker_id, self._worker_json = worker_id, _json(worker_id)
         return self._worker_json
 
-    def _write_cause(self, cause: tuple[str, int, int] | None) -> bytes:
-        if cause is None:
-            return _NULL
-        if cause != self._cause:
-            self._cause = cause
-            topic = cause[0]
+    def _cause_text(self, topic: str, partition: int, offset: int) -> bytes:
+        if (
+            offset != self._cause_offset
+            or partition != self._cause_partition
+            or topic != self._cause_topic
+        ):
+            self._cause_topic, self._cause_partition, self._cause_offset = topic, partition, offset
             if topic is not self._topic:
                 self._topic, self._topic_json = topic, _json(topic)
             self._cause_json = b'{"topic":%b,"partition":%b,"offset":%b}' % (
-                self._topic_json, _digits(cause[1]), str(cause[2]).encode()
+                self._topic_json, number_text(partition), str(offset).encode()
             )
         return self._cause_json
-
-
-def _digits_or_null(number: int | None) -> bytes:
-    return _NULL if number is None else _digits(number)
 
 
 def _name_of(event: Event) -> str:

@@ -18,6 +18,8 @@ from streams.commands import Submit
 from streams.job import JobKey, Spec
 from streams.policy import Policy
 
+_Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
+_intern: Final = sys.intern
 TRACEPARENT_LENGTH_MAX: Final = 128  # W3C's has 55; a later version may append
 UNIQUE_BY_USER_PREFIX: Final = "\x1ftype:"  # cannot collide: ids hold no control characters
 
@@ -47,7 +49,7 @@ def spec_of(command: Submit, now: int, number: int, policy: Policy | None) -> Sp
         unique_key = unique_key_of(unique_key, policy)
     run_at, expires_at = request.run_at, request.expires_at
     return Spec(
-        sys.intern(request.user_id), command.job_id, type_name, queue,
+        _intern(request.user_id), command.job_id, type_name, queue,
         PRIORITY_TEXT[request.priority],
         decoded.payload_json, now, decoded.fingerprint, number, max_attempts, timeout_ms,
         unique_key,
@@ -106,20 +108,27 @@ def reason_to_skip(
 
 def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     data: dict[str, Any] = {
-        "payload": orjson.Fragment(spec.payload),
+        "payload": _Fragment(spec.payload),
         "fingerprint": spec.fingerprint,
         "max_attempts": spec.max_attempts,
         "timeout_ms": spec.timeout_ms,
     }
     if holds_limit:
         data["holds_limit"] = True
-    for name, value in (
-        ("unique_key", spec.unique_key), ("run_at", spec.run_at), ("expires_at", spec.expires_at),
-        ("source", spec.source), ("batch_id", spec.batch_id),
-        ("parent_job_id", spec.parent_job_id), ("traceparent", spec.traceparent),
-    ):
-        if value is not None:
-            data[name] = value
+    if spec.unique_key is not None:
+        data["unique_key"] = spec.unique_key
+    if spec.run_at is not None:
+        data["run_at"] = spec.run_at
+    if spec.expires_at is not None:
+        data["expires_at"] = spec.expires_at
+    if spec.source is not None:
+        data["source"] = spec.source
+    if spec.batch_id is not None:
+        data["batch_id"] = spec.batch_id
+    if spec.parent_job_id is not None:
+        data["parent_job_id"] = spec.parent_job_id
+    if spec.traceparent is not None:
+        data["traceparent"] = spec.traceparent
     if spec.tags:
         data["tags"] = spec.tags
     return data

@@ -122,8 +122,13 @@ def start(
     for limit in limits:
         kept = max(kept, limit.limit)
     # Sorted, because a partition's clock never goes back.
-    over = bisect_right(state.started, now_ms - _longest_ms(limits))
-    return LimitState(held, (*state.started[over:], now_ms)[-kept:])
+    started = state.started
+    seen_since = now_ms - _longest_ms(limits)
+    if started and started[0] <= seen_since:
+        started = started[bisect_right(started, seen_since):]
+    if len(started) >= kept:
+        started = started[len(started) - kept + 1:]
+    return LimitState(held, started + (now_ms,))  # noqa: RUF005  # no list on the way
 
 
 def is_idle(limits: tuple[Limit, ...], state: LimitState, now_ms: int) -> bool:

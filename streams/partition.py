@@ -7,7 +7,7 @@ the caller says whether their transaction was committed (`settle`) or not (`undo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from schemas.record_pages import OutGroup
@@ -104,6 +104,11 @@ class Partition:
         self._intake.take(topic, partition, record)
         self.state.applied[topic] = record.offset
         return True
+
+    def take_all(self, topic: str, partition: int, records: Sequence[InRecord]) -> None:
+        """`take` of each."""
+        for record in records:
+            self.take(topic, partition, record)
 
     def pass_over(self, topic: str, next_offset: int) -> None:
         """No record waits below `next_offset`: what is there are markers of transactions.
@@ -269,7 +274,8 @@ class Partition:
         if job.epoch > 0 or policy is None or not policy.limits:
             return False
         used = self.state.limit_state(key[0], job.spec.type)
-        gate = self.schedule.gates.get((key[0], job.spec.type), ())
+        gates = self.schedule.gates
+        gate = gates.get((key[0], job.spec.type), ()) if gates else ()
         comes_later = bool(gate) and job.reason != Reason.RATE_LIMITED
         if not comes_later and limits.delayed_until(policy.limits, used, now_ms) <= now_ms:
             return False

@@ -17,7 +17,9 @@ import sys
 from typing import Any, Final
 
 import orjson
+from librt.strings import BytesWriter
 
+from schemas.numbers import put_decimal
 from schemas.wire import Definition
 from schemas.words import State
 from streams.finished import Ended, digest_of
@@ -29,6 +31,11 @@ _loads: Final = orjson.loads
 LIVE: Final = 1  # first element of a live job's row: its version
 ENDED: Final = -1  # first element of an ended job's row
 POSITION_KEY: Final = b"p"
+_LIVE_BEGINS: Final = b"[%d," % LIVE
+_ENDED_BEGINS: Final = b"[%d," % ENDED
+_STATE_JSON: Final = {state: f'"{state}"'.encode() for state in State}
+_words: Final[dict[str, bytes]] = {}  # types, queues and priorities as JSON, a comma before each
+WORDS_MAX: Final = 1_000  # then it starts anew
 
 
 def job_key(key: JobKey) -> bytes:
@@ -51,27 +58,90 @@ def definition_key(type: str) -> bytes:
 
 
 def live_value(job: Job) -> bytes:
+    """The whole job, as `put_live` writes it."""
+    out = BytesWriter()
+    put_live(out, job)
+    return out.getvalue()
+
+
+def put_live(out: BytesWriter, job: Job) -> None:
     """The whole job; the fields' order is the format."""
     spec = job.spec
-    head = _dumps(
-        (
-            LIVE, job.state, job.sequence, job.run, job.attempt, job.epoch, job.rescues,
-            job.queued_at, job.due_at, job.reason, job.dispatched_at, job.started_at,
-            job.finished_at, job.worker, job.is_cancel_requested, job.holds_limit, job.error,
-            spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority, spec.requested_at,
-            spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms, spec.unique_key,
-            spec.run_at, spec.expires_at, spec.source, spec.tags, spec.batch_id,
-            spec.parent_job_id, spec.traceparent,
-        )
-    )
-    return b"%b\n%b" % (head, spec.payload)
+    out.write(_LIVE_BEGINS)
+    out.write(_STATE_JSON[job.state])
+    for number in (job.sequence, job.run, job.attempt, job.epoch, job.rescues, job.queued_at):
+        out.write(b",")
+        put_decimal(out, number)
+    _put_number(out, job.due_at)
+    _put_text(out, job.reason)
+    _put_number(out, job.dispatched_at)
+    _put_number(out, job.started_at)
+    _put_number(out, job.finished_at)
+    worker = job.worker
+    out.write(b",null" if worker is None else b",%b" % _dumps((worker[0], worker[1])))
+    out.write(b",true" if job.is_cancel_requested else b",false")
+    out.write(b",true" if job.holds_limit else b",false")
+    out.write(b",null," if job.error is None else b",%b," % _dumps(job.error))
+    out.write(_dumps(spec.user_id))
+    out.write(b",")
+    out.write(_dumps(spec.job_id))
+    _put_word(out, spec.type)
+    _put_word(out, spec.queue)
+    _put_word(out, spec.priority)
+    for number in (
+        spec.requested_at, spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms
+    ):
+        out.write(b",")
+        put_decimal(out, number)
+    _put_text(out, spec.unique_key)
+    _put_number(out, spec.run_at)
+    _put_number(out, spec.expires_at)
+    _put_text(out, spec.source)
+    out.write(b",%b" % _dumps(spec.tags) if spec.tags else b",[]")
+    _put_text(out, spec.batch_id)
+    _put_text(out, spec.parent_job_id)
+    _put_text(out, spec.traceparent)
+    out.write(b"]\n")
+    out.write(spec.payload)
+
+
+def _put_number(out: BytesWriter, number: int | None) -> None:
+    if number is None:
+        out.write(b",null")
+    else:
+        out.write(b",")
+        put_decimal(out, number)
+
+
+def _put_text(out: BytesWriter, text: str | None) -> None:
+    if text is None:
+        out.write(b",null")
+    else:
+        out.write(b",")
+        out.write(_dumps(text))
+
+
+def _put_word(out: BytesWriter, word: str) -> None:
+    """A text that many jobs share."""
+    found = _words.get(word)
+    if found is None:
+        if len(_words) >= WORDS_MAX:
+            _words.clear()
+        found = _words[word] = b",%b" % _dumps(word)
+    out.write(found)
 
 
 def ended_value(job: Job) -> bytes:
     """What is left of an ended job."""
-    return _dumps(
-        (ENDED, job.state, job.finished_at, job.spec.fingerprint, job.run, job.sequence)
-    )
+    out = BytesWriter()
+    out.write(_ENDED_BEGINS)
+    out.write(_STATE_JSON[job.state])
+    _put_number(out, job.finished_at)
+    for number in (job.spec.fingerprint, job.run, job.sequence):
+        out.write(b",")
+        put_decimal(out, number)
+    out.write(b"]")
+    return out.getvalue()
 
 
 _STATE_OF: Final[dict[str, State]] = {state.value: state for state in State}

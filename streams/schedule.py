@@ -89,12 +89,15 @@ class Schedule:
                 return
             line = self.in_flight.get(before.spec.queue)
             if line is not None:
-                line.pop(before.key, None)
+                line.pop(before.spec.key, None)
         if state is _PENDING:
             self.make_ready(job, is_first=before is not None)
             self._watch_expiry(before, job)
         elif state in _IN_FLIGHT:
-            self.in_flight.setdefault(job.spec.queue, {})[job.key] = None
+            flying = self.in_flight.get(job.spec.queue)
+            if flying is None:
+                flying = self.in_flight[job.spec.queue] = {}
+            flying[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(job)
             self._watch_expiry(before, job)

@@ -191,9 +191,15 @@ class PartitionState:
         """The rows that this group's transaction writes, the position last."""
         for key in self._old_jobs:
             job = self.jobs[key]
-            is_over = job.state in _OVER and not job.is_dead_letter
-            value = rows.ended_value(job) if is_over else rows.live_value(job)
-            pages.add(rows.key_of(job.spec), value)
+            row_key = rows.key_of(job.spec)
+            if job.state in _OVER and not job.is_dead_letter:
+                pages.add(row_key, rows.ended_value(job))
+                continue
+            page = pages.place()
+            rows.put_live(page.begin(row_key), job)
+            page.end_value()
+            if not page.end():
+                pages.add(row_key, rows.live_value(job))
         for name in self._old_limits:
             used = self._limits.get(name)
             limit_row = None if used is None else rows.limit_value(used)
@@ -212,12 +218,14 @@ class PartitionState:
 
     def settle(self) -> None:
         """The transaction is committed: ended jobs are packed, old values dropped."""
+        dead_letters = self._dead_letters
         for key in self._old_jobs:
             job = self.jobs[key]
             if job.is_dead_letter:
-                self._dead_letters[key] = None
+                dead_letters[key] = None
                 continue
-            self._dead_letters.pop(key, None)
+            if dead_letters:
+                dead_letters.pop(key, None)
             if job.state in _OVER:
                 self._remember(job)
                 del self.jobs[key]

@@ -71,9 +71,7 @@ class PartitionRunner:
             partition.define(definition)
         # 3. Decide each input once, in order.
         for chunk in chunks:
-            topic, number = chunk.topic, chunk.partition
-            for record in chunk.records:
-                partition.take(topic, number, record)
+            partition.take_all(chunk.topic, chunk.partition, chunk.records)
         # 4. A topic that has nothing out has been read up to here, markers included.
         for topic in self._inbox:
             passed = self._passed_to(topic, partition.number)

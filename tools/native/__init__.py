@@ -18,7 +18,7 @@ from typing import Final
 
 from schemas.native import HOME, PACKAGES, PLACES, folder_name
 
-CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "record_pages")
+CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "record_pages")
 """The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,
 which stay what they are. All of `streams` is."""
 
