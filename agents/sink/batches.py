@@ -21,13 +21,44 @@ from agents.runtime.chunk import Chunk, Record
 BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
+# Rows a second that are as good as new when they arrive: from so many on it is a burst.
+BURST_ROWS: Final = 40_000
+# A row that arrives within so many seconds of its writing is as good as new. What is read again, or
+# late, is no burst.
+FRESH_SECONDS: Final = 1.0
+# How old the oldest row of a partition may become while a burst lasts.
+BURST_SECONDS_MAX: Final = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """When a batch is cut: at whichever comes first."""
+    """When a batch is cut: at whichever comes first. During a burst only its age counts."""
 
     rows_max: int
     seconds_max: float
     bytes_max: int = BATCH_BYTES_MAX
+    burst_seconds_max: float = BURST_SECONDS_MAX
+
+
+class Flow:
+    """How many new rows arrive: whether there is a burst, which the sink lets pass first."""
+
+    def __init__(self, rows: int = BURST_ROWS) -> None:
+        self._rows = rows
+        self._arrived: deque[tuple[float, int]] = deque()
+        self._total = 0
+
+    def note(self, rows: int, age_seconds: float, now: float) -> None:
+        """`rows` have arrived, so long after they were written."""
+        if age_seconds < FRESH_SECONDS:
+            self._arrived.append((now, rows))
+            self._total += rows
+
+    def is_burst(self, now: float) -> bool:
+        """Whether the last second brought that many."""
+        while self._arrived and self._arrived[0][0] < now - 1.0:
+            self._total -= self._arrived.popleft()[1]
+        return self._total >= self._rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +113,7 @@ class _Waiting:
     start: int
     size_bytes: int
     arrived_at: float
+    written_at: float
 
     @property
     def records(self) -> Sequence[Record]:
@@ -112,9 +144,10 @@ class PartitionInbox:
         """When the oldest chunk arrived; there must be one."""
         return self._waiting[0].arrived_at
 
-    def add(self, chunk: Chunk, now: float) -> None:
-        """Put `chunk` behind the others."""
-        self._waiting.append(_Waiting(chunk, 0, chunk.size_bytes, now))
+    def add(self, chunk: Chunk, now: float, age_seconds: float = 0.0) -> None:
+        """Put `chunk` behind the others; it was written `age_seconds` before `now`."""
+        written_at = now - max(0.0, age_seconds)
+        self._waiting.append(_Waiting(chunk, 0, chunk.size_bytes, now, written_at))
         self.rows += len(chunk)
         self.size_bytes += chunk.size_bytes
 
@@ -131,8 +164,16 @@ class PartitionInbox:
             self.rows = sum(len(waiting.records) for waiting in kept)
             self.size_bytes = sum(waiting.size_bytes for waiting in kept)
 
-    def is_due(self, limits: BatchLimits, now: float) -> bool:
+    def due_at(self, limits: BatchLimits, *, is_burst: bool) -> float:
+        """When what waits is old enough for a batch; there must be something."""
+        if is_burst:
+            return self._waiting[0].written_at + limits.burst_seconds_max
+        return self.waits_since + limits.seconds_max
+
+    def is_due(self, limits: BatchLimits, now: float, *, is_burst: bool = False) -> bool:
         """Whether a batch without borders should be cut now."""
+        if is_burst and self._waiting:
+            return now >= self.due_at(limits, is_burst=True)
         return bool(self._waiting) and (
             self.rows >= limits.rows_max
             or self.size_bytes >= limits.bytes_max

@@ -6,6 +6,9 @@ Owns the order of these steps and every repeat of them. Refuses to know how a ro
 One batch is on its way at a time: the inserts of one process share one engine, and what waits
 meanwhile makes the next batch larger, which is cheaper. What waits is bounded in bytes; beyond that
 the consumer fetches nothing more.
+
+While a burst lasts, rows wait for some seconds: on a machine that it shares, what the sink takes
+then is taken from the jobs, and the caches with it. It makes up for it afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from agents.runtime.chunk import Chunk, Record
 from agents.runtime.errors import RecoverableError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.producer import CallThread, OutboxProducer
-from agents.sink.batches import Batch, BatchLimits, PartitionInbox
+from agents.sink.batches import Batch, BatchLimits, Flow, PartitionInbox
 from agents.sink.borders import Borders
 from agents.sink.records import COLUMNS, INSERT_SETTINGS, Encoded, encode
 from schemas.codec import Refusal
@@ -53,6 +56,8 @@ REFUSED_PAUSE_SECONDS: Final = 0.2
 WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
 # How long a stop or a rebalance waits for the insert in flight; what is cut comes again.
 FINISH_SECONDS_MAX: Final = 3.0
+# Between two looks whether a burst is over.
+BURST_LOOK_SECONDS: Final = 0.25
 # Records that one partition may have now when there is no bound to respect.
 CREDIT_RECORDS: Final = 1_000_000
 
@@ -107,6 +112,7 @@ class SinkWriter:
         self._borders = Borders(app)
         self._thread = CallThread("sink-insert")
         self._outage = Outage()
+        self._flow = Flow()
         self._inboxes: dict[TP, PartitionInbox] = {}
         # Partition -> where the batch that was begun there ends; None when none was. A partition
         # that is missing has not been looked up since the last rebalance.
@@ -135,7 +141,9 @@ class SinkWriter:
         inbox = self._inboxes.get(tp)
         if inbox is None:
             inbox = self._inboxes[tp] = PartitionInbox(chunk.topic, chunk.partition)
-        inbox.add(chunk, time.monotonic())
+        now, epoch_now = time.monotonic(), time.time()
+        inbox.add(chunk, now, epoch_now - chunk.records[0].timestamp / 1000)
+        self._flow.note(len(chunk), epoch_now - chunk.records[-1].timestamp / 1000, now)
         self._arrived.set()
 
     def credit(self, partition: int) -> int:
@@ -194,8 +202,14 @@ class SinkWriter:
     async def _wait(self) -> None:
         """Until a chunk arrives, or the oldest one has waited long enough."""
         now = time.monotonic()
-        since = [inbox.waits_since for inbox in self._inboxes.values() if inbox]
-        pause = min(since) + self._limits.seconds_max - now if since else None
+        # A burst may end unseen by any arrival.
+        is_burst = self._flow.is_burst(now)
+        due = [
+            min(inbox.due_at(self._limits, is_burst=is_burst), now + BURST_LOOK_SECONDS)
+            if is_burst else inbox.due_at(self._limits, is_burst=False)
+            for inbox in self._inboxes.values() if inbox
+        ]
+        pause = min(due) - now if due else None
         if pause is not None and pause <= 0:
             # Due, but begun before and not complete yet: only an arrival helps.
             pause = self._limits.seconds_max
@@ -231,7 +245,8 @@ class SinkWriter:
             last = self._begun[tp] = None
         if last is None:
             now = time.monotonic()
-            return inbox.cut(self._limits) if inbox.is_due(self._limits, now) else None
+            is_due = inbox.is_due(self._limits, now, is_burst=self._flow.is_burst(now))
+            return inbox.cut(self._limits) if is_due else None
         if not inbox.holds(last):
             return None
         logger.info("%s-%s: making the batch up to offset %s again", *tp, last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agents.runtime.chunk import Chunk
 from agents.runtime.tracker import OffsetTracker
-from agents.sink.batches import BatchLimits, PartitionInbox
+from agents.sink.batches import BatchLimits, Flow, PartitionInbox
 from agents.sink.borders import last_of, note_of
 from tests.unit.test_sink_records import Fake
 
@@ -18,10 +18,12 @@ class Partition:
         self.tracker = OffsetTracker()
         self.inbox = PartitionInbox("events", 2)
 
-    def add(self, *offsets: int, now: float = 0.0, size: int = 10) -> None:
+    def add(
+        self, *offsets: int, now: float = 0.0, size: int = 10, age_seconds: float = 0.0
+    ) -> None:
         records = [Fake(offset, b"x" * size, timestamp=77) for offset in offsets]
         run = self.tracker.deliver(records, len(records) * (64 + size))
-        self.inbox.add(Chunk("events", 2, records, run, lambda: None), now)
+        self.inbox.add(Chunk("events", 2, records, run, lambda: None), now, age_seconds)
 
 
 def test_a_batch_is_due_by_rows_bytes_or_age() -> None:
@@ -35,6 +37,35 @@ def test_a_batch_is_due_by_rows_bytes_or_age() -> None:
     large = Partition()
     large.add(0, size=10_000)
     assert large.inbox.is_due(LIMITS, 0.0)
+
+
+def test_during_a_burst_only_age_counts() -> None:
+    part = Partition()
+    assert not part.inbox.is_due(LIMITS, 100.0, is_burst=True)
+    part.add(*range(50), now=5.0, age_seconds=0.5)
+    assert part.inbox.is_due(LIMITS, 5.0)
+    assert not part.inbox.is_due(LIMITS, 9.4, is_burst=True)
+    assert part.inbox.is_due(LIMITS, 9.5, is_burst=True)
+
+
+def test_what_was_written_long_ago_waits_for_no_burst() -> None:
+    part = Partition()
+    part.add(0, now=5.0, age_seconds=60.0)
+    assert part.inbox.is_due(LIMITS, 5.0, is_burst=True)
+    ahead = Partition()  # by a clock that is ahead of ours
+    ahead.add(0, now=5.0, age_seconds=-60.0)
+    assert ahead.inbox.is_due(LIMITS, 10.0, is_burst=True)
+
+
+def test_a_burst_is_many_new_rows_within_a_second() -> None:
+    flow = Flow(rows=100)
+    flow.note(99, 0.0, 1.0)
+    assert not flow.is_burst(1.0)
+    flow.note(1, 0.9, 1.5)
+    assert flow.is_burst(1.9)
+    assert not flow.is_burst(2.1)
+    flow.note(1_000, 1.1, 2.1)  # read late: it makes no burst
+    assert not flow.is_burst(2.1)
 
 
 def test_whole_chunks_go_in_while_they_fit() -> None:
