@@ -100,6 +100,10 @@ class Tidemill:
         self.stack.start()
         self._client = Client(kafka=self.stack.kafka)
         self._run(WARMUP_JOBS)
+        # A peer's warm-up leaves nothing behind; ours has its rows still to write.
+        self.stack.wait_rows(
+            WARMUP_JOBS, "state_after = 'succeeded'", MEASURE_DEADLINE_SECONDS
+        )
 
     def stop(self) -> None:
         if self._client is not None:

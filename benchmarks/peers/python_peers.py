@@ -204,7 +204,7 @@ class PythonPeer:
         _, producer, meter = self._parts()
         before = meter.ended()
         producer.ask(MEASURE_DEADLINE_SECONDS, do="add", jobs=WARMUP_JOBS)
-        self._wait_for(before + WARMUP_JOBS, READY_SECONDS)
+        self._wait_for(before + WARMUP_JOBS, MEASURE_DEADLINE_SECONDS)
 
     def _wait_for(self, ended: int, deadline_seconds: float) -> None:
         worker, _, meter = self._parts()
