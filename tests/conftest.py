@@ -17,6 +17,8 @@ from schemas.native import core
 
 # host:port of a broker to use in place of one of our own; it must not create topics by itself.
 KAFKA_VARIABLE = "TIDEMILL_TEST_KAFKA"
+# http://user:password@host:port of a ClickHouse server; it gets databases of its own.
+CLICKHOUSE_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,8 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_report_header() -> str:
-    return f"core: {core}"
+def pytest_report_header() -> list[str]:
+    has_server = bool(os.environ.get(CLICKHOUSE_VARIABLE))
+    stands_in = f"{CLICKHOUSE_VARIABLE} names none: a stand-in over the embedded engine"
+    server = f"as {CLICKHOUSE_VARIABLE} names it" if has_server else stands_in
+    return [f"core: {core}", f"ClickHouse server: {server}"]
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,14 @@ SEALED_ASIDE_BYTES: Final = 65_536
 # Sequence numbers go round.
 SEQUENCES: Final = 2**31
 
+# Nothing of the batch was written, and another try may be better: it went to the wrong broker, or
+# nowhere. After any other error that passes, the batch may have been written.
+_NOT_WRITTEN: Final[Collection[KafkaErrorClass]] = (
+    errors.NotLeaderForPartitionError,
+    errors.UnknownTopicOrPartitionError,
+    errors.LeaderNotAvailableError,
+    errors.NodeNotReadyError,
+)
 # Nothing of the batch was written, and what was asked may be mended from outside.
 _TOO_LARGE: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 _REFUSED: Final[Collection[KafkaErrorClass]] = (
@@ -181,7 +189,8 @@ class BatchWriter:
                     self._sequences[batch.target] = self._sequence(batch, batch.count)
                 elif found.retriable:
                     again.append(batch)
-                    in_doubt.add(batch.target)
+                    if found not in _NOT_WRITTEN:
+                        in_doubt.add(batch.target)
                     error = found()
                 else:
                     topic, partition = batch.target

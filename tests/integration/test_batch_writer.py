@@ -244,6 +244,26 @@ async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(
             await writer.write([batch_of(topic, 0, [b"1"])])
 
 
+@pytest.mark.parametrize(
+    "first",
+    [errors.NotLeaderForPartitionError, errors.UnknownTopicOrPartitionError,
+     errors.LeaderNotAvailableError, errors.NodeNotReadyError],
+)
+async def test_a_batch_that_went_to_the_wrong_broker_is_in_no_doubt(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch, first: type[errors.KafkaError]
+) -> None:
+    answers = [first, errors.MessageSizeTooLargeError]
+
+    async def produce(_leader: int, batches: list[OutBatch]) -> Any:
+        return [(batch, answers.pop(0)) for batch in batches]
+
+    async with plain(kafka) as writer:
+        monkeypatch.setattr(writer, "_produce", produce)
+        batch = batch_of(topic, 0, [b"1"])
+        refused = await writer.write([batch])
+    assert [(found, type(error)) for found, error in refused] == [(batch, TooLarge)]
+
+
 async def test_an_answer_that_leaves_a_partition_out_ends_the_writer(
     kafka: str, topic: str
 ) -> None:

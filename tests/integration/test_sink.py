@@ -1,7 +1,8 @@
 """The sink against a real broker and a real engine: each event is one row, whatever happens.
 
 The suite runs over chDB (in the process that also holds page and port), and over the server that
-`TIDEMILL_TEST_CLICKHOUSE` names (http://user:password@host:port), where there is one.
+`TIDEMILL_TEST_CLICKHOUSE` names (http://user:password@host:port). Where it names none, a stand-in
+(`clickhouse_stand_in`) takes its place, and pytest's header says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from confluent_kafka import Consumer, Producer
@@ -31,11 +33,12 @@ from agents.embedded.broker import free_port
 from benchmarks.event_log import make_events
 from schemas.event_writer import Event
 from schemas.topics import Topics
+from tests.integration import clickhouse_stand_in
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("sink_process.py")
-SERVER_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"
+SERVER_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"  # as in conftest
 PARTITIONS = 4
 DEADLINE_SECONDS = 60.0
 OUTAGE_SECONDS = 30.0
@@ -142,20 +145,18 @@ class SinkProcess:
 class Place:
     """An engine, the sinks over it, and questions to it."""
 
-    def __init__(self, engine: str, kafka: str, prefix: str, folder: Path) -> None:
-        self._engine = engine
+    def __init__(self, server: str | None, kafka: str, prefix: str, folder: Path) -> None:
         self._base: dict[str, Any] = {
             "kafka": kafka, "topic_prefix": prefix, "instance_id": "sink-0",
             "partitions": PARTITIONS,
         }
         self._processes: list[SinkProcess] = []
-        if engine == "chdb":
+        if server is None:
             self._role, self._base["clickhouse"] = "stack", f"chdb://{folder}"
             self._base["clickhouse_port"] = free_port()
             self._base["http_port"] = free_port()
             self._server = None
             return
-        server = os.environ[SERVER_VARIABLE].rstrip("/")
         database = f"t{uuid.uuid4().hex[:10]}"
         self._role = "sink"
         self._server = open_engine(f"{server}/default")
@@ -235,16 +236,34 @@ def log(kafka: str, topic_prefix: str) -> Log:
     return Log(kafka, f"{topic_prefix}.")
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a ClickHouse server, or of what stands in for one."""
+    if existing := os.environ.get(SERVER_VARIABLE):
+        yield existing.rstrip("/")
+        return
+    port = free_port()
+    folder = tmp_path_factory.mktemp("stand-in") / "clickhouse"
+    script = Path(clickhouse_stand_in.__file__)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(folder), str(port)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as popen:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        assert popen.stdout.readline() == b"serving\n"
+        user, password = clickhouse_stand_in.USER, quote(clickhouse_stand_in.PASSWORD)
+        yield f"http://{user}:{password}@127.0.0.1:{port}"
+        popen.stdin.close()
+        popen.wait(DEADLINE_SECONDS)
+
+
 @pytest.fixture(params=["chdb", "server"])
 def place(
     request: pytest.FixtureRequest, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> Iterator[Place]:
-    if request.param == "server" and not os.environ.get(SERVER_VARIABLE):
-        pytest.skip(
-            f"{SERVER_VARIABLE} names no ClickHouse server (http://user:password@host:port), and "
-            "the embedded port is read-only, so a sink over a server cannot be tried here"
-        )
-    made = Place(request.param, kafka, f"{topic_prefix}.", tmp_path / "clickhouse")
+    server = None if request.param == "chdb" else request.getfixturevalue("server")
+    made = Place(server, kafka, f"{topic_prefix}.", tmp_path / "clickhouse")
     yield made
     made.close()
 
