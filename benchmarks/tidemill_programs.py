@@ -73,6 +73,7 @@ class Tidemill:
         self.concurrency = concurrency
         self.stack = DevStack(concurrency=concurrency, extra_ledgers=extra_ledgers)
         self._client: Client | None = None
+        self._ended = 0  # jobs since the start
         ledgers = extra_ledgers + 1
         self.settings: Mapping[str, str] = {
             "processes": f"`tidemill dev`: embedded broker, {ledgers} ledger(s), 1 worker with "
@@ -99,11 +100,9 @@ class Tidemill:
     def start(self) -> None:
         self.stack.start()
         self._client = Client(kafka=self.stack.kafka)
+        self._ended = 0
         self._run(WARMUP_JOBS)
-        # A peer's warm-up leaves nothing behind; ours has its rows still to write.
-        self.stack.wait_rows(
-            WARMUP_JOBS, "state_after = 'succeeded'", MEASURE_DEADLINE_SECONDS
-        )
+        self._settle(WARMUP_JOBS)
 
     def stop(self) -> None:
         if self._client is not None:
@@ -112,6 +111,12 @@ class Tidemill:
         self.stack.stop()
 
     def drain(self, jobs: int) -> float:
+        rate = self.drain_alone(jobs)
+        self._settle(jobs)
+        return rate
+
+    def drain_alone(self, jobs: int) -> float:
+        """`drain`, and the sink may still have rows to write afterwards."""
         with EndWatcher(self.stack.kafka, TOPICS.completed) as ends:
             self._enqueue_before_ledger(jobs)
             begun = time.perf_counter()
@@ -123,6 +128,7 @@ class Tidemill:
             seconds = self._enqueue_before_ledger(jobs)
             self.stack.thaw()
             ends.count(jobs, STALL_SECONDS)
+        self._settle(jobs)
         return jobs / seconds
 
     def latency(self, rate: int, seconds: float) -> Latency:
@@ -134,6 +140,7 @@ class Tidemill:
             pace.start()
             seen = ends.instants(jobs, STALL_SECONDS)
             pace.finish()
+        self._settle(jobs)
         check_rate_held(rate=rate, jobs=jobs, seconds=pace.seconds)
         return Latency.of(
             [
@@ -141,6 +148,12 @@ class Tidemill:
                 for number in range(warmup, jobs)
             ]
         )
+
+    def _settle(self, jobs: int) -> None:
+        """Waits for the rows of what has ended: what a measurement leaves behind is none of the
+        next one's, and a peer leaves nothing."""
+        self._ended += jobs
+        self.stack.wait_rows(self._ended, "state_after = 'succeeded'", MEASURE_DEADLINE_SECONDS)
 
     def _run(self, jobs: int) -> None:
         with EndWatcher(self.stack.kafka, TOPICS.completed) as ends:
@@ -179,6 +192,7 @@ class TidemillAccepted(Tidemill):
             begun = time.perf_counter()
             self.stack.gate.touch()
             finished = ends.count(jobs + self.concurrency, STALL_SECONDS)
+        self._settle(jobs + self.concurrency)
         return jobs / (finished - begun - GATE_POLL_SECONDS / 2)
 
     def _hold_all_slots(self) -> None:
