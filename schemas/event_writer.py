@@ -165,7 +165,7 @@ class _User:
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         self.key = user_id.encode()  # of a record
-        self.json = _json(user_id)
+        self.json = b"%b" % _json(user_id)  # a copy: orjson's results keep a buffer of 4 KiB
         # As `_name_of` has it: JSON's own escapes hold neither of the two characters.
         self.in_id = self.json.replace(b"%", b"%25").replace(b"/", b"%2F")[1:-1]
         self.is_escaped = b"\\" in self.json
@@ -219,7 +219,7 @@ class EventWriter:
         self._topic, self._topic_json = "", b""
         self._cause_topic, self._cause_partition, self._cause_offset = "", -1, -1
         self._cause_json = _NULL
-        self._worker_id, self._worker_json = "", _NULL
+        self._worker_id, self._worker_json = "", b'""'
 
     # --- jobs.events ---
 

@@ -84,7 +84,7 @@ def _put_bytes_or_none(out: BytesWriter, text: bytes | None) -> None:
 class RecordPage:
     """The records of one batch: their bytes and their count."""
 
-    __slots__ = ("_begun_at", "_fits", "_out", "_value_at", "count")
+    __slots__ = ("_begun_at", "_fits", "_is_open", "_out", "_value_at", "count")
 
     def __init__(self) -> None:
         self.count = 0
@@ -92,6 +92,7 @@ class RecordPage:
         self._begun_at: i64 = 0
         self._value_at: i64 = 0
         self._fits = True
+        self._is_open = False  # a record was begun and not ended
 
     @property
     def size(self) -> int:
@@ -100,7 +101,12 @@ class RecordPage:
 
     def getvalue(self) -> bytes:
         """All records, one after the other."""
+        self._check_closed()
         return self._out.getvalue()
+
+    def _check_closed(self) -> None:
+        if self._is_open:
+            raise RuntimeError("a record was begun in this page and never ended")
 
     def append(
         self, key: bytes | None, value: bytes | None, headers: Sequence[Header] | None
@@ -109,6 +115,7 @@ class RecordPage:
 
         The first record is taken whatever its size.
         """
+        self._check_closed()
         count: i64 = self.count
         size: i64 = 2 + _size_of_number(count) + _size_of_bytes(key) + _size_of_bytes(value)
         if headers is None:
@@ -139,6 +146,8 @@ class RecordPage:
 
     def begin(self, key: bytes) -> BytesWriter:
         """A record whose value is written into what this returns."""
+        self._check_closed()
+        self._is_open = True
         out = self._out
         self._begun_at = len(out)
         out.write(_BEGIN)
@@ -162,6 +171,7 @@ class RecordPage:
     def end(self) -> bool:
         """The record is complete. False: it is too small or too large for this way, and it is as
         if it had not been begun."""
+        self._is_open = False
         out = self._out
         at = self._begun_at
         size: i64 = len(out) - at - 2

@@ -45,14 +45,6 @@ SEALED_ASIDE_BYTES: Final = 65_536
 # Sequence numbers go round.
 SEQUENCES: Final = 2**31
 
-# Nothing of the batch was written, and another try may be better: it went to the wrong broker, or
-# nowhere. After any other error that passes, the batch may have been written.
-_NOT_WRITTEN: Final[Collection[KafkaErrorClass]] = (
-    errors.NotLeaderForPartitionError,
-    errors.UnknownTopicOrPartitionError,
-    errors.LeaderNotAvailableError,
-    errors.NodeNotReadyError,
-)
 # Nothing of the batch was written, and what was asked may be mended from outside.
 _TOO_LARGE: Final = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 _REFUSED: Final[Collection[KafkaErrorClass]] = (
@@ -189,7 +181,7 @@ class BatchWriter:
                     self._sequences[batch.target] = self._sequence(batch, batch.count)
                 elif found.retriable:
                     again.append(batch)
-                    if found not in _NOT_WRITTEN:
+                    if found is not errors.NodeNotReadyError:  # that one was never sent
                         in_doubt.add(batch.target)
                     error = found()
                 else:

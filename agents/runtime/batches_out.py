@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from aiokafka.codec import zstd_encode
 from aiokafka.record.util import calc_crc32c
 
-from agents.runtime.errors import PoisonMessage
+from agents.runtime.errors import FatalError, PoisonMessage
 from schemas.record_pages import OutGroup, OutRecord, RecordPage, RecordPages
 
 #: topic and partition.
@@ -107,13 +107,15 @@ class OutBatch:
 
 def transactional_batches(group: OutGroup, now_ms: int) -> dict[Target, deque[OutBatch]]:
     """Batches by partition, in the order of the records. PoisonMessage names a record's topic."""
-    return {
-        (pages.topic, pages.partition): deque(
-            OutBatch((pages.topic, pages.partition), page, now_ms, is_transactional=True)
-            for page in _checked(pages)
+    batches: dict[Target, deque[OutBatch]] = {}
+    for pages in [*group.pages, *pages_of(group.loose)]:
+        target = pages.topic, pages.partition
+        if target in batches:
+            raise FatalError(f"two parts of a group write to {target[0]}-{target[1]}")
+        batches[target] = deque(
+            OutBatch(target, page, now_ms, is_transactional=True) for page in _checked(pages)
         )
-        for pages in [*group.pages, *pages_of(group.loose)]
-    }
+    return batches
 
 
 def pages_of(records: Iterable[OutRecord]) -> Sequence[RecordPages]:

@@ -63,7 +63,8 @@ class Flow:
 
     def note(self, rows: int, age_seconds: float, now: float) -> None:
         """`rows` have arrived, so long after they were written."""
-        if age_seconds < FRESH_SECONDS:
+        # By a clock behind the writer's all would be new; what is not, must not wait.
+        if -FRESH_SECONDS < age_seconds < FRESH_SECONDS:
             self._arrived.append((now, rows))
             self._total += rows
 
@@ -180,7 +181,8 @@ class PartitionInbox:
     def due_at(self, limits: BatchLimits, *, is_burst: bool) -> float:
         """When what waits is old enough for a batch; there must be something."""
         if is_burst:
-            return self._waiting[0].written_at + limits.burst_seconds_max
+            longest = max(limits.seconds_max, limits.burst_seconds_max)
+            return self._waiting[0].written_at + longest
         return self.waits_since + limits.seconds_max
 
     def is_due(self, limits: BatchLimits, now: float, *, is_burst: bool = False) -> bool:

@@ -58,6 +58,8 @@ WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
 FINISH_SECONDS_MAX: Final = 3.0
 # Rows that wait here during a burst; reading them costs as well, so the others stay in the log.
 HELD_ROWS: Final = 20_000
+# The shortest time between two looks at what waits.
+LOOK_SECONDS_MIN: Final = 0.01
 # Between two looks whether a burst is over.
 BURST_LOOK_SECONDS: Final = 0.25
 # Records that one partition may have now when there is no bound to respect.
@@ -149,7 +151,11 @@ class SinkWriter:
         self._arrived.set()
 
     def credit(self, partition: int) -> int:
-        """How many more records of a partition may come now."""
+        """How many more records of a partition may come now.
+
+        Who makes it grow wakes the consumer.
+        """
+        self._notice_rebalance()
         if not self._has_enough():
             return CREDIT_RECORDS
         # The rest of a batch that was begun must come, or it could never be inserted.
@@ -176,8 +182,10 @@ class SinkWriter:
             self._generation = generation
             self._begun.clear()
             self._borders.forget()
+            self._flow.let_go()
             for inbox in self._inboxes.values():
                 inbox.drop_stale()
+            self._app.chunks.wake()
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -213,19 +221,19 @@ class SinkWriter:
                 self._app.chunks.wake()
 
     async def _wait(self) -> None:
-        """Until a chunk arrives, or the oldest one has waited long enough."""
+        """Until a chunk arrives, or the oldest one may have waited long enough."""
         now = time.monotonic()
-        # A burst may end unseen by any arrival.
         is_burst = self._flow.is_burst(now)
+        # A batch that was begun and is not complete: only an arrival helps.
         due = [
-            min(inbox.due_at(self._limits, is_burst=is_burst), now + BURST_LOOK_SECONDS)
-            if is_burst else inbox.due_at(self._limits, is_burst=False)
-            for inbox in self._inboxes.values() if inbox
+            inbox.due_at(self._limits, is_burst=is_burst)
+            for tp, inbox in self._inboxes.items() if inbox and self._begun.get(tp) is None
         ]
-        pause = min(due) - now if due else None
-        if pause is not None and pause <= 0:
-            # Due, but begun before and not complete yet: only an arrival helps.
-            pause = self._limits.seconds_max
+        pause = None
+        if due:
+            # A burst may end unseen by any arrival. What is due was not when it was looked at.
+            longest = BURST_LOOK_SECONDS if is_burst else self._limits.seconds_max
+            pause = max(LOOK_SECONDS_MIN, min(min(due) - now, longest))
         self._arrived.clear()
         try:
             async with asyncio.timeout(pause):
@@ -244,6 +252,8 @@ class SinkWriter:
                 if generation != self._generation:
                     return None
                 self._begun[tp] = begun
+                if begun is not None:
+                    self._app.chunks.wake()  # the rest of it may come now, whatever waits
             if not inbox:
                 continue
             batch = self._cut(tp, inbox)

@@ -35,8 +35,8 @@ from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import ControlWord, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
-# A job makes some fifty objects and no cycles; handlers may make some, so not too rarely.
-GC_THRESHOLDS: Final = (10_000, 20, 50)
+# A job makes some fifty objects and no cycles; handlers may make some, so not much more rarely.
+GC_THRESHOLDS: Final = (2_500, 20, 20)
 TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
 DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
 LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group

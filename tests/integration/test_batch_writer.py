@@ -192,13 +192,16 @@ async def test_outside_of_a_transaction_only_the_refused_batch_is_left_out(
 ) -> None:
     small = make_topic(kafka, {"max.message.bytes": str(SMALL_BYTES)})
     async with plain(kafka) as writer:
+        # A new topic may be unknown to its broker for a moment, and a batch then is in doubt.
+        assert await writer.write([batch_of(name, 0, [b"0"]) for name in (topic, small)]) == []
         large = batch_of(small, 0, [b"x" * SMALL_BYTES])
         refused = await writer.write([batch_of(topic, 0, [b"1"]), large])
         assert [(batch, type(error)) for batch, error in refused] == [(large, TooLarge)]
         written = batch_of(small, 0, [b"2", b"3"])
         assert await writer.write([written]) == []
-        assert written.base_offset == 0
-    assert (read(kafka, topic), read(kafka, small)) == ([b"1"], [b"2", b"3"])
+        assert written.base_offset == 1
+    assert read(kafka, topic) == [b"0", b"1"]
+    assert read(kafka, small) == [b"0", b"2", b"3"]
 
 
 async def test_a_topic_that_is_not_there_is_named_with_the_way_out(
@@ -244,15 +247,10 @@ async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(
             await writer.write([batch_of(topic, 0, [b"1"])])
 
 
-@pytest.mark.parametrize(
-    "first",
-    [errors.NotLeaderForPartitionError, errors.UnknownTopicOrPartitionError,
-     errors.LeaderNotAvailableError, errors.NodeNotReadyError],
-)
-async def test_a_batch_that_went_to_the_wrong_broker_is_in_no_doubt(
-    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch, first: type[errors.KafkaError]
+async def test_a_batch_that_was_never_sent_is_in_no_doubt(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = [first, errors.MessageSizeTooLargeError]
+    answers = [errors.NodeNotReadyError, errors.MessageSizeTooLargeError]
 
     async def produce(_leader: int, batches: list[OutBatch]) -> Any:
         return [(batch, answers.pop(0)) for batch in batches]

@@ -13,8 +13,8 @@ from agents.runtime.batches_out import (
     Target,
     transactional_batches,
 )
-from agents.runtime.errors import PoisonMessage
-from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
+from agents.runtime.errors import FatalError, PoisonMessage
+from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage, RecordPages
 
 AT_MS = 1_790_000_000_000
 
@@ -75,6 +75,15 @@ def test_a_record_may_be_larger_than_a_batch_but_not_than_a_record() -> None:
     poison: OutRecord = ("dead", 0, None, b"x" * (RECORD_BYTES_MAX + 1), None)
     with pytest.raises(PoisonMessage, match="topic dead"):
         transactional_batches(OutGroup([small, poison]), AT_MS)
+
+
+def test_two_parts_of_a_group_in_one_partition_are_refused() -> None:
+    group = OutGroup([("events", 0, None, b"1", None)])
+    pages = RecordPages("events", 0)
+    pages.add(None, b"2")
+    group.pages.append(pages)
+    with pytest.raises(FatalError, match="events-0"):
+        transactional_batches(group, AT_MS)
 
 
 def test_a_sealed_batch_stays_as_it_is() -> None:

@@ -92,6 +92,14 @@ def test_a_record_in_place_is_the_appended_one_or_none(size: int) -> None:
     assert [record[1] for record in read_page(placed.getvalue())][-1] == b"last"
 
 
+def test_half_a_record_is_never_passed_on() -> None:
+    page = RecordPage()
+    page.begin(b"k").write(b"half")
+    for use in (lambda: page.begin(b"k"), lambda: page.append(None, b"1", None), page.getvalue):
+        with pytest.raises(RuntimeError, match="never ended"):
+            use()
+
+
 def test_long_keys_and_headers_count_for_a_record_in_place() -> None:
     page = RecordPage()
     page.begin(b"k" * 9_000).write(b"v" * 100)
