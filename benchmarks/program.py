@@ -21,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# Jobs of the warm-up batch, the same for everybody: compilers, memory and connection pools are in
+# Jobs of the warm-up batch: compilers, memory and connection pools are in
 # their steady state behind it. A broker's JVM takes twice the processor time of a warm one after
 # 2,000 jobs, and a third more after 20,000.
 WARMUP_JOBS = 100_000
+# The Python peers have no compiler to warm, and the slowest would take minutes.
+PYTHON_WARMUP_JOBS = 20_000
 
 # Seconds of sending before latency counts, for the same reason.
 LATENCY_WARMUP_SECONDS = 2.0

@@ -30,7 +30,7 @@ from benchmarks.processes import (
 from benchmarks.program import (
     LATENCY_WARMUP_SECONDS,
     MEASURE_DEADLINE_SECONDS,
-    WARMUP_JOBS,
+    PYTHON_WARMUP_JOBS,
     Latency,
     NotMeasuredError,
     check_rate_held,
@@ -203,8 +203,8 @@ class PythonPeer:
     def _warm_up(self) -> None:
         _, producer, meter = self._parts()
         before = meter.ended()
-        producer.ask(MEASURE_DEADLINE_SECONDS, do="add", jobs=WARMUP_JOBS)
-        self._wait_for(before + WARMUP_JOBS, MEASURE_DEADLINE_SECONDS)
+        producer.ask(MEASURE_DEADLINE_SECONDS, do="add", jobs=PYTHON_WARMUP_JOBS)
+        self._wait_for(before + PYTHON_WARMUP_JOBS, MEASURE_DEADLINE_SECONDS)
 
     def _wait_for(self, ended: int, deadline_seconds: float) -> None:
         worker, _, meter = self._parts()
