@@ -39,8 +39,8 @@ logger = logging.getLogger("tidemill.sink")
 
 # Records are no cycles: they die by their count, and looking at them again and again costs a tenth.
 GC_THRESHOLDS: Final = (50_000, 20, 100)
-# Of 20: a tenth of the others' share on a busy machine, so that it comes last and never starves.
-NICENESS: Final = 10
+# Of 20: a quarter of the others' share on a busy machine, so that it comes last and never starves.
+NICENESS: Final = 6
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 # Records of a chunk: they are only handed on, so large chunks cost the loop little.
 CHUNK_RECORDS_MAX: Final = 5_000
