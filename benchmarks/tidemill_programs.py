@@ -36,6 +36,7 @@ from tidemill import Client, Request
 
 NOOP = "bench.noop"
 HOLD = "bench.hold"
+ENDED = "state_after = 'succeeded'"
 USERS = 1_000
 TOPICS = Topics()
 # A stopped ledger is put out of its group after 10 s, and what follows would be a takeover.
@@ -153,7 +154,7 @@ class Tidemill:
         """Waits for the rows of what has ended: what a measurement leaves behind is none of the
         next one's, and a peer leaves nothing."""
         self._ended += jobs
-        self.stack.wait_rows(self._ended, "state_after = 'succeeded'", MEASURE_DEADLINE_SECONDS)
+        self.stack.wait_rows(self._ended, ENDED, MEASURE_DEADLINE_SECONDS)
 
     def _run(self, jobs: int) -> None:
         with EndWatcher(self.stack.kafka, TOPICS.completed) as ends:

@@ -152,7 +152,7 @@ _HEADERS_OF_KIND: Final = {
 }
 _EVENT_BEGINS: Final = b'{"schema_version":%b,"event_id":"' % _VERSION
 _VERSION_ENDS: Final = b',"schema_version":%b}' % _VERSION
-_STATE_JSON: Final[dict[State | None, bytes]] = {
+STATE_JSON: Final[dict[State | None, bytes]] = {
     None: _NULL, **{state: f'"{state}"'.encode() for state in State}
 }
 
@@ -186,7 +186,7 @@ class _Phase:
             number_text(event.attempt), number_text(event.epoch),
         )
         self.states = b',"state_before":%b,"state_after":%b,"reason":' % (
-            _STATE_JSON[event.state_before], _STATE_JSON[event.state_after]
+            STATE_JSON[event.state_before], STATE_JSON[event.state_after]
         )
 
 
@@ -345,7 +345,7 @@ class EventWriter:
         out.write(b",")
         out.write(self._type)
         out.write(b',"status":')
-        out.write(_STATE_JSON[event.state_after])
+        out.write(STATE_JSON[event.state_after])
         out.write(b',"reason":')
         out.write(_NULL if reason is None else _json(reason))
         out.write(b',"result":')

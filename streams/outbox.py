@@ -80,14 +80,6 @@ class Outbox:
                 made.pages.append(pages)
         return made
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is to be written beside rows."""
-        return not (
-            len(self._events) or len(self._completed) or len(self._dead) or len(self._retry)
-            or self._loose
-        )
-
     def event(self, event: Event) -> None:
         """One record on jobs.events."""
         self._writer.add_event(self._events, event)

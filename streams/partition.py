@@ -159,7 +159,7 @@ class Partition:
         They are of one use: `settle` and `undo` begin the next ones.
         """
         outbox = self._desk.outbox
-        if not self.state.has_changes and outbox.is_empty:
+        if not self.state.has_changes and not len(outbox.group()):
             return OutGroup()
         for queue, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))

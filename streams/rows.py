@@ -18,7 +18,9 @@ from typing import Any, Final
 
 import orjson
 from librt.strings import BytesWriter
+from mypy_extensions import i64
 
+from schemas.event_writer import STATE_JSON
 from schemas.numbers import put_decimal
 from schemas.wire import Definition
 from schemas.words import State
@@ -33,7 +35,6 @@ ENDED: Final = -1  # first element of an ended job's row
 POSITION_KEY: Final = b"p"
 _LIVE_BEGINS: Final = b"[%d," % LIVE
 _ENDED_BEGINS: Final = b"[%d," % ENDED
-_STATE_JSON: Final = {state: f'"{state}"'.encode() for state in State}
 _words: Final[dict[str, bytes]] = {}  # types, queues and priorities as JSON, a comma before each
 WORDS_MAX: Final = 1_000  # then it starts anew
 
@@ -68,10 +69,9 @@ def put_live(out: BytesWriter, job: Job) -> None:
     """The whole job; the fields' order is the format."""
     spec = job.spec
     out.write(_LIVE_BEGINS)
-    out.write(_STATE_JSON[job.state])
+    out.write(STATE_JSON[job.state])
     for number in (job.sequence, job.run, job.attempt, job.epoch, job.rescues, job.queued_at):
-        out.write(b",")
-        put_decimal(out, number)
+        _put_digits(out, number)
     _put_number(out, job.due_at)
     _put_text(out, job.reason)
     _put_number(out, job.dispatched_at)
@@ -91,8 +91,7 @@ def put_live(out: BytesWriter, job: Job) -> None:
     for number in (
         spec.requested_at, spec.fingerprint, spec.number, spec.max_attempts, spec.timeout_ms
     ):
-        out.write(b",")
-        put_decimal(out, number)
+        _put_digits(out, number)
     _put_text(out, spec.unique_key)
     _put_number(out, spec.run_at)
     _put_number(out, spec.expires_at)
@@ -105,12 +104,16 @@ def put_live(out: BytesWriter, job: Job) -> None:
     out.write(spec.payload)
 
 
+def _put_digits(out: BytesWriter, number: i64) -> None:
+    out.write(b",")
+    put_decimal(out, number)
+
+
 def _put_number(out: BytesWriter, number: int | None) -> None:
     if number is None:
         out.write(b",null")
     else:
-        out.write(b",")
-        put_decimal(out, number)
+        _put_digits(out, number)
 
 
 def _put_text(out: BytesWriter, text: str | None) -> None:
@@ -135,11 +138,10 @@ def ended_value(job: Job) -> bytes:
     """What is left of an ended job."""
     out = BytesWriter()
     out.write(_ENDED_BEGINS)
-    out.write(_STATE_JSON[job.state])
+    out.write(STATE_JSON[job.state])
     _put_number(out, job.finished_at)
     for number in (job.spec.fingerprint, job.run, job.sequence):
-        out.write(b",")
-        put_decimal(out, number)
+        _put_digits(out, number)
     out.write(b"]")
     return out.getvalue()
 

@@ -142,7 +142,7 @@ class Lane:
         self._turn(group)
         # 1. Decide, partition by partition. State changes here; step 3 or an undo says for good.
         out = await self._decide(group)
-        if out.pages or out.loose:
+        if out:
             # The next group is decided meanwhile.
             self._start(self._commit(producer, group, out))
         else:

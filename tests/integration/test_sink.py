@@ -33,12 +33,12 @@ from agents.embedded.broker import free_port
 from benchmarks.event_log import make_events
 from schemas.event_writer import Event
 from schemas.topics import Topics
+from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.integration import clickhouse_stand_in
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("sink_process.py")
-SERVER_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"  # as in conftest
 PARTITIONS = 4
 DEADLINE_SECONDS = 60.0
 OUTAGE_SECONDS = 30.0
@@ -239,7 +239,7 @@ def log(kafka: str, topic_prefix: str) -> Log:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a ClickHouse server, or of what stands in for one."""
-    if existing := os.environ.get(SERVER_VARIABLE):
+    if existing := os.environ.get(CLICKHOUSE_VARIABLE):
         yield existing.rstrip("/")
         return
     port = free_port()

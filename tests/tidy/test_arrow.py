@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "systems": {"tidemill", "systems"},
 }
 # What the core may import besides schemas and the standard library.
-CORE_LIBRARIES = {"cronsim", "librt", "orjson"}
+CORE_LIBRARIES = {"cronsim", "librt", "mypy_extensions", "orjson"}
 CONTRACT_LIBRARIES = {
     "annotated_types", "librt", "mypy_extensions", "orjson", "pydantic", "pydantic_core", "yaml",
 }
