@@ -106,6 +106,8 @@ class BrokerProcess:
             self._is_ready = True
         except EmbeddedError as error:
             self.error = error
+        except Exception as error:  # noqa: BLE001  # a full disk, a limit: it is tried again
+            self.error = EmbeddedError(f"the broker cannot be started: {error!r}")
 
     def go(self) -> None:
         """It needs nothing."""

@@ -28,6 +28,7 @@ from confluent_kafka import (
     Message,
     TopicPartition,
 )
+from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings, take_arrived
 from schemas.events import CompletedJob
@@ -85,6 +86,7 @@ class Completions:
         self._recent_by_user: defaultdict[str, deque[bytes]] = defaultdict(deque)
         self._recent_bytes = 0
         self._seen: dict[int, _Seen] = {}
+        self._all: list[int] = []  # the topic's partitions; empty until they are asked for
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -167,12 +169,17 @@ class Completions:
         with self._lock:
             if self._new or self._waiters:
                 return False
-            self._recent.clear()
-            self._recent_by_user.clear()
-            self._recent_bytes = 0
-            self._seen.clear()
+            self._forget_all()
             self._thread = None
             return True
+
+    def _forget_all(self) -> None:
+        """The next thread's consumer reads nothing yet."""
+        self._recent.clear()
+        self._recent_by_user.clear()
+        self._recent_bytes = 0
+        self._seen.clear()
+        self._all = []
 
     def _admit(self, consumer: Consumer, new: list[Waiter]) -> None:
         partitions = self._partitions(consumer)
@@ -182,8 +189,8 @@ class Completions:
                 self._read_from(consumer, chosen, waiter.since_ms)
 
     def _partitions(self, consumer: Consumer) -> list[int]:
-        if self._seen and len(self._seen) > 1:
-            return list(self._seen)
+        if self._all:
+            return self._all
         while not self._is_closed:
             try:
                 found = consumer.list_topics(self._topic, timeout=LOOKUP_SECONDS)
@@ -192,6 +199,7 @@ class Completions:
                 continue
             partitions = list(found.topics[self._topic].partitions)
             if partitions:
+                self._all = partitions
                 return partitions
             raise ClientError(
                 f"topic {self._topic} does not exist; start `tidemill dev`, or run `tidemill "
@@ -293,14 +301,21 @@ class Completions:
 
     def _tell(self, waiter: Waiter, value: bytes) -> None:
         self.forget(waiter)
-        if waiter.future.set_running_or_notify_cancel():
+        if not waiter.future.set_running_or_notify_cancel():
+            return
+        try:
             waiter.future.set_result(CompletedJob.model_validate_json(value))
+        except ValidationError as error:
+            waiter.future.set_exception(
+                ClientError(f"{self._topic}: the end of {waiter.key[1]} cannot be read: {error}")
+            )
 
     def _fail_all(self, error: Exception) -> None:
         with self._lock:
             waiters = [waiter for mine in self._waiters.values() for waiter in mine]
             self._waiters.clear()
             self._new.clear()
+            self._forget_all()
             self._thread = None
         for waiter in waiters:
             if waiter.future.set_running_or_notify_cancel():

@@ -63,7 +63,11 @@ def since_of(text: str) -> datetime:
     """An instant from "15m", "2h", "7d" (ago) or RFC 3339. Raises ValueError."""
     match = _AGO.match(text)
     if match is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        try:
+            return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except OverflowError:
+            unit = _UNITS[match[2]]
+            raise ValueError(f"{text} ago is before all time; give fewer {unit}") from None
     found = parse_instant(text)
     assert isinstance(found, datetime)
     return found

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import orjson
 
+from agents.clickhouse.engine import tsv_escaped
+
 ANSWER_SECONDS: Final = 30.0  # the embedded port's own limit is shorter
 ERROR_LENGTH_MAX: Final = 2_000  # characters of a server's message that are shown
 
@@ -90,7 +92,7 @@ def _request(
         )
     parts = urllib.parse.urlsplit(clickhouse)
     given = dict(urllib.parse.parse_qsl(parts.query))
-    given |= {f"param_{name}": value for name, value in params.items()}
+    given |= {f"param_{name}": tsv_escaped(value) for name, value in params.items()}
     # Without this a server writes 64-bit numbers as text in JSON.
     given["output_format_json_quote_64bit_integers"] = "0"
     if fmt is not None:

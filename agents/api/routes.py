@@ -310,7 +310,9 @@ def _job_id(body: dict[str, Any], key: str | None) -> Any:
             422, "conflicting-ids", "job_id and the header Idempotency-Key differ; send one, or "
             "the same in both", field="Idempotency-Key",
         )
-    return key or given or str(uuid.uuid4())
+    if key is not None:
+        return key
+    return str(uuid.uuid4()) if given is None else given
 
 
 def _refused(refusal: Refusal, status: int = 422) -> Problem:

@@ -146,7 +146,7 @@ class GateMiddleware:
         await (refusal or self._app)(scope, receive, guarded_send)
 
     def _refusal(self, request: Request, *, is_static: bool) -> Response | None:
-        path, headers = request.url.path, request.headers
+        path, headers = request.scope["path"], request.headers
         problem = self._gate.check_host(headers) or self._gate.check_origin(
             request.method, headers
         )

@@ -91,7 +91,9 @@ class ChdbEngine:
             for left_over in folder.glob(f"{INSERT_PREFIX}*"):
                 left_over.unlink(missing_ok=True)
             try:
-                engine = cls(folder, lock_file, _connect(folder, SERVER_OPTIONS))
+                with _nowhere():
+                    first = _connect(folder, SERVER_OPTIONS)
+                engine = cls(folder, lock_file, first)
             except BaseException:
                 lock_file.close()
                 raise
@@ -244,6 +246,25 @@ def _connect(folder: Path, options: Mapping[str, int]) -> Any:
     address = f"{folder}?{urlencode(options)}" if options else str(folder)
     with _translated_errors():
         return sqlitelike.Connection(address)
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[None]:
+    """Work in an empty folder that is gone afterwards, while chDB makes its database.
+
+    To chDB a name that is no table is a file of the folder in which its first connection was made:
+    `SELECT * FROM users` would read a file `users` of the project. There is none in this folder.
+    """
+    before = os.open(".", os.O_RDONLY)
+    try:
+        with tempfile.TemporaryDirectory(prefix=INSERT_PREFIX) as empty:
+            os.chdir(empty)
+            try:
+                yield
+            finally:
+                os.fchdir(before)
+    finally:
+        os.close(before)
 
 
 def _folder_of(dsn: str) -> Path:

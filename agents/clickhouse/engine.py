@@ -230,7 +230,7 @@ def _param_text(value: object) -> str:
         case None:
             return "\\N"
         case str():
-            return _tsv_escaped(value)
+            return tsv_escaped(value)
         case list() | tuple():
             return "[" + ",".join(_param_literal(item) for item in value) + "]"
         case _:
@@ -267,7 +267,8 @@ def _scalar_text(value: object) -> str:
             )
 
 
-def _tsv_escaped(text: str) -> str:
+def tsv_escaped(text: str) -> str:
+    """A text as it stands in a value of ClickHouse's TSV, and in a parameter."""
     for plain, escaped in (
         ("\\", "\\\\"),
         ("\t", "\\t"),

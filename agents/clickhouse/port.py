@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import orjson
 import uvicorn
@@ -156,7 +156,8 @@ class ClickHousePort:
 
     def _check_caller(self, request: Request) -> None:
         # A page in a browser may reach this address under a name of its own: only ours is served.
-        name = request.url.hostname or ""
+        # As it was sent: what is no host's name must not pass for the address of the socket.
+        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
         if self._host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
             raise EngineError(
                 f"Host {name!r} is not served here; use {self.url}", code=497, name="ACCESS_DENIED"

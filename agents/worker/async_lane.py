@@ -186,6 +186,9 @@ class AsyncLane:
         except ValidationError as error:
             host.ended(attempt, ends.invalid_payload(handler, error))
             return None
+        except BaseException as error:  # noqa: BLE001  # a model's validators may do anything
+            host.ended(attempt, ends.error(error, job))
+            return None
         context = self._context.copy()
         try:
             coroutine = handler.function(*arguments)
@@ -212,7 +215,8 @@ class AsyncLane:
             end = ends.cancelled() if is_ours else ends.error(error, attempt.job)
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             end = ends.error(error, attempt.job)
-        self._awake += 1
+        finally:
+            self._awake += 1
         if slot.task is not None and slot.task.cancelling():
             slot.is_retired = True
         if attempt.is_ended:

@@ -17,6 +17,10 @@ CANCELLED: Final = "cancelled"
 STOPPING: Final = "stopping"
 
 
+def _nothing() -> None:
+    """In place of a call that was made."""
+
+
 class QueueState:
     """How many jobs of one queue wait in this worker."""
 
@@ -55,13 +59,18 @@ class Pack:
         """One more job of the pack has a durable word."""
         self.unsettled -= 1
         if not self.unsettled:
-            self.on_settled()
+            self._tell_settled()
 
     def rebind(self, on_settled: Callable[[], object]) -> None:
         """The same record came again: its jobs are not run twice, its new delivery is acked."""
         self.on_settled = on_settled
         if not self.unsettled:
-            on_settled()
+            self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        # A pack is remembered for long; the call would keep the bytes of its whole chunk.
+        on_settled, self.on_settled = self.on_settled, _nothing
+        on_settled()
 
 
 class Attempt:

@@ -67,10 +67,16 @@ class Child:
         self._jobs: list[dict[str, Any]] = []
         self._arrived = threading.Semaphore(0)
         self._current: ChildAttempt | None = None
+        self._sending = threading.Lock()  # a thread of the handler may tell progress meanwhile
+        self._pid = os.getpid()
 
     def send(self, message: dict[str, Any]) -> None:
+        if os.getpid() != self._pid:
+            # The handler forked, and its child came back out of it: it has no word here.
+            os._exit(EXIT_TERMINATED)
         try:
-            self._connection.sendall(frame(message))
+            with self._sending:
+                self._connection.sendall(frame(message))
         except OSError:
             _die()
 
@@ -111,10 +117,10 @@ class Child:
 
 def _call(handler: Handler, attempt: ChildAttempt) -> End:
     try:
-        arguments = handler.arguments(attempt.job["payload"], attempt)
-    except ValidationError as error:
-        return ends.invalid_payload(handler, error)
-    try:
+        try:
+            arguments = handler.arguments(attempt.job["payload"], attempt)
+        except ValidationError as error:
+            return ends.invalid_payload(handler, error)
         value = handler.function(*arguments)
         if handler.is_coroutine:
             value = asyncio.run(value)
@@ -156,6 +162,9 @@ def _die_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     """Entry point: the socket's number and the modules."""
     connection = socket.socket(fileno=int(arguments[0]))
+    # What a handler starts must not hold the line open: the parent learns of our end by it.
+    connection.set_inheritable(False)
+    os.register_at_fork(after_in_child=connection.close)
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _on_terminate)

@@ -24,6 +24,11 @@ CHILDREN_MAX: Final = 1_000  # requests of one attempt; they travel in one outco
 CHILD_DIGEST_BYTES: Final = 8  # of a parent's id that is too long to stand in a child's
 
 
+def valid_text(text: str) -> str:
+    """Without what UTF-8 cannot hold, such as half a pair from a file's name."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class Context:
     """One attempt, seen from inside. Passed to a handler as its second argument."""
 
@@ -111,9 +116,9 @@ class Context:
             raise ValueError("percent must be a number from 0 to 100, not NaN")
         told: dict[str, Any] = {"percent": min(100.0, max(0.0, value))}
         if stage is not None:
-            told["stage"] = str(stage)[:STAGE_LENGTH_MAX]
+            told["stage"] = valid_text(str(stage))[:STAGE_LENGTH_MAX]
         if message is not None:
-            told["message"] = str(message)[:MESSAGE_LENGTH_MAX]
+            told["message"] = valid_text(str(message))[:MESSAGE_LENGTH_MAX]
         self._on_progress(told)
 
     def enqueue(

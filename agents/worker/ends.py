@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from agents.worker.context import Context, children_of
+from agents.worker.context import Context, children_of, valid_text
 from agents.worker.errors import NonRetryable, Retry, Skip
 from agents.worker.handlers import Handler
 from schemas.requests import RESULT_BYTES_MAX
@@ -32,11 +32,10 @@ logger = logging.getLogger("tidemill.worker")
 
 def failure(code: str, message: str, *, retryable: bool, retry_after_ms: int | None = None) -> End:
     """A failed attempt. The message is cut and made valid UTF-8: any exception's text may come."""
-    text = message.encode("utf-8", "replace").decode()[:MESSAGE_LENGTH_MAX]
-    code_text = code.encode("utf-8", "replace").decode()
+    text = valid_text(message)[:MESSAGE_LENGTH_MAX]
     end: End = {
         "kind": "failed",
-        "error": {"code": code_text, "message": text, "retryable": retryable},
+        "error": {"code": valid_text(code), "message": text, "retryable": retryable},
     }
     if retry_after_ms is not None:
         end["retry_after_ms"] = retry_after_ms
@@ -100,20 +99,33 @@ def error(raised: BaseException, job: Mapping[str, Any]) -> End:
 
     The stack trace goes to the log, never into the outcome.
     """
-    if isinstance(raised, Skip):
-        return {"kind": "skipped", "reason": raised.reason}
-    if isinstance(raised, NonRetryable):
-        return failure(raised.code, str(raised), retryable=False)
-    if isinstance(raised, Retry):
-        after = raised.after_seconds
-        after_ms = None if after is None else round(after * 1000)
-        return failure(raised.code, str(raised), retryable=True, retry_after_ms=after_ms)
+    try:
+        end = _steered(raised)
+    except Exception:
+        # A user's class may lack what its base has, or hold something else there.
+        logger.exception("a %s of job %s says not what it wants", type(raised), job["job_id"])
+        is_final = isinstance(raised, NonRetryable)
+        return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=not is_final)
+    if end is not None:
+        return end
     logger.warning(
         "attempt %s of job %s (%s) of user %s raised",
         job["attempt"], job["job_id"], job["type"], job["user_id"],
         exc_info=raised,
     )
     return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True)
+
+
+def _steered(raised: BaseException) -> End | None:
+    if isinstance(raised, Skip):
+        return {"kind": "skipped", "reason": valid_text(raised.reason)}
+    if isinstance(raised, NonRetryable):
+        return failure(raised.code, str(raised), retryable=False)
+    if isinstance(raised, Retry):
+        after = raised.after_seconds
+        after_ms = None if after is None else round(after * 1000)
+        return failure(raised.code, str(raised), retryable=True, retry_after_ms=after_ms)
+    return None
 
 
 def _words_of(raised: BaseException) -> str:

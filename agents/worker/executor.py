@@ -185,6 +185,7 @@ class Executor:
         for attempt in waiting:
             if attempt.pack in untouched:
                 self._forget_waiting(attempt)
+                attempt.pack.queue.waiting -= 1
                 attempt.is_ended = True
             elif attempt.pack in taken:
                 self._forget_waiting(attempt)
@@ -458,7 +459,13 @@ def _has_shape(body: dict[str, Any]) -> bool:
         or not isinstance(jobs, list)
     ):
         return False
-    for job in jobs:  # noqa: SIM110  # a generator's turns cost as much as what they look at
+    for job in jobs:  # a generator's turns cost as much as what they look at
         if not isinstance(job, dict) or not job.keys() >= _JOB_FIELDS:
+            return False
+        if not (
+            isinstance(job["type"], str)
+            and isinstance(job["timeout_ms"], int)
+            and isinstance(job["epoch"], int)
+        ):
             return False
     return True

@@ -143,6 +143,8 @@ def run_blocking(attempt: Attempt) -> End:
         arguments = handler.arguments(attempt.job["payload"], attempt)
     except ValidationError as error:
         return ends.invalid_payload(handler, error)
+    except BaseException as error:  # noqa: BLE001  # a model's validators may do anything
+        return ends.error(error, attempt.job)
     try:
         value = handler.function(*arguments)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from agents.supervisor import describe_exit
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.framing import LENGTH_BYTES, frame
@@ -86,7 +87,7 @@ class ChildProcess:
         if code is None:
             return "it does not end, even after SIGKILL"
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"killed {describe_exit(code)}"
         return f"exit code {code}"
 
     async def _wait(self, seconds: float) -> int | None:
@@ -197,7 +198,12 @@ class ProcessLane:
         failures = 0
         while not self._closing.is_set():
             await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
-            child = await start_child(self._modules)
+            try:
+                child = await start_child(self._modules)
+            except OSError as error:  # no process, no memory, no file left: perhaps later
+                logger.error("a child process cannot be started, trying again: %s", error)
+                failures += 1
+                continue
             self._children.add(child)
             try:
                 if await self._await_ready(child):
@@ -205,11 +211,20 @@ class ProcessLane:
                     await self._serve(child)
                 else:
                     failures += 1
+            except Exception:
+                # Whatever it was, the slot must not be lost with it.
+                logger.exception("a child process is given up, another one is started")
+                failures += 1
+                self._end_running_in(child)
             finally:
                 child.kill()
                 self._children.discard(child)
                 if self._closing.is_set():
                     child.process.wait(REAP_SECONDS_MAX)
+
+    def _end_running_in(self, child: ChildProcess) -> None:
+        for attempt in [each for each in self.running if each.runner is child]:
+            self._end(attempt, ends.died("the worker lost its connection to it"))
 
     async def _await_ready(self, child: ChildProcess) -> bool:
         try:

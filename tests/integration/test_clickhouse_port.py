@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,27 @@ def http(served: RunningPort) -> Iterator[httpx.Client]:
 
 def ask(http: httpx.Client, sql: str, **arguments: str) -> httpx.Response:
     return http.post("/", params=arguments, content=sql.encode())
+
+
+def test_a_file_of_the_working_folder_is_no_table(tmp_path: Path) -> None:
+    # In a process of its own: chDB serves one folder a process.
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "users").write_text("name\tsecret\nada\t1815\n")
+    code = (
+        "import sys; from agents.clickhouse.engine import EngineError, open_engine\n"
+        "engine = open_engine(sys.argv[1])\n"
+        "for sql in 'SELECT * FROM users', 'DESCRIBE users', '(SELECT 1 FROM users)':\n"
+        "    try: print(engine.query(sql))\n"
+        "    except EngineError as error: print(error.name)\n"
+        "import os; print(os.getcwd())\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, f"chdb://{tmp_path / 'chdb'}"],
+        cwd=project, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=60, check=True,
+    )
+    assert found.stdout.splitlines() == ["UNKNOWN_TABLE"] * 3 + [str(project)]
 
 
 class TestStockClients:
@@ -328,8 +350,11 @@ class TestRefusals:
         assert answer.status_code == 403
         assert not target.exists()
 
-    def test_a_page_under_another_host_name_gets_nothing(self, http: httpx.Client) -> None:
-        answer = http.post("/", content="SELECT 1", headers={"Host": "evil.example:8123"})
+    @pytest.mark.parametrize("host", ["evil.example:8123", "a{b.evil.example", ""])
+    def test_a_page_under_another_host_name_gets_nothing(
+        self, http: httpx.Client, host: str
+    ) -> None:
+        answer = http.post("/", content="SELECT 1", headers={"Host": host})
         assert answer.status_code == 403
 
     def test_a_database_of_its_own_is_unknown(self, http: httpx.Client) -> None:

@@ -334,6 +334,24 @@ def test_wait_for_one_of_many(client: Client, ledger: Ledger) -> None:
         assert client.wait(handle, SECONDS).user_id == handle.user_id
 
 
+def test_wait_for_one_of_many_after_waits_on_some_partitions(
+    client: Client, ledger: Ledger
+) -> None:
+    # Two users whose partitions differ, each waited for by itself: the reader knows these two.
+    alone = [client.enqueue("t", user_id=f"u{n}") for n in range(50)]
+    by_partition = {handle.partition: handle for handle in alone}
+    assert len(by_partition) > 2
+    for handle in list(by_partition.values())[:2]:
+        ledger.end(handle.user_id, handle.job_id)
+        assert client.wait(handle, SECONDS).user_id == handle.user_id
+    # The others' partitions are read as well, where the handle does not say which one.
+    elsewhere = list(by_partition.values())[2]
+    (handle,) = client.enqueue_many([Request(type="t", user_id=elsewhere.user_id)])
+    assert handle.partition is None
+    ledger.end(handle.user_id, handle.job_id)
+    assert client.wait(handle, SECONDS).user_id == handle.user_id
+
+
 def test_wait_for_a_later_run_passes_the_first(client: Client, ledger: Ledger) -> None:
     handle = client.enqueue("t", user_id="u")
     ledger.end("u", handle.job_id, run=1, status="failed")

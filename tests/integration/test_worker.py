@@ -275,6 +275,21 @@ def test_process_handler_ends_truly_at_its_time_out(
     assert worker.stop() == 0
 
 
+def test_a_copy_of_a_child_says_nothing_and_hides_no_death(ledger: Ledger, start: Start) -> None:
+    worker = start(processes=1).wait_ready()
+    asked = [
+        ledger.dispatch(("fork.process", {"folder": word}), queue="heavy")[0]
+        for word in ("one", "two", "three")
+    ]
+    # Each job gets its own end, and no other's.
+    for job_id, word in zip(asked, ("one", "two", "three"), strict=True):
+        end = ledger.last(job_id, worker.told)
+        assert end.get("result", end) == word
+    [left] = ledger.dispatch(("leave.process", {"folder": "x"}), queue="heavy")
+    assert ledger.last(left, worker.told)["error"]["code"] == "PROCESS_DIED"
+    assert worker.stop() == 0
+
+
 def test_a_child_that_dies_is_a_failed_attempt(ledger: Ledger, start: Start) -> None:
     worker = start(processes=1).wait_ready()
     [dead] = ledger.dispatch(("die.process", {}), queue="heavy")

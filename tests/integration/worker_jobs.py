@@ -114,6 +114,23 @@ def stubborn_in_process(payload: Note) -> str:
     return "slept"
 
 
+@job("fork.process", queue="heavy", process=True)
+def fork_in_process(payload: Note) -> str:
+    if os.fork() == 0:
+        raise ValueError("the copy comes back out of the handler")
+    time.sleep(0.1)
+    return payload.folder
+
+
+@job("leave.process", queue="heavy", process=True)
+def leave_in_process(payload: Note) -> None:
+    """Ends itself while a copy of it lives on."""
+    if os.fork() == 0:
+        time.sleep(120)
+        os._exit(0)
+    os._exit(3)
+
+
 @job("die.process", queue="heavy", process=True)
 def die_in_process(payload: dict[str, object]) -> None:
     os._exit(9)

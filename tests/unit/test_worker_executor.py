@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, field_validator
 
 from agents.worker import async_lane
 from agents.worker import executor as executor_module
 from agents.worker.context import Context
+from agents.worker.errors import NonRetryable, Skip
 from schemas.wire import OutcomePack
-from tests.unit.worker_harness import bench_of, pack_of, until
+from tests.unit.worker_harness import Bench, bench_of, pack_of, until
 
 word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="clean")
 
@@ -410,3 +414,148 @@ async def test_room_is_free_slots_and_one_pack(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: bench.executor.ended_total == 68)
         # Asked for more when half a pack was left, and again when nothing was; three ran then.
         assert asked == [33, 65]
+
+
+async def test_what_a_rebalance_drops_waits_no_longer() -> None:
+    gate = asyncio.Event()
+
+    async def wait(payload: dict[str, Any]) -> None:
+        await gate.wait()
+
+    async with bench_of(wait, concurrency=1) as bench:
+        bench.take(pack_of(("wait", {})))
+        await until(lambda: bench.executor.running == 1)
+        room = bench.executor.room("default")
+        for _ in range(3):
+            again = bench.take(pack_of(*[("wait", {})] * 40))
+            assert again is not None
+            assert bench.executor.drop([again]) == [again]
+        assert bench.executor.room("default") == room
+        gate.set()
+
+
+class Fussy(BaseModel):
+    """A model whose validator fails in its own way."""
+
+    size: str
+
+    @field_validator("size")
+    @classmethod
+    def _look_up(cls, value: str) -> str:
+        return {"small": "S"}[value]
+
+
+async def test_a_validator_that_raises_anything_is_a_failed_attempt() -> None:
+    async def on_the_loop(payload: Fussy) -> str:
+        return payload.size
+
+    def in_a_thread(payload: Fussy) -> str:
+        return payload.size
+
+    wrong, right = {"size": "huge"}, {"size": "small"}
+    async with bench_of(on_the_loop, in_a_thread, concurrency=1) as bench:
+        bench.take(
+            pack_of(
+                ("on_the_loop", wrong), ("in_a_thread", wrong),
+                ("on_the_loop", right), ("in_a_thread", right),
+            )
+        )
+        for job_id in ("j0", "j1"):
+            assert (await bench.last(job_id))["error"]["code"] == "HANDLER_ERROR"
+        # The slots are as good as before.
+        for job_id in ("j2", "j3"):
+            assert (await bench.last(job_id))["result"] == "S"
+        await bench.writer.drain()
+        assert bench.settled == ["pack"]
+
+
+class Declined(NonRetryable):
+    """A class of a user's that leaves out what its base does."""
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+
+
+class OddCode(NonRetryable):
+    """A code that is no text."""
+
+    def __init__(self) -> None:
+        super().__init__(code="X")
+        self.code = 402  # type: ignore[assignment]  # what is tried here
+
+
+@pytest.mark.parametrize("raised", [Declined(1), OddCode()], ids=repr)
+async def test_a_steering_word_of_a_users_own_ends_its_attempt_alone(
+    raised: NonRetryable,
+) -> None:
+    async def decline(payload: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        raise raised
+
+    async def fine(payload: dict[str, Any]) -> str:
+        await asyncio.sleep(0)
+        return "fine"
+
+    async with bench_of(decline, fine, concurrency=2) as bench:
+        bench.take(pack_of(("decline", {})))
+        assert (await bench.last("j0"))["error"]["retryable"] is False
+        # The lane is awake for the next ones, however often it has slept.
+        for number in range(1, 4):
+            bench.take(pack_of(("fine", {}), ("fine", {}), ("fine", {})))
+            await until(partial(_has_ends, bench, 1 + 3 * number))
+
+
+def _has_ends(bench: Bench, count: int) -> bool:
+    return len(bench.outcomes) == count
+
+
+async def test_half_a_pair_of_a_file_name_travels_as_a_question_mark() -> None:
+    name = "caf\udce9"
+
+    async def leave_out(payload: dict[str, Any]) -> None:
+        raise Skip(reason=f"no {name}")
+
+    gate = asyncio.Event()
+
+    async def tell(payload: dict[str, Any], ctx: Context) -> str:
+        ctx.progress(5, stage=name, message=name)
+        await gate.wait()
+        return "told"
+
+    async with bench_of(leave_out, tell, concurrency=2) as bench:
+        bench.take(pack_of(("leave_out", {}), ("tell", {})))
+        assert (await bench.last("j0"))["reason"] == "no caf?"
+        await until(lambda: "progressed" in bench.kinds("j1"))
+        gate.set()
+        assert (await bench.last("j1"))["result"] == "told"
+
+
+async def test_a_settled_pack_lets_go_of_its_record() -> None:
+    async def noop(payload: dict[str, Any]) -> None:
+        pass
+
+    class Chunk:
+        def ack(self) -> None:
+            pass
+
+    chunk = Chunk()
+    left = weakref.ref(chunk)
+    async with bench_of(noop) as bench:
+        pack = bench.executor.take(pack_of(("noop", {})), chunk.ack)
+        await bench.last()
+        await bench.writer.drain()
+        del chunk
+        await until(lambda: left() is None)
+        assert pack is not None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"type": []}, {"epoch": "x"}, {"timeout_ms": "soon"}], ids=repr
+)
+async def test_a_pack_with_a_field_of_another_kind_is_left_out(wrong: dict[str, Any]) -> None:
+    async def noop(payload: dict[str, Any]) -> None:
+        pass
+
+    async with bench_of(noop) as bench:
+        assert bench.take(pack_of(("noop", {}), **wrong), "rubbish") is None
+        assert bench.settled == ["rubbish"]
