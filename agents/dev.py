@@ -24,6 +24,7 @@ from typing import Final
 
 from agents import exit_codes
 from agents import topics as topics_
+from agents.callers import http_address
 from agents.embedded.broker import Broker, free_port
 from agents.embedded.errors import EmbeddedError
 from agents.settings import DEFAULT_HOST, StackSettings
@@ -77,7 +78,7 @@ class DevPlan:
 
     @property
     def http(self) -> str:
-        return f"http://{self.settings.http_host}:{self.http_port}"
+        return http_address(self.settings.http_host, self.http_port)
 
 
 class BrokerProcess:
@@ -259,7 +260,7 @@ def _refuse_used_ports(plan: DevPlan) -> None:
         ("--http-port", plan.settings.http_host, plan.http_port),
     )
     for option, host, port in wanted:
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))

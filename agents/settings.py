@@ -9,7 +9,6 @@ A value comes from the first of: the command line, the environment (`TIDEMILL_KA
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from agents.callers import is_loopback
 from schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
 from schemas.topics import DEV_PARTITIONS
 
@@ -52,16 +52,6 @@ S = TypeVar("S", bound="CommonSettings")
 
 class SettingsError(Exception):
     """A setting that cannot be used. The text names the setting, the reason and the way out."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class CommonSettings(BaseSettings):

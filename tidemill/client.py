@@ -12,6 +12,7 @@ Owns the public face for programs that are no workers. Refuses to know how recor
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -53,6 +54,7 @@ from tidemill.sql import SqlError
 WAIT_SECONDS: Final = 60.0  # seconds that `wait` waits unless told otherwise
 CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
+ASK_SECONDS_MIN: Final = 0.1  # a socket takes no time-out of zero
 
 Payload = Mapping[str, Any] | BaseModel | None
 Sending = Callable[[Promise], bool]
@@ -156,15 +158,26 @@ class _Core:
     def forget(self, waiter: Waiter) -> None:
         self._completions.forget(waiter)
 
-    def from_history(self, job: JobHandle, run: int) -> CompletedJob | None:
-        """The end as ClickHouse knows it; None when it knows none or cannot be asked."""
-        if self.clickhouse is None:
-            return None
+    def ask_clickhouse(self, waiter: Waiter, seconds: float) -> None:
+        """Look for the end there, beside the topic; nothing while an earlier look goes on."""
+        if self.clickhouse is None or (waiter.asking is not None and waiter.asking.is_alive()):
+            return
+        waiter.asking = threading.Thread(
+            target=self._ask, args=(self.clickhouse, waiter, seconds), daemon=True
+        )
+        waiter.asking.start()
+
+    def _ask(self, clickhouse: str, waiter: Waiter, seconds: float) -> None:
         try:
-            return find_completed(self.clickhouse, job.user_id, job.job_id, run)
+            found = find_completed(
+                clickhouse, *waiter.key, waiter.run,
+                since_ms=waiter.since_ms, timeout_seconds=max(ASK_SECONDS_MIN, seconds),
+            )
         except SqlError:
             # The topic is the truth and is being read; ClickHouse only knows older ends.
-            return None
+            return
+        if found is not None:
+            self._completions.tell(waiter, found)
 
     def close(self) -> None:
         self._completions.close()
@@ -261,22 +274,17 @@ class Client:
 
         Raises WaitTimeout after `timeout` seconds.
         """
-        found = self._core.from_history(job, run)
-        if found is not None:
-            return found
         waiter = self._core.waiter(job, run)
         deadline = time.monotonic() + timeout
         try:
             while True:
                 left = deadline - time.monotonic()
+                self._core.ask_clickhouse(waiter, left)
                 try:
                     return waiter.future.result(max(0.0, min(left, ASK_CLICKHOUSE_SECONDS)))
                 except FutureTimeout:
                     if left <= ASK_CLICKHOUSE_SECONDS:
                         raise _timed_out(job, timeout) from None
-                found = self._core.from_history(job, run)
-                if found is not None:
-                    return found
         finally:
             self._core.forget(waiter)
 
@@ -369,15 +377,13 @@ class AsyncClient:
         self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
     ) -> CompletedJob:
         """As `Client.wait`."""
-        found = await asyncio.to_thread(self._core.from_history, job, run)
-        if found is not None:
-            return found
         waiter = self._core.waiter(job, run)
         end = asyncio.wrap_future(waiter.future)
         deadline = time.monotonic() + timeout
         try:
             while True:
                 left = deadline - time.monotonic()
+                self._core.ask_clickhouse(waiter, left)
                 done, _ = await asyncio.wait(
                     [end], timeout=max(0.0, min(left, ASK_CLICKHOUSE_SECONDS))
                 )
@@ -385,9 +391,6 @@ class AsyncClient:
                     return end.result()
                 if left <= ASK_CLICKHOUSE_SECONDS:
                     raise _timed_out(job, timeout)
-                found = await asyncio.to_thread(self._core.from_history, job, run)
-                if found is not None:
-                    return found
         finally:
             end.cancel()
             self._core.forget(waiter)

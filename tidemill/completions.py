@@ -59,6 +59,8 @@ class Waiter:
     since_ms: int
     partition: int | None
     future: Future[CompletedJob] = field(default_factory=Future)
+    #: Looks into ClickHouse meanwhile, if anything does.
+    asking: threading.Thread | None = None
 
     def wants(self, body: dict[str, Any]) -> bool:
         """Whether a record of this user is the end that is waited for."""
@@ -103,14 +105,21 @@ class Completions:
                 )
                 self._thread.start()
 
-    def forget(self, waiter: Waiter) -> None:
-        """Nobody waits on this any more."""
+    def forget(self, waiter: Waiter) -> bool:
+        """Nobody waits on this any more; False when that was so before."""
         with self._lock:
             waiters = self._waiters.get(waiter.key[0], [])
-            if waiter in waiters:
+            is_known = waiter in waiters
+            if is_known:
                 waiters.remove(waiter)
             if not waiters:
                 self._waiters.pop(waiter.key[0], None)
+        return is_known
+
+    def tell(self, waiter: Waiter, end: CompletedJob) -> None:
+        """The end was found elsewhere; whoever is first tells it."""
+        if self.forget(waiter) and waiter.future.set_running_or_notify_cancel():
+            waiter.future.set_result(end)
 
     def close(self) -> None:
         """Stop reading; whoever still waits gets an error."""
@@ -300,8 +309,7 @@ class Completions:
                 self._seen[partition].since_ms = timestamp_ms + 1
 
     def _tell(self, waiter: Waiter, value: bytes) -> None:
-        self.forget(waiter)
-        if not waiter.future.set_running_or_notify_cancel():
+        if not self.forget(waiter) or not waiter.future.set_running_or_notify_cancel():
             return
         try:
             waiter.future.set_result(CompletedJob.model_validate_json(value))

@@ -17,24 +17,32 @@ from schemas.events import CompletedJob, JobError
 from schemas.instants import instant_text
 from schemas.requests import parse_instant
 from schemas.words import TERMINAL_KINDS, State
-from tidemill.sql import query_bytes, query_rows
+from tidemill.sql import ANSWER_SECONDS, SqlError, query_bytes, query_rows
 
 _ENDS: Final = ", ".join(f"'{kind}'" for kind in sorted(TERMINAL_KINDS))
 
-# The latest end of a job, from the log of its transitions, beside its request.
+_THIS_JOB: Final = "FROM job_events WHERE user_id = {user:String} AND job_id = {job:String}"
+
+# The latest end of a job, from the log of its transitions. An id may have been used before, so the
+# job is the one that the first answer since the request speaks of: its birth, or the word that it
+# was known already.
 _COMPLETED: Final = f"""
+WITH
+    (
+        SELECT toUnixTimestamp64Milli(min(occurred_at)) {_THIS_JOB}
+            AND (sequence = 1 OR event IN ('duplicate_ignored', 'conflict_ignored'))
+            AND occurred_at >= fromUnixTimestamp64Milli({{since_ms:Int64}}, 'UTC')
+    ) AS answered_ms,
+    (
+        SELECT max(incarnation) {_THIS_JOB} AND sequence > 0 AND incarnation <= answered_ms
+    ) AS born_ms
 SELECT
     type, queue, event, reason, error_code, error_message, error_retryable, attempt, run, sequence,
-    wait_ms, run_ms, data,
-    toUnixTimestamp64Milli(occurred_at) AS finished_ms,
-    (
-        SELECT toUnixTimestamp64Milli(min(occurred_at)) FROM job_events
-        WHERE user_id = {{user:String}} AND job_id = {{job:String}} AND event = 'requested'
-    ) AS requested_ms
-FROM job_events
-WHERE user_id = {{user:String}} AND job_id = {{job:String}} AND event IN ({_ENDS})
+    wait_ms, run_ms, data, incarnation AS requested_ms,
+    toUnixTimestamp64Milli(occurred_at) AS finished_ms
+{_THIS_JOB} AND event IN ({_ENDS}) AND sequence > 0 AND incarnation = born_ms
     AND run >= {{run:UInt32}}
-ORDER BY incarnation DESC, sequence DESC
+ORDER BY sequence DESC
 LIMIT 1
 """
 
@@ -111,23 +119,37 @@ def story_rows(clickhouse: str, job_id: str, user_id: str) -> list[dict[str, Any
 
 def read_only_rows(clickhouse: str, sql: str) -> tuple[list[str], list[dict[str, Any]]]:
     """Column names and rows of a SELECT. Raises SqlError."""
-    answer = orjson.loads(query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True) or b"{}")
+    said = query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True)
+    try:
+        answer = orjson.loads(said or b"{}")
+    except orjson.JSONDecodeError:
+        raise SqlError(
+            "the answer is not JSON: leave FORMAT out of the query and name it with --format",
+            is_reachable=True,
+        ) from None
     return [column["name"] for column in answer.get("meta", [])], answer.get("data", [])
 
 
-def find_completed(clickhouse: str, user_id: str, job_id: str, run: int) -> CompletedJob | None:
+def find_completed(
+    clickhouse: str,
+    user_id: str,
+    job_id: str,
+    run: int,
+    *,
+    since_ms: int,
+    timeout_seconds: float = ANSWER_SECONDS,
+) -> CompletedJob | None:
     """The end of a job as `jobs.completed` told it; None when ClickHouse knows none.
 
-    Raises SqlError.
+    `since_ms`: an instant shortly before the job was asked for, epoch ms. Raises SqlError.
     """
-    rows = query_rows(
-        clickhouse, _COMPLETED, {"user": user_id, "job": job_id, "run": str(run)}
-    )
+    params = {"user": user_id, "job": job_id, "run": str(run), "since_ms": str(max(0, since_ms))}
+    rows = query_rows(clickhouse, _COMPLETED, params, timeout_seconds=timeout_seconds)
     return _completed(user_id, job_id, rows[0]) if rows else None
 
 
 def _completed(user_id: str, job_id: str, row: dict[str, Any]) -> CompletedJob:
-    requested_ms = int(row["requested_ms"] or row["finished_ms"])
+    requested_ms = int(row["requested_ms"])
     wait_ms = row["wait_ms"]
     data = orjson.loads(row["data"]) if row["data"] else {}
     return CompletedJob(

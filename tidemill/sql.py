@@ -1,4 +1,4 @@
-"""Questions to ClickHouse over its HTTP interface, with nothing but the standard library.
+"""Questions to ClickHouse over its HTTP interface, without a driver: urllib does.
 
 Owns the request, its parameters and the translation of failures. Refuses to know any query.
 The same code asks the embedded port and a ClickHouse server.
@@ -7,6 +7,7 @@ The same code asks the embedded port and a ClickHouse server.
 from __future__ import annotations
 
 import base64
+import http.client
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -54,7 +55,7 @@ def query_bytes(
     except urllib.error.HTTPError as error:
         text = error.read().decode("utf-8", "replace").strip()
         raise SqlError(text[:ERROR_LENGTH_MAX] or f"HTTP {error.code}", is_reachable=True) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise SqlError(
             f"no answer from ClickHouse at {_address(clickhouse)}: {reason}; check --clickhouse "
@@ -74,7 +75,15 @@ def query_rows(
     answer = query_bytes(
         clickhouse, sql, params, fmt="JSONEachRow", timeout_seconds=timeout_seconds
     )
-    return [orjson.loads(line) for line in answer.splitlines() if line]
+    try:
+        return [orjson.loads(line) for line in answer.splitlines() if line]
+    except orjson.JSONDecodeError as error:
+        # An answer that began well may end with the text of an error, or is of another server.
+        text = answer[-ERROR_LENGTH_MAX:].decode("utf-8", "replace")
+        raise SqlError(
+            f"{_address(clickhouse)} did not answer as ClickHouse does ({error}): {text}",
+            is_reachable=True,
+        ) from None
 
 
 def _request(

@@ -30,9 +30,10 @@ from agents.api.producer import Enqueuer
 from agents.api.reader import Reader, ReadFailed
 from agents.api.routes import build_routes, read_problem
 from agents.api.security import Gate, GateMiddleware
+from agents.callers import http_address, is_loopback
 from agents.clickhouse.engine import Engine, open_engine
 from agents.logging import announce_ready, configure_logging
-from agents.settings import ENV_PREFIX, ApiSettings, SettingsError, is_loopback
+from agents.settings import ENV_PREFIX, ApiSettings, SettingsError
 
 STATIC: Final = Path(__file__).parent / "static"
 START_SECONDS: Final = 15.0  # seconds until the port must be served
@@ -217,7 +218,7 @@ def run_api(settings: ApiSettings) -> int:
     for word in (signal.SIGTERM, signal.SIGINT):
         signal.signal(word, lambda *_: stop.set())
     server.start()
-    announce_ready("api", http=f"http://{settings.http_host}:{server.port}")
+    announce_ready("api", http=http_address(settings.http_host, server.port))
     while server.is_alive() and not stop.wait(0.5):
         pass
     is_clean = stop.is_set()

@@ -26,6 +26,7 @@ from agents.api.reader import Reader, ReadFailed
 from agents.api.routes import (
     PAGE_ROWS,
     Minutes,
+    Offset,
     Text,
     find_job,
     job_path,
@@ -237,14 +238,14 @@ class Pages:
         @router.get("/job")
         async def by_query(
             request: Request, job_id: Text, user_id: Text = "",
-            offset: Annotated[int, Query(ge=0)] = 0,
+            offset: Offset = 0,
         ) -> Response:
             return await answer(request, job_id, user_id, offset)
 
         @router.get("/jobs/{job_id:path}")
         async def by_path(
             request: Request, job_id: str, user_id: Text = "",
-            offset: Annotated[int, Query(ge=0)] = 0,
+            offset: Offset = 0,
         ) -> Response:
             return await answer(request, job_id, user_id, offset)
 

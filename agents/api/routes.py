@@ -26,6 +26,7 @@ from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
 from schemas.words import State
 
 PAGE_ROWS: Final = 50  # rows of a list that nobody sized
+OFFSET_MAX: Final = 2**32 - 1  # as the query has it: UInt32
 STORY_EVENTS: Final = 500  # events of one answer; a job of 20,000 events pages
 CANDIDATES: Final = (4_000, 100_000, 5_000_000)
 """Rows that a list looks at, first and when they do not fill a page: most pages need the first."""
@@ -37,6 +38,7 @@ Minutes = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=queries.LIMIT_MAX, description="Rows, at most.")]
 Text = Annotated[str, Query(max_length=ID_LENGTH_MAX)]
+Offset = Annotated[int, Query(ge=0, le=OFFSET_MAX)]
 
 
 class Panel(BaseModel):
@@ -233,14 +235,14 @@ def _add_jobs(router: APIRouter, reader: Reader) -> None:
 
     @router.get("/job", summary="A job by an id that does not fit a path")
     async def job_by_query(
-        job_id: Text, user_id: Text = "", offset: Annotated[int, Query(ge=0)] = 0
+        job_id: Text, user_id: Text = "", offset: Offset = 0
     ) -> JobStory:
         return await story(job_id, user_id, offset)
 
     @router.get("/jobs/{job_id:path}", summary="A job and its story")
     async def job_by_path(
         job_id: Annotated[str, Path(max_length=ID_LENGTH_MAX)], user_id: Text = "",
-        offset: Annotated[int, Query(ge=0)] = 0,
+        offset: Offset = 0,
     ) -> JobStory:
         return await story(job_id, user_id, offset)
 

@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agents.api.problems import Problem
-from agents.settings import is_loopback
+from agents.callers import LOOPBACK_NAMES, is_from_another_page, is_loopback, name_called
 
 COOKIE: Final = "tidemill_session"
 COOKIE_SECONDS: Final = 12 * 3600  # seconds; a working day
@@ -27,7 +27,6 @@ LOGIN_BYTES_MAX: Final = 4_096  # bytes of a login form
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/login"})
 STATIC_PREFIX: Final = "/static/"
-LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CSP: Final = "; ".join(
     (
@@ -71,7 +70,7 @@ class Gate:
         """With a token any name will do: another site's page has no cookie for it."""
         if self.needs_token:
             return None
-        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        name = name_called(headers)
         if name in self._names or is_loopback(name):
             return None
         return Problem(
@@ -81,14 +80,11 @@ class Gate:
 
     def check_origin(self, method: str, headers: Headers) -> Problem | None:
         """A change must not come from a page of another origin."""
-        if method in SAFE_METHODS:
+        if method in SAFE_METHODS or not is_from_another_page(headers):
             return None
-        origin = headers.get("origin")
-        is_ours = origin is None or urlsplit(origin).netloc == headers.get("host", "")
-        if is_ours and headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none"):
-            return None
+        site = headers.get("origin", "another site")
         return Problem(
-            403, "cross-origin", f"a page of {origin or 'another site'} may not change anything "
+            403, "cross-origin", f"a page of {site} may not change anything "
             "here; call the API from a program, without an Origin header", field="Origin",
         )
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 import uvicorn
@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from agents.callers import LOOPBACK_NAMES, is_from_another_page, name_called
 from agents.clickhouse import wire
 from agents.clickhouse.engine import Engine, EngineError, QueryOutput
 from agents.clickhouse.guard import DEFAULT_DATABASE, SQL_BYTES_MAX, Guard
@@ -41,7 +42,6 @@ BODY_BYTES_MAX = 4 * SQL_BYTES_MAX
 ARGUMENTS_MAX = 1_000
 """Arguments in an address: parameters of a long list of ids, and no more."""
 STOP_TIMEOUT_SECONDS = 5
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -81,7 +81,7 @@ class ClickHousePort:
         limits: PortLimits | None = None,
         password: str | None = None,
     ):
-        if host not in LOOPBACK_HOSTS and not password:
+        if host not in LOOPBACK_NAMES and not password:
             raise EngineError(
                 f"ClickHouse port on {host}: set a password, or bind it to 127.0.0.1; anyone who "
                 "reaches it could read every job"
@@ -143,9 +143,17 @@ class ClickHousePort:
         return PlainTextResponse("Ok.\n")
 
     async def _query(self, request: Request) -> Response:
-        query_id = request.query_params.get("query_id") or str(uuid.uuid4())
+        given_id = request.query_params.get("query_id", "")
+        is_plain = given_id.isascii() and given_id.isprintable()  # as a header can carry it back
+        query_id = given_id if given_id and is_plain else str(uuid.uuid4())
         try:
             self._check_caller(request)
+            if not is_plain:
+                raise EngineError(
+                    "query_id must be printable ASCII: it comes back in a header",
+                    code=36,
+                    name="BAD_ARGUMENTS",
+                )
             ask = await self._read(request, query_id)
             if not ask.sql:
                 return PlainTextResponse("Ok.\n")
@@ -155,13 +163,8 @@ class ClickHousePort:
         return Response(answer.body, headers=answer.headers)
 
     def _check_caller(self, request: Request) -> None:
-        # A page in a browser may reach this address under a name of its own: only ours is served.
-        # As it was sent: what is no host's name must not pass for the address of the socket.
-        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        if self._host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
-            raise EngineError(
-                f"Host {name!r} is not served here; use {self.url}", code=497, name="ACCESS_DENIED"
-            )
+        if self._host in LOOPBACK_NAMES:
+            self._check_page(request)
         if self._password and not hmac.compare_digest(
             _given_password(request).encode(), self._password.encode()
         ):
@@ -169,6 +172,21 @@ class ClickHousePort:
                 "Authentication failed: password is incorrect",
                 code=516,
                 name="AUTHENTICATION_FAILED",
+            )
+
+    def _check_page(self, request: Request) -> None:
+        name = name_called(request.headers)
+        if name not in LOOPBACK_NAMES:
+            raise EngineError(
+                f"Host {name!r} is not served here; use {self.url}", code=497, name="ACCESS_DENIED"
+            )
+        if is_from_another_page(request.headers):
+            # It could not read the answer, yet it could keep the engine busy.
+            raise EngineError(
+                "a page of another site may not ask here; ask from a program, without an Origin "
+                "header",
+                code=497,
+                name="ACCESS_DENIED",
             )
 
     async def _read(self, request: Request, query_id: str) -> _Ask:

@@ -13,10 +13,12 @@ import fcntl
 import hashlib
 import json
 import os
+import queue
+import shutil
 import tempfile
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -32,6 +34,7 @@ Progress = Callable[[int], contextlib.AbstractContextManager[Advance]]
 CACHE_VARIABLE = "TIDEMILL_CACHE_DIR"
 # One connection is mostly waiting; more than 12 gained nothing measurable over 45 jars.
 DOWNLOADS_AT_ONCE = 12
+SCRATCH_PREFIX = ".part-"
 # A repository that answers at all sends the next bytes well within this.
 DOWNLOAD_TIMEOUT_SECONDS = 60
 # A reset connection or a cut file is worth another try; a wrong address is not cured by a fourth.
@@ -142,14 +145,41 @@ def _download_missing(jars: Sequence[Jar], home: Path, progress: Progress) -> No
         if not missing:
             return
         repositories, local = _maven_settings()
+        for left in home.glob(f"{SCRATCH_PREFIX}*"):  # by somebody who was stopped in the middle
+            shutil.rmtree(left, ignore_errors=True)
         with (
-            tempfile.TemporaryDirectory(dir=home, prefix=".part-") as scratch,
+            tempfile.TemporaryDirectory(
+                dir=home, prefix=SCRATCH_PREFIX, ignore_cleanup_errors=True
+            ) as scratch,
             progress(sum(jar.size for jar in missing)) as advance,
-            ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool,
         ):
             fetch = _Fetch(home, Path(scratch), local, repositories, advance)
-            for _ in pool.map(fetch, missing):
-                pass
+            _fetch_all(fetch, missing)
+
+
+def _fetch_all(fetch: _Fetch, jars: Sequence[Jar]) -> None:
+    """Several at once, by threads that no stop waits for: a pool's would be waited for at exit."""
+    todo: queue.SimpleQueue[Jar] = queue.SimpleQueue()
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for jar in jars:
+        todo.put(jar)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                jar = todo.get_nowait()
+                try:
+                    fetch(jar)
+                except BaseException as error:  # noqa: BLE001  # raised again by who waits
+                    done.put(error)
+                    return
+                done.put(None)
+
+    for _ in range(min(DOWNLOADS_AT_ONCE, len(jars))):
+        threading.Thread(target=work, name="tidemill-download", daemon=True).start()
+    for _ in jars:
+        if (error := done.get()) is not None:
+            raise error
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from agents.runtime.batches_out import OutBatch, Target
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError, FencedError
 from agents.runtime.failstop import fail_stop
+from agents.runtime.threads import call_aside
 
 KafkaErrorClass: TypeAlias = type[errors.KafkaError]
 
@@ -224,7 +225,7 @@ class BatchWriter:
 
         # The compressor lets go of the interpreter's lock, so that the loop goes on meanwhile.
         if sum(batch.size for batch in batches) > SEALED_ASIDE_BYTES:
-            await asyncio.to_thread(seal)
+            await call_aside(seal)
         else:
             seal()
 

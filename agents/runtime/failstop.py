@@ -1,6 +1,7 @@
-"""Ending the process at once, with a reason in the log.
+"""Ending the process: at once, with a reason in the log, or surely within some seconds.
 
-Owns the one way out for a process that can no longer be trusted; refuses to decide when that is.
+Owns the ways out for a process that can no longer be trusted, and for one that is done but runs
+other people's code; refuses to decide when that is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from typing import NoReturn
 
 # EX_SOFTWARE of sysexits.h: a supervisor starts the role again with a backoff.
@@ -23,7 +26,29 @@ def fail_stop(reason: str, error: BaseException | None = None) -> NoReturn:
     owner, so an abrupt end is always safe and a half-working process never is.
     """
     logger.critical("fail-stop: %s", reason, exc_info=error)
-    for handler in logging.getLogger().handlers:
-        handler.flush()
+    _flush_logs()
     print(f"fail-stop: {reason}", file=sys.stderr, flush=True)
     os._exit(EXIT_FAIL_STOP)
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """All work is done and durable: the process ends with ``code``, also when threads hold it up.
+
+    Python waits at its end for threads that were left behind, such as a call of `asyncio.to_thread`
+    that never returns. What registered with `atexit` gets these seconds.
+    """
+    threading.Thread(target=_leave, args=(seconds, code), name="tidemill-exit", daemon=True).start()
+
+
+def _leave(seconds: float, code: int) -> None:
+    time.sleep(seconds)
+    ours = threading.main_thread()
+    left = [each.name for each in threading.enumerate() if not each.daemon and each is not ours]
+    logger.warning("the process ends without its threads, which do not end: %s", ", ".join(left))
+    _flush_logs()
+    os._exit(code)
+
+
+def _flush_logs() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.flush()

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from agents.runtime.app import RoleApp
 from agents.runtime.clients import throttle_aiokafka
@@ -24,6 +25,8 @@ STOP_SECONDS_MAX = 8.0
 WATCH_INTERVAL_SECONDS = 1.0
 
 EXIT_OK = 0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,23 @@ def run_app(
             return await serve(app_factory(), stop_seconds_max=stop_seconds_max, limits=limits)
 
         return runner.run(main())
+
+
+def run_through_exits(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` to its end, whatever tasks beside it raise.
+
+    A loop stops when a task raises SystemExit or KeyboardInterrupt, as code of others may; who
+    waits for the task gets the exception all the same, and nobody else shall notice.
+    """
+    task = loop.create_task(main)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if task.done():
+                raise
+            logger.error("a task asked to end the process, and it goes on: %r", error,
+                         exc_info=error)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents import exit_codes
+from agents.callers import http_address
 from agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError, open_engine
 from agents.clickhouse.migrate import migrate
 from agents.clickhouse.port import ClickHousePort
@@ -223,7 +224,7 @@ def run_stack(settings: StackSettings) -> int:
     except (EngineError, SettingsError) as error:
         logger.error("the stack cannot start: %s", error)
         return exit_codes.FAILED
-    http = f"http://{settings.http_host}:{api.port}"
+    http = http_address(settings.http_host, api.port)
     code = _run(settings, engine, clickhouse=port.url, http=http)
     # Readers first: they hold queries open over the engine.
     api.stop()

@@ -165,6 +165,8 @@ class AsyncLane:
             if rest is not None:
                 await self._wait_with(attempt, rest, slot)
                 turn_ends_at = time.monotonic() + TURN_SECONDS
+            elif slot.task is not None and slot.task.cancelling():
+                return  # the handler cancelled its task and ended: the next one must not bear it
             elif time.monotonic() > turn_ends_at:
                 await asyncio.sleep(0)
                 turn_ends_at = time.monotonic() + TURN_SECONDS
@@ -186,7 +188,7 @@ class AsyncLane:
         except ValidationError as error:
             host.ended(attempt, ends.invalid_payload(handler, error))
             return None
-        except BaseException as error:  # noqa: BLE001  # a model's validators may do anything
+        except BaseException as error:  # noqa: BLE001  # a validator may do anything, `next()` too
             host.ended(attempt, ends.error(error, job))
             return None
         context = self._context.copy()

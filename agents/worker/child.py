@@ -69,6 +69,9 @@ class Child:
         self._current: ChildAttempt | None = None
         self._sending = threading.Lock()  # a thread of the handler may tell progress meanwhile
         self._pid = os.getpid()
+        #: The parent has said that this process must end.
+        self.is_ending = False
+        signal.signal(signal.SIGTERM, self._on_terminate)
 
     def send(self, message: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
@@ -87,11 +90,23 @@ class Child:
             self._arrived.acquire()
             self._run(self._jobs.pop(0))
 
+    def _on_terminate(self, number: int, frame_: object) -> None:
+        """A signal wakes the handler from a sleep; one from elsewhere is the parent's to handle.
+
+        Service managers send SIGTERM to every process of a worker, which then stops and lets this
+        one finish. With "ignore" in place of a function, what the handler starts would inherit it.
+        """
+        if self.is_ending:
+            raise _Terminated
+
     def _listen(self) -> NoReturn:
         while (message := receive(self._connection)) is not None:
             if "job" in message:
                 self._jobs.append(message["job"])
                 self._arrived.release()
+            elif "terminate" in message:
+                self.is_ending = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             elif self._current is not None:
                 self._current.signal.is_set = True
         _die()
@@ -140,11 +155,7 @@ def _portable(end: End, job: dict[str, Any]) -> End:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: unwind the handler, so that its `finally` blocks run, and leave."""
-
-
-def _on_terminate(number: int, frame_: object) -> None:
-    raise _Terminated
+    """The parent's word to end: unwind the handler, so that its `finally` blocks run, and leave."""
 
 
 def _die() -> NoReturn:
@@ -167,7 +178,6 @@ def main(arguments: list[str]) -> int:
     os.register_at_fork(after_in_child=connection.close)
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, _on_terminate)
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
     child = Child(connection)
     try:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings
@@ -18,13 +19,18 @@ from schemas.wire import ControlWord
 
 POLL_SECONDS: Final = 0.5  # how long a stop may wait for the thread
 METADATA_SECONDS: Final = 10.0  # one request for the topic's partitions
+RECENT_SECONDS: Final = 60.0  # a worker that is away for longer has lost its jobs to a rescue
 LOG_EVERY: Final = 20  # one line in so many errors in a row
 
 logger = logging.getLogger("tidemill.worker")
 
 
 class ControlReader:
-    """Reads every partition of the control topic from its end on, outside any group."""
+    """Reads every partition of the control topic, outside any group.
+
+    It begins with the words of the last minute: while a worker starts, records wait for it, and
+    somebody may have taken back a job in them.
+    """
 
     def __init__(
         self,
@@ -88,8 +94,10 @@ class ControlReader:
                 )
                 self._consumer.poll(METADATA_SECONDS)
                 return False
+            since_ms = int((time.time() - RECENT_SECONDS) * 1000)
+            recent = [TopicPartition(self._topic, number, since_ms) for number in partitions]
             self._consumer.assign(
-                [TopicPartition(self._topic, number, OFFSET_END) for number in partitions]
+                self._consumer.offsets_for_times(recent, timeout=METADATA_SECONDS)
             )
         except KafkaException as error:
             logger.warning("reading %s cannot begin yet: %s", self._topic, error)

@@ -80,6 +80,7 @@ class Executor:
         self._quiet = asyncio.Event()
         self._sweeper: asyncio.TimerHandle = loop.call_later(SWEEP_SECONDS, self._sweep)
         self.is_stopping = False
+        self._is_over = False  # the stop has ended: what comes now would stay here
         #: Attempts that ended here since the start.
         self.ended_total = 0
 
@@ -114,9 +115,14 @@ class Executor:
         return max(0, sum(lane.free - len(lane.waiting) for lane in self._lanes_for(queue)))
 
     def room(self, queue: str) -> int:
-        """Jobs of `queue` that may be fetched now: free slots and one pack beside them."""
-        if self.is_stopping:
+        """Jobs of `queue` that may be fetched now: free slots and one pack beside them.
+
+        While stopping nothing of it begins, yet records that are on the way go back at once.
+        """
+        if self._is_over:
             return 0
+        if self.is_stopping:
+            return PACK_JOBS_MAX
         state = self._queues.get(queue)
         waiting = 0 if state is None else state.waiting
         free = sum(lane.free for lane in self._lanes_for(queue))
@@ -145,7 +151,6 @@ class Executor:
         if not jobs:
             on_settled()
             return pack
-        queue.waiting += len(jobs)
         for job in jobs:
             self._place(Attempt(pack, job, self._handlers.get(job["type"])))
         if self.is_stopping:
@@ -163,8 +168,10 @@ class Executor:
 
     def _place(self, attempt: Attempt) -> None:
         if self._early_cancels and attempt.key() in self._early_cancels:
-            self._end_waiting(attempt, ends.cancelled())
-        elif attempt.handler is None:
+            self._end_unbegun(attempt, ends.cancelled())
+            return
+        attempt.pack.queue.waiting += 1
+        if attempt.handler is None:
             self._strangers.append(attempt)
         else:
             _line_up(self._lanes[attempt.handler.runs_as].waiting, attempt)
@@ -185,11 +192,10 @@ class Executor:
         for attempt in waiting:
             if attempt.pack in untouched:
                 self._forget_waiting(attempt)
-                attempt.pack.queue.waiting -= 1
                 attempt.is_ended = True
             elif attempt.pack in taken:
                 self._forget_waiting(attempt)
-                self._end_waiting(attempt, ends.returned(Reason.NO_FREE_SLOT))
+                self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
         for lane in self._lanes.values():
             for attempt in lane.running:
                 if attempt.pack in taken:
@@ -203,6 +209,7 @@ class Executor:
         return waiting
 
     def _forget_waiting(self, attempt: Attempt) -> None:
+        attempt.pack.queue.waiting -= 1
         if attempt.handler is None:
             self._strangers.remove(attempt)
         else:
@@ -245,9 +252,8 @@ class Executor:
         if self.is_stopping and not self.running:
             self._quiet.set()
 
-    def _end_waiting(self, attempt: Attempt, end: End) -> None:
-        """End an attempt that never began; it is in no line any more."""
-        attempt.pack.queue.waiting -= 1
+    def _end_unbegun(self, attempt: Attempt, end: End) -> None:
+        """End an attempt that never began and is in no line."""
         attempt.started_ms = 0 if end["kind"] == "returned" else int(time.time() * 1000)
         self._finish(attempt, end)
 
@@ -312,22 +318,22 @@ class Executor:
     def _hand_back(self, lane: Lane, now: float) -> None:
         old = [a for a in lane.waiting if now - a.pack.received_at >= HANDBACK_SECONDS]
         for attempt in old:
-            lane.waiting.remove(attempt)
-            self._end_waiting(attempt, ends.returned(Reason.NO_FREE_SLOT))
+            self._forget_waiting(attempt)
+            self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
         if old:
             self._on_room()
 
     def _hand_back_strangers(self, now: float) -> None:
         old = [a for a in self._strangers if now - a.pack.received_at >= HANDBACK_SECONDS]
         if old:
-            self._strangers = [a for a in self._strangers if a not in old]
             logger.warning(
                 "gave back %d jobs of types that this worker does not run, such as %r: give the "
                 "type a queue of its own, or start every worker of the queue with its module",
                 len(old), old[0].job["type"],
             )
             for attempt in old:
-                self._end_waiting(attempt, ends.returned(Reason.NO_FREE_SLOT))
+                self._forget_waiting(attempt)
+                self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
             self._on_room()
 
     # -- cancel --------------------------------------------------------------------------------
@@ -343,7 +349,7 @@ class Executor:
         for attempt in self._all_waiting():
             if attempt.key() == key:
                 self._forget_waiting(attempt)
-                self._end_waiting(attempt, ends.cancelled())
+                self._end_unbegun(attempt, ends.cancelled())
                 return
         # Most words are for other workers; one may be quicker than its job, so it is kept a while.
         self._early_cancels[key] = None
@@ -384,16 +390,15 @@ class Executor:
         for lane in self._lanes.values():
             for attempt in list(lane.running):
                 self._give_up(lane, attempt)
+        self._is_over = True
         self._sweeper.cancel()
         for lane in self._lanes.values():
             await lane.close()
 
     def _return_waiting(self, reason: Reason) -> None:
         for attempt in self._all_waiting():
-            self._end_waiting(attempt, ends.returned(reason))
-        self._strangers.clear()
-        for lane in self._lanes.values():
-            lane.waiting.clear()
+            self._forget_waiting(attempt)
+            self._end_unbegun(attempt, ends.returned(reason))
 
     async def _until_quiet(self, seconds: float) -> None:
         if not self.running or seconds <= 0:

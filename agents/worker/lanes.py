@@ -140,12 +140,10 @@ def run_blocking(attempt: Attempt) -> End:
     handler = attempt.handler
     assert handler is not None  # a lane only receives attempts with a handler
     try:
-        arguments = handler.arguments(attempt.job["payload"], attempt)
-    except ValidationError as error:
-        return ends.invalid_payload(handler, error)
-    except BaseException as error:  # noqa: BLE001  # a model's validators may do anything
-        return ends.error(error, attempt.job)
-    try:
+        try:
+            arguments = handler.arguments(attempt.job["payload"], attempt)
+        except ValidationError as error:
+            return ends.invalid_payload(handler, error)
         value = handler.function(*arguments)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
         return ends.error(error, attempt.job)

@@ -19,7 +19,9 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.clients import client_settings
-from agents.runtime.run import new_event_loop, serve
+from agents.runtime.failstop import leave_within
+from agents.runtime.run import new_event_loop, run_through_exits, serve
+from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
 from agents.topics import TopicsError, ensure_ready_topics
 from agents.worker.control import ControlReader
@@ -40,6 +42,7 @@ GC_THRESHOLDS: Final = (2_500, 20, 20)
 TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
 DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
 LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group
+LINGER_SECONDS: Final = 1.0  # at the very end: for threads of handlers and what they registered
 # What is settled and not committed comes again after a kill, and takes slots for attempts that were
 # rescued or have ended: nobody waits for those. A commit costs half a millisecond.
 COMMIT_SECONDS: Final = 0.1
@@ -197,7 +200,7 @@ class Worker:
         """After the app has left its group: the last beat, and the threads."""
         if self._ticker is not None:
             self._ticker.cancel()
-        await asyncio.to_thread(self._beat.close)
+        await call_aside(self._beat.close)
         self._control.close()
         await self._sink.close()
 
@@ -291,7 +294,10 @@ async def _run(
     )
     code = await serve(worker.app, stop_seconds_max=seconds_max)
     await worker.end()
-    return EXIT_RECYCLED if worker.is_recycling else code
+    if worker.is_recycling:
+        code = EXIT_RECYCLED
+    leave_within(LINGER_SECONDS, code)
+    return code
 
 
 def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
@@ -310,4 +316,4 @@ def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
         return EXIT_USAGE
     _prepare(settings, handlers)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_run(settings, handlers, modules))
+        return run_through_exits(runner.get_loop(), _run(settings, handlers, modules))

@@ -25,11 +25,12 @@ from agents.worker.attempts import Attempt
 from agents.worker.framing import LENGTH_BYTES, frame
 from agents.worker.lanes import Host
 
-TERM_GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL: time for a handler's `finally`
+TERM_GRACE_SECONDS: Final = 2.0  # from the word to end to SIGKILL: time for a handler's `finally`
 READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
 RESTART_SECONDS: Final = (0.0, 1.0, 5.0, 30.0)  # waits before a child that never got ready is tried
 SELF_END_SECONDS: Final = 0.2  # a child that closed its socket is ending; its code comes then
 REAP_SECONDS_MAX: Final = 5.0  # after SIGKILL a process is gone within moments
+REAP_LOOK_SECONDS: Final = 0.005  # between two looks whether it is
 KILLED_BY_KERNEL: Final = "killed by SIGKILL"
 
 logger = logging.getLogger("tidemill.worker")
@@ -65,15 +66,18 @@ class ChildProcess:
         return message
 
     def terminate(self) -> None:
-        """SIGTERM to the child, SIGKILL to its whole group after the grace."""
+        """Tell the child to unwind and end, SIGKILL to its whole group after the grace."""
         if self._killer is not None:
             return
-        self._signal(signal.SIGTERM, self.process.pid)
+        self.send({"terminate": True})
         self._killer = asyncio.get_running_loop().call_later(TERM_GRACE_SECONDS, self.kill)
 
     def kill(self) -> None:
         """End the child and everything that it started."""
-        self._signal(signal.SIGKILL, self.process.pid, is_group=True)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone already; macOS says "not permitted" of a group of zombies
 
     async def bury(self) -> str:
         """Kill what is left, wait for the child, and say how it ended."""
@@ -91,21 +95,12 @@ class ChildProcess:
         return f"exit code {code}"
 
     async def _wait(self, seconds: float) -> int | None:
-        try:
-            return await asyncio.to_thread(self.process.wait, seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    @staticmethod
-    def _signal(number: int, pid: int, is_group: bool = False) -> None:
-        try:
-            if is_group:
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            # Gone already; macOS says "not permitted" of a group of zombies.
-            pass
+        """The exit code; None when it has not ended after `seconds`."""
+        deadline = time.monotonic() + seconds
+        # `Popen.wait` looks again and again as well, and would hold a thread meanwhile.
+        while (code := self.process.poll()) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(REAP_LOOK_SECONDS)
+        return code
 
 
 def _spawn(modules: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

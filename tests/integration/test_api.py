@@ -261,7 +261,7 @@ async def test_an_absent_kafka_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_host_name_is_refused(api: httpx.Client) -> None:
-    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", ""):
+    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "[x", ""):
         assert problem_of(api.get("/", headers={"host": host}), 421)["field"] == "Host"
     for host in ("localhost", "localhost:1", "127.0.0.1:99", "[::1]:80"):
         assert api.get("/healthz", headers={"host": host}).status_code == 200
@@ -272,6 +272,7 @@ def test_another_host_name_is_refused(api: httpx.Client) -> None:
     [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://[x"},
         {"origin": "http://127.0.0.1:1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
@@ -295,6 +296,14 @@ def test_every_answer_binds_the_browser(api: httpx.Client, path: str) -> None:
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/x", "/jobs/x", "/job?job_id=x&"])
+def test_an_offset_that_no_query_takes_is_named(api: httpx.Client, path: str) -> None:
+    sign = "" if path.endswith("&") else "?"
+    answer = api.get(f"{path}{sign}offset=4294967296")
+    assert answer.status_code == 422
+    assert "offset" in answer.text
 
 
 def test_without_a_token_only_loopback() -> None:

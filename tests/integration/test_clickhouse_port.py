@@ -350,12 +350,30 @@ class TestRefusals:
         assert answer.status_code == 403
         assert not target.exists()
 
-    @pytest.mark.parametrize("host", ["evil.example:8123", "a{b.evil.example", ""])
+    @pytest.mark.parametrize("host", ["evil.example:8123", "a{b.evil.example", "[x", ""])
     def test_a_page_under_another_host_name_gets_nothing(
         self, http: httpx.Client, host: str
     ) -> None:
         answer = http.post("/", content="SELECT 1", headers={"Host": host})
         assert answer.status_code == 403
+
+    @pytest.mark.parametrize(
+        "headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}], ids=repr
+    )
+    def test_a_page_of_another_site_may_not_ask(
+        self, http: httpx.Client, headers: dict[str, str]
+    ) -> None:
+        answer = http.get("/", params={"query": "SELECT 1"}, headers=headers)
+        assert answer.status_code == 403
+        assert "Origin" in answer.text
+
+    @pytest.mark.parametrize("query_id", ["é", "a\nb"])
+    def test_a_query_id_that_no_header_carries_is_named(
+        self, http: httpx.Client, query_id: str
+    ) -> None:
+        answer = ask(http, "SELECT 1", query_id=query_id)
+        assert answer.status_code == 400
+        assert "query_id" in answer.text
 
     def test_a_database_of_its_own_is_unknown(self, http: httpx.Client) -> None:
         assert ask(http, "SELECT 1", database="nowhere").status_code == 404

@@ -402,6 +402,53 @@ def test_graceful_stop_finishes_or_gives_back(
     assert committed(kafka, topics, "heavy", 0) == 1
 
 
+def test_a_stop_of_all_its_processes_lets_a_child_finish(
+    ledger: Ledger, start: Start, tmp_path: Path
+) -> None:
+    worker = start(stop_grace_seconds=20, processes=1).wait_ready()
+    payload = {"folder": str(tmp_path), "seconds": 3}
+    [job_id] = ledger.dispatch(("finish.process", payload), queue="heavy")
+    wait_until(lambda: (tmp_path / "began").exists(), SECONDS, worker.told)
+    child = int((tmp_path / "began").read_text())
+    os.kill(child, signal.SIGTERM)  # as a service manager does: to each process of the group
+    assert worker.stop() == 0, worker.told()
+    assert ledger.last(job_id, worker.told).get("result") == "finished"
+
+
+def test_calls_that_never_return_hold_up_neither_outcomes_nor_the_end(
+    ledger: Ledger, start: Start
+) -> None:
+    worker = start(stop_grace_seconds=1).wait_ready()
+    payload = {"folder": "", "seconds": 600}
+    # More than the threads of asyncio's default pool on any machine.
+    hung = ledger.dispatch(*[("hang.aside", payload)] * 40, timeout_ms=500)
+    for job_id in hung:
+        assert ledger.last(job_id, worker.told)["error"]["code"] == "TIMEOUT"
+    large = ledger.dispatch(*[("long.text", {"length": 200_000})] * 8)
+    for job_id in large:
+        assert len(ledger.last(job_id, worker.told)["result"]) == 200_000
+    assert worker.stop() == 0
+    assert "the process ends without its threads" in worker.log.read_text()
+
+
+def test_an_exit_in_a_task_of_a_handler_is_a_failed_attempt(ledger: Ledger, start: Start) -> None:
+    worker = start().wait_ready()
+    [left, after] = ledger.dispatch(("exit.in_task", {}), ("greet", {"name": "after"}))
+    assert ledger.last(left, worker.told)["error"]["message"] == "SystemExit: 3"
+    assert ledger.last(after, worker.told)["kind"] == "succeeded"
+    assert worker.stop() == 0, worker.told()
+
+
+def test_a_cancel_while_the_worker_starts_reaches_it(
+    ledger: Ledger, start: Start, tmp_path: Path
+) -> None:
+    [job_id] = ledger.dispatch(("sleep", {"folder": str(tmp_path), "seconds": 300}))
+    ledger.cancel(job_id)
+    worker = start().wait_ready()
+    assert ledger.last(job_id, worker.told)["error"]["code"] == "CANCELLED"
+    assert worker.stop() == 0
+
+
 def test_a_rebalance_runs_nothing_twice(
     kafka: str, topics: Topics, ledger: Ledger, start: Start, tmp_path: Path
 ) -> None:

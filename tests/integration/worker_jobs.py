@@ -131,6 +131,32 @@ def leave_in_process(payload: Note) -> None:
     os._exit(3)
 
 
+@job("exit.in_task")
+async def exit_in_task(payload: dict[str, object]) -> None:
+    async def leave() -> None:
+        sys.exit(3)
+
+    await asyncio.gather(leave())
+
+
+@job("hang.aside")
+async def hang_aside(payload: Note) -> None:
+    """Holds a thread of the loop's default pool for ever."""
+    await asyncio.to_thread(time.sleep, payload.seconds)
+
+
+@job("long.text")
+async def long_text(payload: dict[str, int]) -> str:
+    return "x" * payload["length"]
+
+
+@job("finish.process", queue="heavy", process=True)
+def finish_in_process(payload: Note) -> str:
+    note(payload.folder, "began")
+    time.sleep(payload.seconds)
+    return "finished"
+
+
 @job("die.process", queue="heavy", process=True)
 def die_in_process(payload: dict[str, object]) -> None:
     os._exit(9)

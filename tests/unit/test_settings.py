@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.callers import http_address, is_loopback
 from agents.settings import (
     MASK,
     ApiSettings,
@@ -16,7 +17,6 @@ from agents.settings import (
     StackSettings,
     WorkerSettings,
     effective,
-    is_loopback,
     load,
 )
 
@@ -113,6 +113,11 @@ def test_an_address_off_loopback_is_fine_with_a_token() -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    assert http_address("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert http_address("::1", 80) == "http://[::1]:80"
 
 
 def test_effective_settings_tell_their_source_and_mask_secrets(

@@ -345,7 +345,13 @@ async def test_stop_finishes_what_it_can_and_gives_back_the_rest() -> None:
         await until(lambda: bench.executor.running == 3)
         stopping = asyncio.create_task(bench.executor.stop(0.3))
         await until(lambda: bench.executor.is_stopping)
+        # What is on the way is fetched, to be given back at once and not at the end of the stop.
+        assert bench.executor.free("default") == 0
+        assert bench.executor.room("default") > 0
         bench.take(pack_of(("short", {})), "too late")
+        assert bench.executor.room("default") > 0
+        await until(lambda: "too late" in bench.settled)
+        assert not stopping.done()
         gate.set()
         await stopping
         await bench.writer.drain()
@@ -414,6 +420,23 @@ async def test_room_is_free_slots_and_one_pack(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: bench.executor.ended_total == 68)
         # Asked for more when half a pack was left, and again when nothing was; three ran then.
         assert asked == [33, 65]
+
+
+async def test_a_handler_that_cancels_its_task_and_ends_harms_no_other() -> None:
+    async def rude(payload: dict[str, Any]) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "left"
+
+    async def polite(payload: dict[str, Any]) -> str:
+        await asyncio.sleep(0)
+        return "slept"
+
+    async with bench_of(rude, polite, concurrency=1) as bench:
+        bench.take(pack_of(("rude", {}), ("polite", {}), ("rude", {}), ("polite", {})))
+        for job_id, result in (("j0", "left"), ("j1", "slept"), ("j2", "left"), ("j3", "slept")):
+            assert (await bench.last(job_id)).get("result") == result
 
 
 async def test_what_a_rebalance_drops_waits_no_longer() -> None:
