@@ -119,15 +119,16 @@ def story_rows(clickhouse: str, job_id: str, user_id: str) -> list[dict[str, Any
 
 def read_only_rows(clickhouse: str, sql: str) -> tuple[list[str], list[dict[str, Any]]]:
     """Column names and rows of a SELECT. Raises SqlError."""
-    said = query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True)
+    said = query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True) or b'{"meta":[],"data":[]}'
     try:
-        answer = orjson.loads(said or b"{}")
-    except orjson.JSONDecodeError:
+        answer = orjson.loads(said)
+        return [column["name"] for column in answer["meta"]], answer["data"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
         raise SqlError(
-            "the answer is not JSON: leave FORMAT out of the query and name it with --format",
+            "the answer is not in the format JSON: leave FORMAT out of the query and name it with "
+            "--format",
             is_reachable=True,
         ) from None
-    return [column["name"] for column in answer.get("meta", [])], answer.get("data", [])
 
 
 def find_completed(

@@ -115,9 +115,10 @@ async def test_a_silent_clickhouse_holds_up_no_wait(kafka: str, topic_prefix: st
         assert time.monotonic() - begun < SECONDS
 
 
-def test_a_format_in_the_query_is_named(clickhouse: str) -> None:
+@pytest.mark.parametrize("sql", ["SELECT 1, 'a' FORMAT CSV", "SELECT 1 FORMAT TSV"])
+def test_a_format_in_the_query_is_named(clickhouse: str, sql: str) -> None:
     with pytest.raises(SqlError, match="--format"):
-        read_only_rows(clickhouse, "SELECT 1, 'a' FORMAT CSV")
+        read_only_rows(clickhouse, sql)
 
 
 def test_who_is_no_clickhouse_is_named() -> None:
