@@ -18,6 +18,7 @@ JOB_NOT_SUCCEEDED: Final = 7
 CONFLICT: Final = 8
 IN_USE: Final = 9
 MODULES: Final = 64
+FAIL_STOP: Final = 70
 RECYCLED: Final = 75
 CONFIG: Final = 78
 INTERRUPTED: Final = 130
@@ -34,9 +35,10 @@ MEANINGS: Final = {
     CONFLICT: "What exists does not fit, such as another number of partitions.",
     IN_USE: "A port or a data folder is used by another process.",
     MODULES: "A worker's modules or queues cannot be used. A supervisor does not try again.",
+    FAIL_STOP: "A role met what it must not survive; the log has the reason. Start it again.",
     RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
-    INTERRUPTED: "Stopped by Ctrl-C.",
+    INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
 HOPELESS: Final = frozenset({MODULES, CONFIG})

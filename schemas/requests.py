@@ -6,6 +6,8 @@ Owns the fields, their bounds and their meaning. Refuses to know how bytes becom
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -22,6 +24,7 @@ ATTEMPTS_MAX: Final = 100
 TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
 REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
 RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
+NESTED_MAX: Final = 200  # nested values of a result; orjson itself stops at 254
 INSTANT_MIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 INSTANT_MAX: Final = datetime(2299, 12, 31, tzinfo=UTC)  # where ClickHouse's DateTime64(3) ends
 
@@ -124,13 +127,28 @@ class JobRequest(BaseModel):
     parent_job_id: Id | None = Field(default=None, description="The job that asked for this one.")
 
 
+def holds_nan(value: Any, depth: int = 0) -> bool:
+    """Whether a float that JSON cannot hold is somewhere in `value`; orjson writes it as null."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if depth > NESTED_MAX:
+        return False
+    if isinstance(value, BaseModel):
+        return holds_nan(value.model_dump(), depth + 1)
+    if isinstance(value, Mapping):
+        return any(holds_nan(each, depth + 1) for each in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_nan(each, depth + 1) for each in value)
+    return False
+
+
 class Command(BaseModel):
     """One record on `jobs.commands`, key = user_id. The answer is the event that it causes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     command: Literal["cancel", "redrive"] = Field(
-        description="cancel: end a waiting job, ask a running one to stop. redrive: run an ended "
+        description="cancel: end a waiting job, ask a running one to stop. redrive: run a failed "
         "job again as a new `run`."
     )
     user_id: Id = Field(description="Whose job.")

@@ -62,7 +62,7 @@ Sending = Callable[[Promise], bool]
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """The job had not ended in time. It goes on; waiting again is fine."""
+    """No end came in time. The job goes on; waiting again is fine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +203,8 @@ async def _sent_async(try_send: Sending, answer: LoopPromise) -> Any:
 
 def _timed_out(job: JobHandle, timeout: float) -> WaitTimeout:
     return WaitTimeout(
-        f"job {job.job_id} of {job.user_id} had not ended after {timeout:g} s; it goes on. Look at "
-        f"it with: tidemill jobs show {job.job_id} --user {job.user_id}"
+        f"no end of job {job.job_id} of {job.user_id} came within {timeout:g} s; it goes on, or "
+        f"had ended before. Look: tidemill jobs show {job.job_id} --user {job.user_id}"
     )
 
 
@@ -300,7 +300,7 @@ class Client:
     def redrive(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
-        """Ask to run an ended job again, as its next run."""
+        """Ask to run a failed job again, as its next run."""
         receipt: CommandReceipt = _sent(
             self._core.command("redrive", user_id, job_id, reason, actor)
         )

@@ -82,6 +82,7 @@ class Completions:
         self._kafka = kafka
         self._topic = topic
         self._lock = threading.Lock()
+        self._memory = threading.Lock()  # of what is remembered; taken last
         self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._new: list[Waiter] = []
         self._recent: deque[tuple[int, int, str, bytes]] = deque()
@@ -104,6 +105,8 @@ class Completions:
                     target=self._run, name="tidemill-wait", daemon=True
                 )
                 self._thread.start()
+        # What has ended is told at once; the reader looks up only when its poll is over.
+        self._tell_from_memory(waiter)
 
     def forget(self, waiter: Waiter) -> bool:
         """Nobody waits on this any more; False when that was so before."""
@@ -184,9 +187,10 @@ class Completions:
 
     def _forget_all(self) -> None:
         """The next thread's consumer reads nothing yet."""
-        self._recent.clear()
-        self._recent_by_user.clear()
-        self._recent_bytes = 0
+        with self._memory:
+            self._recent.clear()
+            self._recent_by_user.clear()
+            self._recent_bytes = 0
         self._seen.clear()
         self._all = []
 
@@ -217,7 +221,9 @@ class Completions:
         return []
 
     def _tell_from_memory(self, waiter: Waiter) -> bool:
-        for value in self._recent_by_user.get(waiter.key[0], ()):
+        with self._memory:
+            known = list(self._recent_by_user.get(waiter.key[0], ()))
+        for value in known:
             if waiter.wants(orjson.loads(value)):
                 self._tell(waiter, value)
                 return True
@@ -262,11 +268,12 @@ class Completions:
         if not any(entry[0] == partition for entry in self._recent):
             return
         kept = [entry for entry in self._recent if entry[0] != partition]
-        self._recent.clear()
-        self._recent_by_user.clear()
-        self._recent_bytes = 0
-        for entry in kept:
-            self._remember(*entry)
+        with self._memory:
+            self._recent.clear()
+            self._recent_by_user.clear()
+            self._recent_bytes = 0
+            for entry in kept:
+                self._remember(*entry)
 
     def _read(self, consumer: Consumer) -> None:
         for message in take_arrived(consumer, CHUNK_RECORDS, POLL_SECONDS):
@@ -281,7 +288,8 @@ class Completions:
             return
         user = (message.key() or b"").decode("utf-8", "replace")
         value = message.value() or b""
-        self._remember(message.partition() or 0, message.timestamp()[1], user, value)
+        with self._memory:
+            self._remember(message.partition() or 0, message.timestamp()[1], user, value)
         if user not in self._waiters:
             return
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import orjson
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaException,
     TopicPartition,
@@ -179,7 +179,7 @@ def _ledger(settings: CommonSettings, topics: Topics) -> Finding:
         members = len(described[group].result(timeout=ANSWER_SECONDS).members)
     except KafkaException:
         members = 0
-    lags = _lags(admin, group, topics)
+    lags = _lags(settings.kafka, admin, group, topics)
     total = sum(lags.values())
     by_partition = ", ".join(f"{number}: {lag}" for number, lag in sorted(lags.items()))
     found = f"{members} process(es); lag {total} records ({by_partition})"
@@ -193,20 +193,21 @@ def _ledger(settings: CommonSettings, topics: Topics) -> Finding:
     return Finding("ledger", "ok", found)
 
 
-def _lags(admin: AdminClient, group: str, topics: Topics) -> dict[int, int]:
+def _lags(kafka: str, admin: AdminClient, group: str, topics: Topics) -> dict[int, int]:
     """Ledger partition -> records of its inputs past the committed offsets."""
-    future = admin.list_consumer_group_offsets(
-        [ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_SECONDS
-    )[group]
-    committed = {
-        (one.topic, one.partition): one.offset
-        for one in future.result(timeout=ANSWER_SECONDS).topic_partitions or []
-        if one.topic in topics.ledger_inputs and one.offset >= 0
-    }
     ends = _ends(admin, topics)
+    # Not the admin client's question: where the group's coordinator is not up yet, as on a new
+    # broker, it ends the process.
+    reader = Consumer(client_settings(kafka, "tidemill-doctor", {"group.id": group}))
+    try:
+        asked = [TopicPartition(topic, partition) for topic, partition in ends]
+        answers = reader.committed(asked, timeout=ANSWER_SECONDS) if asked else []
+    finally:
+        reader.close()
     lags: dict[int, int] = {}
-    for (topic, partition), end in ends.items():
-        lags[partition] = lags.get(partition, 0) + end - committed.get((topic, partition), 0)
+    for one in answers:
+        behind = ends[one.topic, one.partition] - max(0, one.offset)
+        lags[one.partition] = lags.get(one.partition, 0) + behind
     return lags
 
 
@@ -255,8 +256,6 @@ def _workers(kafka: str, topics: Topics) -> Finding:
 
 def _latest_beats(kafka: str, topic: str) -> dict[str, dict[str, Any]]:
     """Worker -> its last beat of the last few seconds; waits for one beat when there is none."""
-    from confluent_kafka import Consumer
-
     consumer = Consumer(
         client_settings(
             kafka, "tidemill-doctor",

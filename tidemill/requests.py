@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from schemas.codec import DEPTH_MAX, depth_of
-from schemas.requests import REQUEST_BYTES_MAX, Command, JobRequest
+from schemas.requests import REQUEST_BYTES_MAX, Command, JobRequest, holds_nan
 
 _RANDOM_BITS: Final = 62  # of a version 7 UUID, below the variant
 _RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1
@@ -177,6 +177,10 @@ def encode(request: Request, job_id: str) -> bytes:
         raise InvalidRequest(
             f"field 'payload': {error}; use JSON values, and text for what JSON has no form for"
         ) from None
+    if b"null" in value and holds_nan(body["payload"]):
+        raise InvalidRequest(
+            "field 'payload': it holds NaN or infinity, which JSON has not; use None or a text"
+        )
     _check_bounds(value)
     return value
 

@@ -186,10 +186,15 @@ def build_routes(reader: Reader, enqueuer: Enqueuer, metrics: Metrics) -> APIRou
     return router
 
 
+def _is_panel(query: queries.Query) -> bool:
+    """Whether a window and a bound say all that it asks."""
+    return not set(query.params) - {"since", "until", "step_seconds", "limit"}
+
+
 def _add_stats(router: APIRouter, reader: Reader) -> None:
     @router.get("/stats", summary="The panels that there are")
     async def list_panels() -> list[dict[str, str]]:
-        found = [queries.load(name) for name in queries.names()]
+        found = [query for name in queries.names() if _is_panel(query := queries.load(name))]
         return [{"name": q.name, "title": q.title, "meaning": q.meaning} for q in found]
 
     @router.get("/stats/{name}", summary="The rows of one panel")
@@ -201,7 +206,7 @@ def _add_stats(router: APIRouter, reader: Reader) -> None:
             query = queries.load(name)
         except queries.UnknownQuery as error:
             raise Problem(404, "unknown-panel", str(error), field="name") from error
-        if set(query.params) - {"since", "until", "step_seconds", "limit"}:
+        if not _is_panel(query):
             raise Problem(
                 404, "unknown-panel", f"{name!r} is served under /api/jobs, not here", field="name"
             )

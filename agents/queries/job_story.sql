@@ -32,5 +32,5 @@ SELECT
     data
 FROM job_events
 WHERE job_id = {job_id:String} AND ({user_id:String} = '' OR user_id = {user_id:String})
-ORDER BY user_id, incarnation, occurred_at, sequence, kafka_offset
+ORDER BY user_id, occurred_at, kafka_offset, sequence
 LIMIT {limit:UInt32} OFFSET {offset:UInt32}

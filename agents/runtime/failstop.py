@@ -13,8 +13,9 @@ import threading
 import time
 from typing import NoReturn
 
-# EX_SOFTWARE of sysexits.h: a supervisor starts the role again with a backoff.
-EXIT_FAIL_STOP = 70
+from agents import exit_codes
+
+EXIT_FAIL_STOP = exit_codes.FAIL_STOP
 
 logger = logging.getLogger("tidemill.runtime")
 

@@ -158,6 +158,25 @@ class _Terminated(BaseException):
     """The parent's word to end: unwind the handler, so that its `finally` blocks run, and leave."""
 
 
+def _watch_forks(connection: socket.socket) -> None:
+    """In a copy that a handler forks the line is not its own, and SIGTERM ends it as usual."""
+    masks = threading.local()
+
+    def before() -> None:
+        # A word to end that comes before the copy is ready for it would be lost.
+        masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.former)
+
+    def after_in_copy() -> None:
+        connection.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        after()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_copy)
+
+
 def _die() -> NoReturn:
     """The parent is gone: nobody may go on working, our own children included."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
@@ -175,7 +194,7 @@ def main(arguments: list[str]) -> int:
     connection = socket.socket(fileno=int(arguments[0]))
     # What a handler starts must not hold the line open: the parent learns of our end by it.
     connection.set_inheritable(False)
-    os.register_at_fork(after_in_child=connection.close)
+    _watch_forks(connection)
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")

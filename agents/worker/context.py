@@ -16,7 +16,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
-from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
+from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest, holds_nan
 
 STAGE_LENGTH_MAX: Final = 128  # characters
 MESSAGE_LENGTH_MAX: Final = 500  # characters
@@ -205,6 +205,8 @@ def _checked_child(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"enqueue: {name}: {first['msg']}") from None
     except TypeError as error:
         raise ValueError(f"enqueue: payload is not JSON: {error}") from None
+    if b"null" in encoded and holds_nan(given["payload"]):
+        raise ValueError("enqueue: payload holds NaN or infinity, which JSON has not")
     if len(encoded) > REQUEST_BYTES_MAX:
         raise ValueError(
             f"enqueue: the request has {len(encoded)} bytes, at most {REQUEST_BYTES_MAX} are "

@@ -9,7 +9,6 @@ An end is a dict with the fields of `schemas.wire.Outcome` beside the attempt's 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,11 +18,10 @@ from pydantic import BaseModel, ValidationError
 from agents.worker.context import Context, children_of, valid_text
 from agents.worker.errors import NonRetryable, Retry, Skip
 from agents.worker.handlers import Handler
-from schemas.requests import RESULT_BYTES_MAX
+from schemas.requests import RESULT_BYTES_MAX, holds_nan
 from schemas.words import ErrorCode, Reason
 
 MESSAGE_LENGTH_MAX: Final = 500  # characters of an error's message
-RESULT_DEPTH_MAX: Final = 200  # nested values of a result; orjson itself stops at 254
 
 End = dict[str, Any]
 
@@ -159,7 +157,7 @@ def encode(job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int) 
         encoded = orjson.dumps(outcome, default=_as_json)
     except (TypeError, ValueError, RecursionError) as problem:
         return _encode_odd(job, end, started_ms, finished_ms, problem)
-    if "result" in end and b"null" in encoded and _has_nan(end["result"]):
+    if "result" in end and b"null" in encoded and holds_nan(end["result"]):
         return _refuse(
             job, ErrorCode.RESULT_NOT_JSON, "the result holds NaN or infinity, which JSON has not; "
             "return None or a text there", started_ms, finished_ms,
@@ -219,18 +217,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-def _has_nan(value: Any, depth: int = 0) -> bool:
-    """Whether a float that JSON cannot hold is somewhere in `value`; orjson writes it as null."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if depth > RESULT_DEPTH_MAX:
-        return False
-    if isinstance(value, BaseModel):
-        return _has_nan(value.model_dump(), depth + 1)
-    if isinstance(value, Mapping):
-        return any(_has_nan(each, depth + 1) for each in value.values())
-    if isinstance(value, list | tuple):
-        return any(_has_nan(each, depth + 1) for each in value)
-    return False

@@ -21,6 +21,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from pydantic import BaseModel
 
+from agents import exit_codes
 from agents import topics as topics_
 from agents.embedded.broker import Broker
 from agents.topics import PartitionsMismatch, TopicsError
@@ -181,6 +182,7 @@ def test_every_field_arrives(kafka: str, client: Client, topics: Topics) -> None
         ({"user_id": ""}, ("'user_id'",)),
         ({"payload": {"a": 2**70}}, ("'payload'", "64-bit")),
         ({"payload": {"a": object()}}, ("'payload'", "object")),
+        ({"payload": {"a": [float("nan")]}}, ("'payload'", "NaN")),
         ({"payload": {"a": "x" * 1_100_000}}, ("'payload'", "1048576", "reference")),
         ({"payload": {"a": NESTED}}, ("'payload'", "32 deep")),
         ({"run_at": datetime(2030, 1, 1)}, ("'run_at'", "time zone")),
@@ -360,6 +362,18 @@ def test_wait_for_a_later_run_passes_the_first(client: Client, ledger: Ledger) -
     assert client.wait(handle, SECONDS, run=2).run == 2
 
 
+def test_what_has_been_read_is_told_at_once(
+    client: Client, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With this pause a look of the reader's would come too late for every wait but the first.
+    monkeypatch.setattr(completions, "POLL_SECONDS", 2 * SECONDS)
+    handles = [client.enqueue("t", user_id="u") for _ in range(20)]
+    for handle in handles:
+        ledger.end("u", handle.job_id)
+    for handle in reversed(handles):
+        assert client.wait(handle, SECONDS).job_id == handle.job_id
+
+
 def test_an_aborted_end_is_none(client: Client, ledger: Ledger) -> None:
     handle = client.enqueue("t", user_id="u")
     ledger.end(handle.user_id, handle.job_id, commit=False)
@@ -495,6 +509,18 @@ async def test_those_who_ask_at_about_the_same_time_are_each_answered_and_in_ord
     for one in sorted(found, key=lambda one: (one.partition(), one.offset())):
         by_user.setdefault(one.key(), []).append(orjson.loads(one.value())["payload"]["n"])
     assert all(numbers == sorted(numbers) for numbers in by_user.values())
+
+
+def test_the_doctor_outlives_a_broker_without_any_group(own_broker: Broker) -> None:
+    own_broker.start()
+    asked = subprocess.run(
+        [sys.executable, "-m", "tidemill", "doctor", "--json", "--kafka", own_broker.bootstrap,
+         "--clickhouse", "http://127.0.0.1:1"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )
+    assert asked.returncode == exit_codes.CHECK_FAILED, asked.stderr
+    verdicts = {row["check"]: row["verdict"] for row in orjson.loads(asked.stdout)}
+    assert verdicts["ledger"] in ("failed", "unknown")
 
 
 async def test_bursts_outlive_a_restart_of_the_broker(own_broker: Broker) -> None:

@@ -21,7 +21,7 @@ from schemas.topics import Topics
 from tests.page.sample import Life, Sample, engine_with, request
 from tests.waiting import wait_until
 from tidemill import AsyncClient, Client, JobHandle, WaitTimeout
-from tidemill.history import find_completed, read_only_rows
+from tidemill.history import find_completed, read_only_rows, story_rows
 from tidemill.sql import SqlError, query_rows
 
 FIRST = datetime(2026, 3, 1, 9, tzinfo=UTC)
@@ -87,6 +87,14 @@ def test_the_end_is_that_of_the_job_that_was_asked_for(
     if found is not None:
         assert (found.status, found.attempts, found.wait_ms) == ("succeeded", 1, None)
         assert found.requested_at == born_at.strftime("%Y-%m-%dT%H:%M:%S.000Z") if born_at else ""
+
+
+def test_a_story_is_told_oldest_first(clickhouse: str) -> None:
+    told = story_rows(clickhouse, "known", "u")
+    # Events that only answer somebody carry no incarnation.
+    assert next(row["event"] for row in told) == "requested"
+    assert [row["event"] for row in told][-1] == "duplicate_ignored"
+    assert [row["occurred_at"] for row in told] == sorted(row["occurred_at"] for row in told)
 
 
 def test_a_wait_finds_an_old_end(kafka: str, topic_prefix: str, clickhouse: str) -> None:

@@ -285,6 +285,9 @@ def test_a_copy_of_a_child_says_nothing_and_hides_no_death(ledger: Ledger, start
     for job_id, word in zip(asked, ("one", "two", "three"), strict=True):
         end = ledger.last(job_id, worker.told)
         assert end.get("result", end) == word
+    # A copy ends when its own parent says so.
+    [pool] = ledger.dispatch(("pool.process", {}), queue="heavy")
+    assert ledger.last(pool, worker.told)["result"] == -signal.SIGTERM
     [left] = ledger.dispatch(("leave.process", {"folder": "x"}), queue="heavy")
     assert ledger.last(left, worker.told)["error"]["code"] == "PROCESS_DIED"
     assert worker.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -120,6 +121,15 @@ def fork_in_process(payload: Note) -> str:
         raise ValueError("the copy comes back out of the handler")
     time.sleep(0.1)
     return payload.folder
+
+
+@job("pool.process", queue="heavy", process=True)
+def pool_in_process(payload: dict[str, object]) -> int | None:
+    copy = multiprocessing.get_context("fork").Process(target=time.sleep, args=(OUTSIDE_SECONDS,))
+    copy.start()
+    copy.terminate()
+    copy.join(20)
+    return copy.exitcode
 
 
 @job("leave.process", queue="heavy", process=True)

@@ -68,10 +68,13 @@ def enqueue(
     ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="May be repeated.")] = None,
     kafka: o.Kafka = None,
+    clickhouse: o.ClickHouse = None,
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
     """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
-    with _client(kafka, topic_prefix) as client:
+    # A job that was asked for before may have ended long ago: then ClickHouse knows.
+    history = _clickhouse(clickhouse) if wait else None
+    with _client(kafka, topic_prefix, history) as client:
         handle = client.enqueue(
             type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
             # Checked like every other field, by the rules of the request.
@@ -90,12 +93,16 @@ def enqueue(
 
 
 @contextlib.contextmanager
-def _client(kafka: str | None, topic_prefix: str | None) -> Iterator[Client]:
+def _client(
+    kafka: str | None, topic_prefix: str | None, clickhouse: str | None = None
+) -> Iterator[Client]:
     """A client for one record: what librdkafka tries again by itself is no news here."""
     from tidemill.client import Client
 
     logging.getLogger("tidemill.runtime.kafka").setLevel(logging.CRITICAL)
-    with Client(kafka, topic_prefix=topic_prefix, timeout_seconds=DELIVERY_SECONDS) as client:
+    with Client(
+        kafka, clickhouse, topic_prefix, timeout_seconds=DELIVERY_SECONDS
+    ) as client:
         yield client
 
 
@@ -107,12 +114,18 @@ def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
 def _payload(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
+    from schemas.codec import Refusal, parse_json
+
     try:
-        value = orjson.loads(sys.stdin.read() if text == "-" else text)
+        # For its messages: the codec, whose bounds hold at every door, says less of a slip.
+        orjson.loads(given := sys.stdin.read() if text == "-" else text)
     except orjson.JSONDecodeError as error:
         raise CliError(
             f"--json: {error}; write an object such as '{{\"name\": \"Ada\"}}'", exit_codes.USAGE
         ) from None
+    value = parse_json(given.encode())
+    if isinstance(value, Refusal):
+        raise CliError(f"--json: {value.message}", exit_codes.USAGE)
     if not isinstance(value, dict):
         raise CliError(
             f"--json: a payload is a JSON object, not {type(value).__name__}", exit_codes.USAGE
@@ -221,7 +234,7 @@ def redrive_job(
     kafka: o.Kafka = None,
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
-    """Ask to run an ended job again, as its next run."""
+    """Ask to run a failed job again, as its next run."""
     with _client(kafka, topic_prefix) as client:
         receipt = client.redrive(user, job_id, reason=reason, actor="cli")
         print_json(dataclasses.asdict(receipt))
@@ -242,6 +255,8 @@ def sql(
     from tidemill.sql import query_bytes
 
     text = sys.stdin.read() if query == "-" else query
+    if not text.strip():
+        raise CliError("the query is empty: write a SELECT", exit_codes.USAGE)
     address = _clickhouse(clickhouse)
     if output_format is not None:
         sys.stdout.buffer.write(

@@ -129,8 +129,12 @@ def _headers() -> list[str]:
         "`ce_*` header is present, `ce_specversion`, `ce_id`, `ce_source` and `ce_type` must be. "
         "On `jobs.completed` they are always there.", "",
         *_table(("header", "meaning"), clouds), "",
-        "Dead letters on `jobs.dead` keep key, value and headers of the original record and carry, "
-        "as UTF-8 strings:", "",
+        "Dead letters on `jobs.dead` keep key, value and headers of the record that was refused "
+        "and carry, as UTF-8 strings, what follows. Where user and job could be read, the job ends "
+        "as `failed` too. A job that failed for good after it was accepted has one as well, of "
+        "stage `attempt`: key is its user_id, value the request as the ledger keeps it, defaults "
+        "filled in; topic, partition and offset are of the record that led to its end (offset -1: "
+        "none did, it was a timer).", "",
         *_table(("header", "meaning"), dead),
     ]
 

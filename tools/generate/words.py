@@ -59,7 +59,7 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.STALE_EPOCH: "An outcome of an attempt that was superseded.",
     R.ALREADY_ENDED: "The job has ended.",
     R.UNKNOWN_JOB: "There is no such job, or it was forgotten after its retention.",
-    R.NOT_ENDED: "Only an ended job can be redriven.",
+    R.NOT_ENDED: "Only a job that has failed can be redriven, and no request that was refused.",
     R.WORKER_LOST: "The worker was silent for ten seconds.",
     R.WORKER_RESTARTED: "The worker came back as a new process.",
     R.DISPATCH_LOST: "No worker took it up in time.",
