@@ -103,6 +103,9 @@ class OutcomePack(BaseModel):
     outcomes: list[Outcome]
 
 
+DEFINITION_BYTES_MAX: Final = 1_048_576  # bytes; the ledger keeps each as a row
+
+
 class QueueSlots(BaseModel):
     """How much of one queue a worker can take."""
 

@@ -15,7 +15,7 @@ from streams.decision import Effect, Rejected
 from streams.job import Job, JobKey
 from streams.outbox import Outbox
 from streams.policy import Policy
-from streams.schedule import Schedule
+from streams.schedule import Schedule, waits_for_type
 from streams.state import PartitionState
 
 
@@ -115,7 +115,3 @@ class Desk:
             policy = self.state.policy(job.spec.type)
             if policy is not None:
                 self.resolve(key, job, policy)
-
-
-def waits_for_type(job: Job) -> bool:
-    return job.state is State.SCHEDULED and job.reason == Reason.UNKNOWN_TYPE

@@ -321,7 +321,7 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
 def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
     if job is not None:  # duplicates first: a repeat must not touch a limit
         return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
-    policy = situation.policy(command.decoded.request.type)
+    policy = situation.policy_for_new(command.decoded.request.type)
     spec = admission.spec_of(command, now, situation.accepted, policy)
     story = Story(None, now, command.cause)
     if policy is None:

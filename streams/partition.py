@@ -8,31 +8,39 @@ the caller says whether their transaction was committed (`settle`) or not (`undo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from schemas.record_pages import OutGroup
 from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State
+from schemas.words import TERMINAL_STATES, Reason, State
 from streams import limits
+from streams.admission import is_expired
 from streams.commands import (
     Defer,
     Dispatch,
     Expire,
     Rescue,
 )
-from streams.desk import Desk, waits_for_type
+from streams.desk import Desk
 from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
-from streams.schedule import TimerKind
+from streams.schedule import TimerKind, waits_for_type
 from streams.state import PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
-DISPATCH_AT_ONCE_MAX: Final = 2_000  # jobs of one queue in one group: keeps groups short
+FORGET_AGAIN_MS: Final = 50  # the same while there is more of it than one group may forget
+# Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
+# known now): a group with more would outlast its transaction. The rest is for the next group.
+DECISIONS_MAX: Final = 2_000
+# Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
+DECISION_BYTES: Final = 4_096
+NO_END: Final = 2**62  # ms; later than every instant
 _DISPATCH: Final = Dispatch()
 _PENDING: Final = State.PENDING
 
@@ -67,15 +75,19 @@ class Partition:
         self._capacity: dict[str, QueueCapacity] = {}
         self._workers: Mapping[str, int] = {}
         self._leases_run_from = 0
+        self._heard_until = 0
         self._swept_at = 0
         self._forgot_at = 0
+        self._has_more = False  # the last tick left something that was due
+        self._may_resolve = 0  # decisions left in this group for jobs whose type is known now
+        self._first_queue = 0  # which one is dispatched first
 
     # --- what the edge tells ---
 
     def restored(self, now_ms: int) -> None:
         """All rows are loaded. Every lease gets its full time from now on."""
         self.state.loaded()
-        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
+        self._rebuild()
         # The partition's clock may be ahead of ours: it was another machine's.
         self._leases_run_from = max(now_ms, self.state.clock_ms)
 
@@ -87,14 +99,20 @@ class Partition:
         for queue, room in capacity.items():
             self.schedule.window(queue).set_slots(room.slots, free=room.free)
 
-    def set_workers(self, alive: Mapping[str, int]) -> None:
-        """The incarnation of each living worker."""
+    def set_workers(
+        self, alive: Mapping[str, int], *, heard_since_ms: int = 0, heard_until_ms: int = NO_END
+    ) -> None:
+        """The incarnation of each living worker, and between which instants (epoch ms) all that
+        workers said was heard: silence counts only there."""
         self._workers = alive
+        self._leases_run_from = max(self._leases_run_from, heard_since_ms)
+        self._heard_until = heard_until_ms
 
     # --- a group ---
 
     def begin(self, now_ms: int) -> int:
         """Starts a group; returns the partition's instant, which never goes back."""
+        self._may_resolve = DECISIONS_MAX
         return self.state.begin(now_ms)
 
     def take(self, topic: str, partition: int, record: InRecord) -> bool:
@@ -128,27 +146,33 @@ class Partition:
             self.state.definitions[definition.type] = definition  # quicker to know next time
             return
         self.state.define(definition)
-        for key in list(self.schedule.unknown.get(definition.type, ())):
-            job = self.state.jobs.get(key)
-            if job is not None and waits_for_type(job):
-                self._desk.resolve(key, job, self.state.policy(definition.type))
+        if self.schedule.unknown.get(definition.type):
+            self.state.resolving[definition.type] = None
+            self._resolve_waiting()
+        self.schedule.wake_gates(definition.type, self.state.clock_ms)
 
     def tick(self) -> None:
-        """Timers, rescues, forgetting, then dispatch: what time alone brings."""
+        """Timers, rescues, forgetting, then dispatch: what time alone brings.
+
+        Each of it so far as a group may hold; what is left makes `next_tick_at` say "at once".
+        """
         now_ms = self.state.clock_ms
-        while (due := self.schedule.pop_due(now_ms)) is not None:
-            self._fire(*due)
+        self._has_more = False
+        left = DECISIONS_MAX
+        while left > 0 and (due := self.schedule.pop_due(now_ms)) is not None:
+            left -= self._fire(*due)
+        self._resolve_waiting()
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
-            self._swept_at = now_ms
             self._sweep(now_ms)
         if now_ms - self._forgot_at >= FORGET_EVERY_MS:
-            self._forgot_at = now_ms
-            self.state.forget_old(now_ms)
-        for queue in self._capacity:
-            self._dispatch(queue, now_ms)
+            has_more = self.state.forget_old(now_ms)
+            self._forgot_at = now_ms - (FORGET_EVERY_MS - FORGET_AGAIN_MS if has_more else 0)
+        self._dispatch_all(now_ms)
 
     def next_tick_at(self) -> int:
         """Epoch ms at which `tick` has something to do even if nothing arrives."""
+        if self._has_more:
+            return 0
         sweep_at = self._swept_at + SWEEP_EVERY_MS
         timer_at = self.schedule.next_timer_at()
         return sweep_at if timer_at is None else min(sweep_at, timer_at)
@@ -178,55 +202,89 @@ class Partition:
         """The transaction was aborted: state and indices are as before the group."""
         self.state.undo()
         self._desk.outbox.clear()
-        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
+        self._rebuild()
 
     # --- time ---
 
-    def _fire(self, kind: TimerKind, name: tuple[str, ...]) -> None:
+    def _rebuild(self) -> None:
+        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
+        known = self.state.policy
+        self.state.resolving = {
+            name: None for name in self.schedule.unknown if known(name) is not None
+        }
+
+    def _resolve_waiting(self) -> None:
+        """Lets jobs go on whose type is known by now, in their order."""
+        state = self.state
+        for type_name in list(state.resolving):
+            waiting = self.schedule.unknown.get(type_name, {})
+            for key in list(islice(waiting, max(0, self._may_resolve))):
+                if self._may_resolve <= 0:
+                    break
+                del waiting[key]
+                job = state.jobs.get(key)
+                if job is not None and waits_for_type(job):
+                    self._desk.resolve(key, job, state.policy(type_name))
+                    self._may_resolve -= _cost(job)
+            if waiting:
+                self._has_more = True
+                return
+            del state.resolving[type_name]
+            self.schedule.unknown.pop(type_name, None)
+
+    def _fire(self, kind: TimerKind, name: tuple[str, ...]) -> int:
+        """What a timer is for; how many decisions it counts as."""
         if kind is TimerKind.GATE:
             self._open_gate(name)
-            return
+            return 1
         job = self.state.jobs.get(name)
         now_ms = self.state.clock_ms
         if job is None or job.state in TERMINAL_STATES:
-            return
+            return 1
         if kind is TimerKind.DUE:
             is_due = job.due_at is not None and job.due_at <= now_ms
             if is_due and job.state in (State.SCHEDULED, State.RETRYING):
                 self.schedule.make_ready(job)
         elif kind is TimerKind.EXPIRES:
-            if job.epoch == 0 and job.state not in IN_FLIGHT_STATES:
+            # The timer may be that of an earlier job of this id.
+            if job.epoch == 0 and is_expired(job.spec, now_ms):
                 self._desk.decide(name, job, Expire())
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
             self._desk.resolve(name, job, self.state.policy(job.spec.type))
+        return _cost(job)
 
     def _open_gate(self, name: tuple[str, ...]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
         gate = self.schedule.gates.get(name)
         policy = self.state.policy(name[1])
-        if not gate or policy is None:
+        if gate is None or policy is None:
             return
-        now_ms = self.state.clock_ms
+        jobs, now_ms = self.state.jobs, self.state.clock_ms
         used = self.state.limit_state(*name)
-        free = limits.free_starts(policy.limits, used, now_ms)
-        let_in: list[Job] = []
-        while gate and len(let_in) < free:
-            job = self.state.jobs.get(gate.popleft())
-            if job is not None and job.state is State.SCHEDULED:
-                let_in.append(job)
-        for job in reversed(let_in):
-            self.schedule.make_ready(job, is_first=True)
-        if gate:
+        # Who was let through before and has found no slot yet has the first right to a start.
+        for key in list(gate.through):
+            if not _is_held_by_limit(jobs.get(key)):
+                del gate.through[key]
+        free = limits.free_starts(policy.limits, used, now_ms) - len(gate.through)
+        while len(gate) and free > 0:
+            key = gate.pop()
+            job = jobs.get(key)
+            if job is not None and _is_held_by_limit(job):
+                self.schedule.make_ready(job, is_first=True)
+                gate.through[key] = None
+                free -= 1
+        if len(gate):
             again_at = limits.delayed_until(policy.limits, used, now_ms)
             shortest = min((limit.window_ms for limit in policy.limits), default=0)
-            self.schedule.set_timer(
-                max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)), TimerKind.GATE, name
-            )
-        else:
+            self.schedule.set_gate(name, max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)))
+        elif not gate.through:
             self.schedule.gates.pop(name, None)
+        else:
+            self.schedule.set_gate(name, now_ms + SWEEP_EVERY_MS)  # to be cleared away
 
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
+        left = DECISIONS_MAX
         for queue, keys in list(self.schedule.in_flight.items()):
             has_workers = queue in self._capacity
             for key in list(keys):
@@ -235,6 +293,12 @@ class Partition:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
                         self._desk.decide(key, job, Rescue(reason))
+                        left -= _cost(job)
+                if left <= 0:
+                    self._has_more = True
+                    return
+        self._swept_at = now_ms
+        self.schedule.clear_out(self.state.jobs)
 
     def _reason_to_rescue(self, job: Job, now_ms: int, *, has_workers: bool) -> Reason | None:
         since = max(job.dispatched_at or 0, self._leases_run_from)
@@ -248,25 +312,44 @@ class Partition:
                 # Its first beat may be on its way. Or its clock has gone back since.
                 return Reason.WORKER_RESTARTED if now_ms - since > DISPATCH_LOST_MS else None
             return Reason.WORKER_RESTARTED if alive > incarnation else None
-        is_lost = has_workers and now_ms - since > DISPATCH_LOST_MS
+        is_lost = has_workers and min(now_ms, self._heard_until) - since > DISPATCH_LOST_MS
         return Reason.DISPATCH_LOST if is_lost else None
 
-    def _dispatch(self, queue: str, now_ms: int) -> None:
-        """Takes waiting jobs in their order while the window has room."""
+    def _dispatch_all(self, now_ms: int) -> None:
+        queues = list(self._capacity)
+        if len(queues) > 1:
+            # None of them gets all that a group may hold each time.
+            self._first_queue = (self._first_queue + 1) % len(queues)
+            queues = queues[self._first_queue :] + queues[: self._first_queue]
+        left = DECISIONS_MAX
+        for queue in queues:
+            left = self._dispatch(queue, now_ms, left)
+
+    def _dispatch(self, queue: str, now_ms: int, left: int) -> int:
+        """Takes waiting jobs in their order while the window has room. How many of `left` decisions
+        are left."""
         line = self.schedule.waiting.get(queue)
         if line is None or not len(line) or not self._capacity[queue].partitions:
-            return
+            return left
         in_flight = len(self.schedule.in_flight.get(queue, ()))
         room = self.schedule.window(queue).allowance(in_flight)
-        room = min(room, DISPATCH_AT_ONCE_MAX)
-        while room > 0 and (key := line.pop()) is not None:
+        while room > 0:
+            if left <= 0:
+                self._has_more = True
+                break
+            key = line.pop()
+            if key is None:
+                break
             job = self.state.jobs.get(key)
             if job is None or not _may_dispatch(job, queue, now_ms):
+                left -= 1
                 continue
+            left -= _cost(job)
             if self._is_held_back(key, job, now_ms):
                 continue
             self._desk.decide(key, job, _DISPATCH)
             room -= 1
+        return left
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:
         """Whether a delayed limit does not let the job start yet; it then waits at its gate."""
@@ -275,13 +358,23 @@ class Partition:
             return False
         used = self.state.limit_state(key[0], job.spec.type)
         gates = self.schedule.gates
-        gate = gates.get((key[0], job.spec.type), ()) if gates else ()
-        comes_later = bool(gate) and job.reason != Reason.RATE_LIMITED
+        gate = gates.get((key[0], job.spec.type)) if gates else None
+        ahead = 0 if gate is None else len(gate)
+        comes_later = ahead > 0 and job.reason != Reason.RATE_LIMITED
         if not comes_later and limits.delayed_until(policy.limits, used, now_ms) <= now_ms:
             return False
-        due_at = limits.estimated_due(policy.limits, used, now_ms, ahead=len(gate))
+        due_at = limits.estimated_due(policy.limits, used, now_ms, ahead=ahead)
         self._desk.decide(key, job, Defer(due_at))
         return True
+
+
+def _cost(job: Job) -> int:
+    """How many decisions one about this job counts as."""
+    return 1 + len(job.spec.payload) // DECISION_BYTES
+
+
+def _is_held_by_limit(job: Job | None) -> bool:
+    return job is not None and job.state is State.SCHEDULED and job.reason == Reason.RATE_LIMITED
 
 
 def _may_dispatch(job: Job, queue: str, now_ms: int) -> bool:

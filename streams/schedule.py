@@ -10,18 +10,18 @@ whose job has moved on is dropped when it comes up.
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final
 
 from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State, direct
+from streams.gates import Gate, GateName
 from streams.job import Job, JobKey
 from streams.waiting import WaitingQueue
 from streams.window import Window
 
-GateName = tuple[str, ...]
-"""(user_id, type): whose `delay` limit holds jobs back."""
+# Entries of jobs that have moved on, beside as many as there are jobs, before they are cleared out.
+STALE_MAX: Final = 10_000
 
 
 @direct
@@ -47,7 +47,7 @@ class Schedule:
         self.waiting: dict[str, WaitingQueue] = {}
         self.in_flight: dict[str, dict[JobKey, None]] = {}
         self.windows: dict[str, Window] = {}
-        self.gates: dict[GateName, deque[JobKey]] = {}
+        self.gates: dict[GateName, Gate] = {}
         self.unknown: dict[str, dict[JobKey, None]] = {}
         self._timers: list[tuple[int, int, TimerKind, JobKey | GateName]] = []
         self._timer_count = 0
@@ -58,10 +58,26 @@ class Schedule:
 
     def pop_due(self, now_ms: int) -> tuple[TimerKind, JobKey | GateName] | None:
         """The earliest timer that is due, None when none is."""
-        if not self._timers or self._timers[0][0] > now_ms:
-            return None
-        _, _, kind, name = heapq.heappop(self._timers)
-        return kind, name
+        while self._timers and self._timers[0][0] <= now_ms:
+            at_ms, _, kind, name = heapq.heappop(self._timers)
+            if kind is not TimerKind.GATE or self._is_gates_timer(name, at_ms):
+                return kind, name
+        return None
+
+    def _is_gates_timer(self, name: GateName, at_ms: int) -> bool:
+        gate = self.gates.get(name)
+        return gate is not None and gate.opens_at == at_ms
+
+    def set_gate(self, name: GateName, at_ms: int) -> None:
+        """The gate opens then, and not when it was to open before."""
+        self.gates[name].opens_at = at_ms
+        self.set_timer(at_ms, TimerKind.GATE, name)
+
+    def wake_gates(self, type: str, now_ms: int) -> None:
+        """A type's limits have changed: what they are now holds for who waits already."""
+        for name in self.gates:
+            if name[1] == type:
+                self.set_gate(name, now_ms)
 
     def set_timer(self, at_ms: int, kind: TimerKind, name: JobKey | GateName) -> None:
         self._timer_count += 1
@@ -79,7 +95,8 @@ class Schedule:
         line = self.waiting.get(queue)
         if line is None:
             line = self.waiting[queue] = WaitingQueue()
-        line.push(job.spec.key, job.spec.priority, is_first=is_first)
+        spec = job.spec
+        line.push(spec.key, spec.priority, number=spec.number if is_first else None)
 
     def place(self, before: Job | None, job: Job) -> None:
         """Puts a job where its new state belongs. Called for each decision, and on a restore."""
@@ -113,19 +130,19 @@ class Schedule:
             self.unknown.setdefault(job.spec.type, {})[job.key] = None
             self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
         elif job.reason == Reason.RATE_LIMITED:
-            self.hold_back(job.key, job.spec.type, due_at)
+            self._hold_back(job, due_at)
         else:
             self.set_timer(due_at, TimerKind.DUE, job.key)
 
-    def hold_back(self, key: JobKey, type: str, due_at: int) -> None:
+    def _hold_back(self, job: Job, due_at: int) -> None:
         """A delayed limit keeps the job; only the head of a gate needs a timer."""
-        name = (key[0], type)
+        key, name = job.key, (job.key[0], job.spec.type)
         gate = self.gates.get(name)
         if gate is None:
-            gate = self.gates[name] = deque()
-        if not gate:
-            self.set_timer(due_at, TimerKind.GATE, name)
-        gate.append(key)
+            gate = self.gates[name] = Gate()
+        if not len(gate):
+            self.set_gate(name, due_at)
+        gate.add(key, job.spec.number)
 
     def ready_if_due(self, job: Job, now_ms: int) -> None:
         """A job whose instant has passed takes its place in line at once, not at the next tick:
@@ -148,4 +165,45 @@ class Schedule:
         self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.GATE]
         heapq.heapify(self._timers)
         for name in self.gates:
-            self.set_timer(now_ms, TimerKind.GATE, name)
+            self.set_gate(name, now_ms)
+
+    def clear_out(self, jobs: Mapping[JobKey, Job]) -> None:
+        """Drops the entries of jobs that have moved on, when there are many. They would be dropped
+        when they come up, but that may be in years: a job ends long before its `expires_at`."""
+        room = 2 * len(jobs) + STALE_MAX
+        if len(self._timers) > room + len(jobs):
+            self._timers = [
+                timer for timer in self._timers if self._is_wanted(jobs, timer[0], *timer[2:])
+            ]
+            heapq.heapify(self._timers)
+        for queue, line in self.waiting.items():
+            if len(line) > room:
+                wanted = {key for key in line if _is_in_line(jobs.get(key), queue)}
+                line.keep(wanted.__contains__)
+        for type_name, keys in self.unknown.items():
+            if len(keys) > room:
+                self.unknown[type_name] = {
+                    key: None for key in keys if waits_for_type(jobs.get(key))
+                }
+
+    def _is_wanted(
+        self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | GateName
+    ) -> bool:
+        if kind is TimerKind.GATE:
+            return self._is_gates_timer(name, at_ms)
+        job = jobs.get(name)
+        if job is None or job.state in TERMINAL_STATES:
+            return False
+        return at_ms == (job.spec.expires_at if kind is TimerKind.EXPIRES else job.due_at or 0)
+
+
+def _is_in_line(job: Job | None, queue: str) -> bool:
+    """Whether it may be waiting for a slot of the queue."""
+    if job is None or job.spec.queue != queue:
+        return False
+    return job.state not in TERMINAL_STATES and job.state not in _IN_FLIGHT
+
+
+def waits_for_type(job: Job | None) -> bool:
+    """Whether no worker has told of its type yet."""
+    return job is not None and job.state is _SCHEDULED and job.reason == Reason.UNKNOWN_TYPE

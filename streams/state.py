@@ -57,11 +57,17 @@ class PartitionState:
         self._forgotten: list[bytes] = []
         self._buried: list[JobKey] = []
         self._raw_rows: dict[bytes, bytes] = {}  # while a restore reads
-
+        #: Types that are known, while jobs that waited for them are resolved; see `policy_for_new`.
+        self.resolving: dict[str, None] = {}
     # --- what a decision may look at ---
 
     def policy(self, type: str) -> Policy | None:
         return self._policies.get(type)
+
+    def policy_for_new(self, type: str) -> Policy | None:
+        """The same for a request that has just come. It waits behind those that wait for its type
+        to be known, as long as there are any."""
+        return None if self.resolving and type in self.resolving else self._policies.get(type)
 
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
         return self._unique.get((user_id, unique_key))
@@ -143,14 +149,20 @@ class PartitionState:
         policy = None if definition is None else Policy(definition)
         _put_back(self._policies, type_name, policy)
 
-    def forget_old(self, now_ms: int) -> None:
-        """Forgets ended jobs beyond their retention, a bounded number at a time."""
+    def forget_old(self, now_ms: int) -> bool:
+        """Forgets ended jobs beyond their retention, a bounded number at a time.
+
+        True when there may be more of them.
+        """
         self.clock_ms = max(self.clock_ms, now_ms)
-        self._forgotten += self.finished.forget_until(
+        forgotten = self.finished.forget_until(
             now_ms - self._dedupe_retention_ms, count_max=COUNT_MAX, at_most=FORGET_AT_ONCE_MAX
         )
+        self._forgotten += forgotten
         self._forget_dead_letters(now_ms)
-        self._forget_limits(now_ms)
+        idle = self._forget_limits(now_ms)
+        most = max(len(forgotten), len(self._buried), 2 * idle)
+        return most >= FORGET_AT_ONCE_MAX
 
     def _forget_dead_letters(self, now_ms: int) -> None:
         for key in self._dead_letters:
@@ -164,16 +176,19 @@ class PartitionState:
             if len(self._buried) >= FORGET_AT_ONCE_MAX:
                 break
 
-    def _forget_limits(self, now_ms: int) -> None:
-        """Drops what no window looks at any more; the rest goes behind the others."""
+    def _forget_limits(self, now_ms: int) -> int:
+        """Drops what no window looks at any more; the rest goes behind the others. How many."""
+        dropped = 0
         for name in list(islice(self._limits, FORGET_AT_ONCE_MAX)):
             used = self._limits.pop(name)
             policy = self._policies.get(name[1])
             specs = () if policy is None else policy.limits
             if limits.is_idle(specs, used, now_ms):
                 self._old_limits.setdefault(name, used)
+                dropped += 1
             else:
                 self._limits[name] = used
+        return dropped
 
     # --- the group's end ---
 

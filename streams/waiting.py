@@ -10,8 +10,9 @@ at low, so that low is never starved.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from schemas.words import PRIORITY_ORDER
@@ -32,26 +33,53 @@ BAND_OF: Final[dict[str, int]] = {name.value: band for band, name in enumerate(P
 class _Band:
     """The waiting jobs of one priority: whose turn it is, and the line of each user."""
 
-    __slots__ = ("lines", "turns")
+    __slots__ = ("back", "lines", "turns")
 
     def __init__(self) -> None:
         self.lines: dict[str, deque[JobKey]] = {}
+        # Of a user: jobs that have waited here before, by number. They come before the line.
+        self.back: dict[str, list[tuple[int, JobKey]]] = {}
         self.turns: deque[str] = deque()  # each user of `lines` once
 
     def pop(self) -> JobKey:
         """The first job of the user whose turn it is. Somebody must be waiting."""
         user_id = self.turns.popleft()
         keys = self.lines[user_id]
-        key = keys.popleft()
+        back = self.back.get(user_id) if self.back else None
+        if back is None:
+            key = keys.popleft()
+        else:
+            key = heapq.heappop(back)[1]
+            if back:
+                self.turns.append(user_id)
+                return key
+            del self.back[user_id]
         if keys:
             self.turns.append(user_id)
         else:
             del self.lines[user_id]
         return key
 
+    def keep(self, is_wanted: Callable[[JobKey], bool]) -> int:
+        """Drops the others; how many are left."""
+        left = 0
+        for user_id, keys in list(self.lines.items()):
+            kept = deque(key for key in keys if is_wanted(key))
+            back = [entry for entry in self.back.pop(user_id, ()) if is_wanted(entry[1])]
+            if back:
+                heapq.heapify(back)
+                self.back[user_id] = back
+            if kept or back:
+                self.lines[user_id] = kept
+                left += len(kept) + len(back)
+            else:
+                del self.lines[user_id]
+        self.turns = deque(user_id for user_id in self.turns if user_id in self.lines)
+        return left
+
 
 class WaitingQueue:
-    """Keys of waiting jobs of one queue. Never shrinks on its own: `pop` takes them out."""
+    """Keys of waiting jobs of one queue. Only `pop` and `keep` take them out."""
 
     __slots__ = ("_bands", "_length", "_turn")
 
@@ -65,20 +93,30 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[JobKey]:
         for band in self._bands:
-            for keys in band.lines.values():
+            for user_id, keys in band.lines.items():
+                for _, key in sorted(band.back.get(user_id, ())):
+                    yield key
                 yield from keys
 
-    def push(self, key: JobKey, priority: str, *, is_first: bool = False) -> None:
-        """Adds a job at the end of its user's line, or at its head (`is_first`)."""
+    def keep(self, is_wanted: Callable[[JobKey], bool]) -> None:
+        """Drops the keys that nobody wants any more."""
+        self._length = sum([band.keep(is_wanted) for band in self._bands])
+
+    def push(self, key: JobKey, priority: str, *, number: int | None = None) -> None:
+        """Adds a job at the end of its user's line. With the `number` of its acceptance: among
+        those that come back here, which are before the line."""
         band = self._bands[BAND_OF[priority]]
         keys = band.lines.get(key[0])
         if keys is None:
             keys = band.lines[key[0]] = deque()
             band.turns.append(key[0])
-        if is_first:
-            keys.appendleft(key)
-        else:
+        if number is None:
             keys.append(key)
+        else:
+            back = band.back.get(key[0])
+            if back is None:
+                back = band.back[key[0]] = []
+            heapq.heappush(back, (number, key))
         self._length += 1
 
     def pop(self) -> JobKey | None:

@@ -65,7 +65,10 @@ class PartitionRunner:
         # 2. Tell the engine what is known of the workers.
         partition = self.partition
         partition.begin(int(time.time() * 1000))
-        partition.set_workers(self._book.alive())
+        since_ms, until_ms = self._book.heard()
+        partition.set_workers(
+            self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms
+        )
         partition.set_capacity(self._book.capacity())
         for definition in list(self._book.definitions.values()):
             partition.define(definition)

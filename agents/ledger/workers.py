@@ -21,7 +21,13 @@ from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings, take_arrived
 from schemas.topics import Topics
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS, Definition, Heartbeat
+from schemas.wire import (
+    DEFINITION_BYTES_MAX,
+    HEARTBEAT_MISSING_SECONDS,
+    HEARTBEAT_SECONDS,
+    Definition,
+    Heartbeat,
+)
 from streams.partition import QueueCapacity
 
 logger = logging.getLogger("tidemill.ledger")
@@ -59,6 +65,13 @@ class WorkerBook:
         to the reader's clock: a process that was stopped asks before its reader has run again."""
         with self._lock:
             self._heard_until = time.monotonic()
+
+    def heard(self) -> tuple[int, int]:
+        """Epoch ms: since when, and until when, all that was said has been heard."""
+        with self._lock:
+            since, until = self._hears_since, self._heard_until
+        offset = time.time() - time.monotonic()
+        return int((since + offset) * 1000), int((until + offset) * 1000)
 
     def note_beat(self, beat: Heartbeat) -> None:
         """A heartbeat that was read now, whenever its writer's clock says that it was written."""
@@ -137,6 +150,8 @@ class WorkerReader:
         self._on_change = on_change
         self._stopping = threading.Event()
         self._was_behind = False  # at the last probe: one beat may be on its way
+        self._definitions_end = 0  # as it was at the start
+        self._old_definitions: dict[str, Definition] | None = {}  # None once those are known
         self._thread = threading.Thread(target=self._run, name="worker-book", daemon=True)
 
     def start(self) -> None:
@@ -171,15 +186,19 @@ class WorkerReader:
         """Definitions from their start, heartbeats from as long ago as they matter."""
         since_ms = int((time.time() - HEARTBEAT_MISSING_SECONDS) * 1000)
         beats = TopicPartition(self._topics.heartbeats, 0, since_ms)
+        definitions = TopicPartition(self._topics.definitions, 0, 0)
         while True:
             try:
                 start = consumer.offsets_for_times([beats], timeout=METADATA_SECONDS)[0]
+                _, self._definitions_end = consumer.get_watermark_offsets(
+                    definitions, timeout=METADATA_SECONDS
+                )
                 break
             except KafkaException as error:
                 logger.warning("heartbeats cannot be read yet: %s", error)
                 if self._stopping.wait(POLL_SECONDS):
                     return []
-        return [start, TopicPartition(self._topics.definitions, 0, 0)]
+        return [start, definitions]
 
     def _poll(self, consumer: Consumer) -> None:
         polled_at = told_at = time.monotonic()
@@ -191,6 +210,8 @@ class WorkerReader:
             changed = False
             for message in messages:
                 changed |= self._note(message)
+            if self._old_definitions is not None:
+                changed |= self._note_old_definitions(consumer)
             if changed:
                 told_at, self._was_behind = now, False
                 self._on_change()
@@ -228,11 +249,32 @@ class WorkerReader:
         return True
 
     def _note_value(self, message: Message) -> None:
-        value = message.value()
+        value = message.value() or b""
         if message.topic() == self._topics.heartbeats:
-            self._book.note_beat(Heartbeat.model_validate_json(value or b""))
+            self._book.note_beat(Heartbeat.model_validate_json(value))
+            return
+        if len(value) > DEFINITION_BYTES_MAX:
+            logger.warning(
+                "a definition of %d bytes is passed over, at most %d are taken", len(value),
+                DEFINITION_BYTES_MAX,
+            )
+            return
+        definition = Definition.model_validate_json(value)
+        if self._old_definitions is None:
+            self._book.note_definition(definition)
         else:
-            self._book.note_definition(Definition.model_validate_json(value or b""))
+            self._old_definitions[definition.type] = definition
+
+    def _note_old_definitions(self, consumer: Consumer) -> bool:
+        """At the start the topic tells of former definitions first: only the last ones count. True
+        once they are known."""
+        place = TopicPartition(self._topics.definitions, 0)
+        if consumer.position([place])[0].offset < self._definitions_end:
+            return False
+        found, self._old_definitions = self._old_definitions or {}, None
+        for definition in found.values():
+            self._book.note_definition(definition)
+        return True
 
     def _on_error(self, error: KafkaError) -> Any:
         # Any trouble with the broker may have kept beats from us.

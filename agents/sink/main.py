@@ -45,6 +45,8 @@ NICENESS: Final = 6
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 # Records of a chunk: they are only handed on, so large chunks cost the loop little.
 CHUNK_RECORDS_MAX: Final = 5_000
+# Of one partition: more than ever fit its bytes.
+UNACKED_RECORDS_MAX: Final = 10_000_000
 # Bytes of one partition that wait or are on their way: twice the largest batch, so that the next
 # one gathers while one is inserted, and so that a batch that was begun always fits.
 PARTITION_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -105,7 +107,9 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
     )
     policy = InputPolicy(
         chunk_records_max=CHUNK_RECORDS_MAX,
-        unacked_records_max=2 * max(settings.batch_rows, CHUNK_RECORDS_MAX),
+        # The bound in bytes holds. One of records might be below a batch that was begun under
+        # other settings, whose rest would never come.
+        unacked_records_max=UNACKED_RECORDS_MAX,
         unacked_bytes_max=PARTITION_BYTES_MAX,
         credit=writer.credit,
         is_gap_fatal=False,

@@ -34,7 +34,7 @@ from agents.worker.kafka_sink import KafkaSink
 from agents.worker.loading import load_modules
 from agents.worker.writer import OutcomeWriter
 from schemas.topics import READY_PARTITIONS, Topics
-from schemas.wire import ControlWord, QueueSlots
+from schemas.wire import DEFINITION_BYTES_MAX, ControlWord, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
 # A job makes some fifty objects and no cycles; handlers may make some, so not much more rarely.
@@ -260,7 +260,7 @@ def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler])
         )
     )
     for handler in handlers.values():
-        value = handler.definition().model_dump_json().encode()
+        value = _definition_value(handler)
         producer.produce(topic, value, handler.type.encode(), on_delivery=delivered)
     left = producer.flush(PUBLISH_SECONDS)
     if failures or left:
@@ -268,6 +268,19 @@ def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler])
         raise TopicsError(
             f"the definitions could not be written to {topic}: {why}; run `tidemill topics apply`"
         )
+
+
+def _definition_value(handler: Handler) -> bytes:
+    """What is published; without the payload's schema, which only informs, where that is huge."""
+    definition = handler.definition()
+    value = definition.model_dump_json().encode()
+    if len(value) <= DEFINITION_BYTES_MAX:
+        return value
+    logger.warning(
+        "the definition of %r has %d bytes, at most %d are published: it goes without the schema "
+        "of its payload", handler.type, len(value), DEFINITION_BYTES_MAX,
+    )
+    return definition.model_copy(update={"payload_schema": None}).model_dump_json().encode()
 
 
 def _prepare(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> None:

@@ -55,6 +55,9 @@ class Around:
     def policy(self, type: str) -> Policy | None:
         return self._policies.get(type)
 
+    def policy_for_new(self, type: str) -> Policy | None:
+        return self.policy(type)
+
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
         return self._holder
 

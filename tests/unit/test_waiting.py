@@ -48,7 +48,7 @@ def test_a_user_who_comes_back_joins_at_the_end() -> None:
 def test_what_was_given_back_goes_first_in_its_user_s_line() -> None:
     line = WaitingQueue()
     line.push(("u", "2"), "low")
-    line.push(("u", "1"), "low", is_first=True)
+    line.push(("u", "1"), "low", number=1)
     assert popped(line) == [("u", "1"), ("u", "2")]
 
 

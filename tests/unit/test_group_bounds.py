@@ -1,0 +1,292 @@
+"""What time brings is bounded in each group, and so is what a partition remembers of it.
+
+A group that outlasts its transaction is begun again, and again: a backlog must never make one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+import pytest
+
+from schemas.wire import Definition, LimitSpec
+from streams.job import JobKey
+from streams.partition import (
+    DECISION_BYTES,
+    DECISIONS_MAX,
+    DISPATCH_LOST_MS,
+    Partition,
+    QueueCapacity,
+)
+from streams.schedule import STALE_MAX
+from streams.state import PartitionState
+from tests.chaos.rawlog import RawRecord
+from tests.unit.test_regressions import NOW, TOPICS, Scene, events_of, plain, request
+
+DAY_MS: Final = 86_400_000
+JOBS: Final = 3 * DECISIONS_MAX + 7
+ONE_A_MINUTE: Final = LimitSpec(limit=1, window_ms=60_000, over="delay")
+
+
+class Room:
+    """A partition whose workers come and go; keeps the events of each group apart."""
+
+    def __init__(self, *definitions: Definition, retention_ms: int = DAY_MS) -> None:
+        self.state = PartitionState(dedupe_retention_ms=retention_ms)
+        self.engine = Partition(0, 1, TOPICS, self.state)
+        self.engine.restored(NOW)
+        self.definitions = definitions
+        self._offsets: dict[str, int] = {}
+
+    def group(self, now_ms: int, *inputs: tuple[str, bytes], slots: int = 0) -> list[Any]:
+        """One committed group; its events."""
+        engine = self.engine
+        engine.begin(now_ms)
+        engine.set_workers({"w": 7})
+        engine.set_capacity({"default": QueueCapacity(slots, slots, 1, (0,))} if slots else {})
+        for definition in self.definitions:
+            engine.define(definition)
+        for topic, value in inputs:
+            offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
+            engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, ()))
+        engine.tick()
+        events = [
+            orjson.loads(value or b"") for topic, _, _, value, _ in engine.seal()
+            if topic == TOPICS.events
+        ]
+        engine.settle()
+        return events
+
+    def until_quiet(self, now_ms: int, slots: int = 0) -> list[list[Any]]:
+        """Groups at one instant until nothing is due any more."""
+        groups = [self.group(now_ms, slots=slots)]
+        while self.engine.next_tick_at() <= now_ms:
+            groups.append(self.group(now_ms, slots=slots))
+            assert len(groups) < 1_000
+        return groups
+
+    def in_flight(self) -> list[JobKey]:
+        return [key for keys in self.engine.schedule.in_flight.values() for key in keys]
+
+
+def done(keys: list[JobKey], kind: str = "succeeded") -> tuple[str, bytes]:
+    outcomes = [
+        {
+            "kind": kind, "user_id": user_id, "job_id": job_id, "run": 1, "attempt": 1, "epoch": 1,
+            **({"reason": "worker_stopping"} if kind == "returned" else {}),
+        }
+        for user_id, job_id in keys
+    ]
+    body = {"schema_version": 1, "worker_id": "w", "incarnation": 7, "outcomes": outcomes}
+    return TOPICS.outcomes, orjson.dumps(body)
+
+
+def names(events: list[Any], kind: str) -> list[str]:
+    return [event["job_id"] for event in events if event["event"] == kind]
+
+
+def in_order(groups: list[list[Any]], kind: str) -> list[str]:
+    return [name for events in groups for name in names(events, kind)]
+
+
+ASKED: Final = [f"j{number:05}" for number in range(JOBS)]
+
+
+# --- a group is bounded --------------------------------------------------------------------------
+
+
+def test_what_expires_at_one_instant_does_so_in_bounded_groups() -> None:
+    room = Room(plain())
+    room.group(NOW, *[request(job_id, expires_at=NOW + 1_000) for job_id in ASKED])
+    groups = room.until_quiet(NOW + 1_000)
+    assert sorted(in_order(groups, "expired")) == ASKED
+    assert max(len(names(events, "expired")) for events in groups) <= DECISIONS_MAX
+
+
+def test_what_a_limit_holds_back_is_held_back_in_bounded_groups() -> None:
+    room = Room(plain(ONE_A_MINUTE))
+    room.group(NOW, *[request(job_id) for job_id in ASKED])
+    groups = room.until_quiet(NOW + 1, slots=4)
+    assert in_order(groups, "dispatched") == ASKED[:1]
+    assert in_order(groups, "deferred") == ASKED[1:]
+    assert max(len(events) for events in groups) <= DECISIONS_MAX
+
+
+def test_jobs_whose_type_is_told_of_go_on_in_bounded_groups_and_before_later_ones() -> None:
+    room = Room()
+    room.group(NOW, *[request(job_id) for job_id in ASKED])
+    room.definitions = (plain(),)
+    # Asked for while the others are still being resolved.
+    first = room.group(NOW + 1, request("later"))
+    groups = [first, *room.until_quiet(NOW + 1)]
+    assert max(len(events) for events in groups) <= 2 * DECISIONS_MAX
+    assert not room.state.resolving
+    waiting = room.engine.schedule.waiting["default"]
+    # A key may stand there twice: the second one is dropped when it comes up.
+    assert list(dict.fromkeys(key[1] for key in waiting)) == [*ASKED, "later"]
+
+
+def test_the_rest_of_those_goes_on_after_a_restore_and_after_an_undo() -> None:
+    scene = Scene()
+    for first in range(0, JOBS, 1_000):
+        scene.group(NOW, *[request(job_id) for job_id in ASKED[first : first + 1_000]])
+    scene.definitions = [plain()]
+    scene.group(NOW + 1)
+    scene.restore(NOW + 2)
+    assert scene.engine.state.resolving
+    scene.engine.begin(NOW + 2)
+    scene.engine.tick()
+    scene.engine.undo()
+    assert scene.engine.state.resolving
+    for _ in range(4):
+        scene.group(NOW + 3)
+    assert not scene.engine.state.resolving
+    assert not scene.engine.schedule.unknown
+
+
+def test_rescues_are_bounded() -> None:
+    room = Room(plain())
+    room.group(NOW, *[request(job_id) for job_id in ASKED[:3_000]])
+    room.until_quiet(NOW + 1, slots=1_600)
+    assert len(room.in_flight()) == 3_000
+    later = NOW + 2 + DISPATCH_LOST_MS
+    groups = room.until_quiet(later, slots=1_600)
+    assert len(in_order(groups, "rescued")) == 3_000
+    assert max(len(names(events, "rescued")) for events in groups) <= DECISIONS_MAX
+
+
+def test_a_group_is_bounded_in_bytes() -> None:
+    room = Room(plain())
+    payload = {"text": "x" * 100 * DECISION_BYTES}
+    room.group(NOW, *[request(job_id, payload=payload) for job_id in ASKED[:50]])
+    groups = room.until_quiet(NOW + 1, slots=4_000)
+    assert in_order(groups, "dispatched") == ASKED[:50]
+    assert max(len(names(events, "dispatched")) for events in groups) <= 20
+
+
+# --- what is remembered is bounded ---------------------------------------------------------------
+
+
+def test_ended_jobs_are_forgotten_as_fast_as_they_end() -> None:
+    room = Room(plain(), retention_ms=10_000)
+    a_second = 2_000
+    for second in range(60):
+        asked = [request(f"{second}-{number}") for number in range(a_second)]
+        room.group(NOW + second * 1_000, done(room.in_flight()), *asked, slots=4_000)
+        for part in range(1, 5):
+            room.group(NOW + second * 1_000 + part * 200, slots=4_000)
+    assert len(room.state.finished) <= 2 * 10 * a_second
+
+
+def test_timers_of_jobs_that_have_ended_are_cleared_out() -> None:
+    room = Room(plain(), retention_ms=1_000)
+    jobs = 0
+    for step in range(30):
+        now_ms = NOW + step * 2_000
+        asked = [
+            request(f"{step}-{number}", expires_at=NOW + 300 * DAY_MS) for number in range(1_000)
+        ]
+        jobs += len(asked)
+        room.group(now_ms, done(room.in_flight()), *asked, slots=4_000)
+    assert jobs > 2 * STALE_MAX
+    assert len(room.engine.schedule._timers) <= 4 * len(room.state.jobs) + STALE_MAX + 1_000
+
+
+def test_lines_without_workers_keep_no_keys_of_ended_jobs() -> None:
+    room = Room(plain())
+    for step in range(30):
+        asked = [
+            request(f"{step}-{number}", expires_at=NOW + step * 2_000 + 500)
+            for number in range(1_000)
+        ]
+        room.group(NOW + step * 2_000, *asked)
+    alive = [request("alive")]
+    room.group(NOW + 100_000, *alive)
+    room.until_quiet(NOW + 102_000)
+    line = room.engine.schedule.waiting["default"]
+    assert len(line) <= STALE_MAX + 2 * len(room.state.jobs) + 1_000
+    assert in_order(room.until_quiet(NOW + 103_000, slots=4), "dispatched") == ["alive"]
+
+
+# --- timers and gates ----------------------------------------------------------------------------
+
+
+def test_a_timer_of_an_earlier_job_of_an_id_ends_no_later_one() -> None:
+    scene = Scene()
+    scene.definitions = [plain()]
+    scene.group(NOW, request("j", expires_at=NOW + 3 * DAY_MS))
+    scene.group(NOW + 1_000, done([("u", "j")]))
+    scene.group(NOW + 2 * DAY_MS)
+    again = scene.group(NOW + 2 * DAY_MS + 6_000, request("j", run_at=NOW + 5 * DAY_MS))
+    assert events_of(again) == ["requested", "scheduled"]
+    assert events_of(scene.group(NOW + 3 * DAY_MS + 1_000)) == []
+    assert events_of(scene.group(NOW + 5 * DAY_MS + 1)) == ["dispatched"]
+
+
+@pytest.mark.parametrize(
+    "limits", [(), (LimitSpec(limit=1_000, window_ms=1_000, over="delay"),)], ids=["none", "higher"]
+)
+def test_a_changed_limit_acts_on_who_waits_already(limits: tuple[LimitSpec, ...]) -> None:
+    scene = Scene()
+    scene.definitions = [plain(LimitSpec(limit=1, window_ms=DAY_MS, over="delay"))]
+    scene.group(NOW, request("a"), request("b"))
+    assert events_of(scene.group(NOW + 1_000), "b") == []
+    scene.definitions = [plain(*limits)]
+    assert events_of(scene.group(NOW + 2_000), "b") == ["dispatched"]
+
+
+def test_a_gate_keeps_its_order_while_nobody_works() -> None:
+    room = Room(plain(ONE_A_MINUTE))
+    asked = [f"{number:02}" for number in range(12)]
+    groups = [room.group(NOW, *[request(job_id) for job_id in asked], slots=4)]
+    now_ms = NOW
+    for _ in range(200):  # the window is over three times meanwhile
+        now_ms += 1_000
+        groups.append(room.group(now_ms))
+    for _ in range(12 * 61):
+        now_ms += 1_000
+        ended = [done(room.in_flight())] if room.in_flight() else []
+        groups.append(room.group(now_ms, *ended, slots=4))
+    assert in_order(groups, "dispatched") == asked
+    assert len(in_order(groups, "deferred")) == len(asked) - 1
+
+
+def test_a_job_that_was_let_through_too_early_keeps_its_place() -> None:
+    room = Room(plain(ONE_A_MINUTE))
+    room.group(NOW, *[request(job_id) for job_id in ("a", "b", "c")], slots=4)
+    room.group(NOW + 60_000, done(room.in_flight()))  # b is let through, and finds no worker
+    # Of a higher priority, it goes first and takes the start.
+    room.definitions = (plain(),)
+    groups = [room.group(NOW + 60_500, request("z", priority="high"), slots=1)]
+    room.definitions = (plain(ONE_A_MINUTE),)
+    for second in range(1, 200):
+        ended = [done(room.in_flight())] if room.in_flight() else []
+        groups.append(room.group(NOW + 60_500 + second * 1_000, *ended, slots=4))
+    found = in_order(groups, "dispatched")
+    assert found.index("b") < found.index("c")
+
+
+def test_what_is_handed_back_is_dispatched_in_its_order() -> None:
+    room = Room(plain())
+    asked = [str(number) for number in range(6)]
+    room.group(NOW, *[request(job_id) for job_id in asked], slots=4)
+    assert len(room.in_flight()) == 6
+    again = room.group(NOW + 1_000, done(room.in_flight(), "returned"), slots=4)
+    again += room.group(NOW + 1_100, slots=4)
+    assert names(again, "dispatched") == asked
+
+
+def test_nothing_is_lost_while_nothing_can_be_heard() -> None:
+    room = Room(plain())
+    room.group(NOW, request("j"), slots=4)
+    engine = room.engine
+    later = NOW + DISPATCH_LOST_MS + 5_000
+    for heard in ({"heard_since_ms": later - 10}, {"heard_until_ms": NOW + 1_000}):
+        engine.begin(later)
+        engine.set_workers({"w": 7}, **heard)
+        engine.set_capacity({"default": QueueCapacity(4, 4, 1, (0,))})
+        engine.tick()
+        assert not [topic for topic, *_ in engine.seal() if topic == TOPICS.events]
+        engine.settle()
+        later += 2_000
