@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -135,6 +137,10 @@ def holds_nan(value: Any, depth: int = 0) -> bool:
         return False
     if isinstance(value, BaseModel):
         return holds_nan(value.model_dump(), depth + 1)
+    if isinstance(value, Enum):
+        return holds_nan(value.value, depth + 1)
+    if is_dataclass(value):
+        return any(holds_nan(getattr(value, each.name), depth + 1) for each in fields(value))
     if isinstance(value, Mapping):
         return any(holds_nan(each, depth + 1) for each in value.values())
     if isinstance(value, list | tuple):

@@ -35,6 +35,8 @@ DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while w
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 FORGET_AGAIN_MS: Final = 50  # the same while there is more of it than one group may forget
+# Until a gate with nobody at it is looked at again, whether those that it let through have started.
+CLEAR_GATE_MS: Final = 60_000
 # Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
 # known now): a group with more would outlast its transaction. The rest is for the next group.
 DECISIONS_MAX: Final = 2_000
@@ -280,7 +282,7 @@ class Partition:
         elif not gate.through:
             self.schedule.gates.pop(name, None)
         else:
-            self.schedule.set_gate(name, now_ms + SWEEP_EVERY_MS)  # to be cleared away
+            self.schedule.set_gate(name, now_ms + CLEAR_GATE_MS)
 
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""

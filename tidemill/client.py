@@ -12,7 +12,6 @@ Owns the public face for programs that are no workers. Refuses to know how recor
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -31,7 +30,7 @@ from schemas.events import CompletedJob
 from schemas.topics import Topics
 from tidemill.bridge import LoopBridge, LoopPromise
 from tidemill.completions import Completions, Waiter
-from tidemill.history import find_completed
+from tidemill.looking_back import LookingBack
 from tidemill.requests import (
     ClientError,
     InvalidRequest,
@@ -49,12 +48,10 @@ from tidemill.sending import (
     Record,
     Sender,
 )
-from tidemill.sql import SqlError
 
 WAIT_SECONDS: Final = 60.0  # seconds that `wait` waits unless told otherwise
 CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
-ASK_SECONDS_MIN: Final = 0.1  # a socket takes no time-out of zero
 
 Payload = Mapping[str, Any] | BaseModel | None
 Sending = Callable[[Promise], bool]
@@ -88,10 +85,12 @@ class _Core:
     ) -> None:
         settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
         self.topics = Topics(settings.topic_prefix)
-        self.clickhouse = clickhouse
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds)
         self._completions = Completions(settings.kafka, self.topics.completed)
+        self._history = (
+            None if clickhouse is None else LookingBack(clickhouse, self._completions.tell)
+        )
 
     def enqueue(self, request: Request) -> Sending:
         job_id = request.job_id or self._ids.next()
@@ -160,26 +159,12 @@ class _Core:
 
     def ask_clickhouse(self, waiter: Waiter, seconds: float) -> None:
         """Look for the end there, beside the topic; nothing while an earlier look goes on."""
-        if self.clickhouse is None or (waiter.asking is not None and waiter.asking.is_alive()):
-            return
-        waiter.asking = threading.Thread(
-            target=self._ask, args=(self.clickhouse, waiter, seconds), daemon=True
-        )
-        waiter.asking.start()
-
-    def _ask(self, clickhouse: str, waiter: Waiter, seconds: float) -> None:
-        try:
-            found = find_completed(
-                clickhouse, *waiter.key, waiter.run,
-                since_ms=waiter.since_ms, timeout_seconds=max(ASK_SECONDS_MIN, seconds),
-            )
-        except SqlError:
-            # The topic is the truth and is being read; ClickHouse only knows older ends.
-            return
-        if found is not None:
-            self._completions.tell(waiter, found)
+        if self._history is not None:
+            self._history.ask(waiter, seconds)
 
     def close(self) -> None:
+        if self._history is not None:
+            self._history.close()
         self._completions.close()
         self._sender.close()
 

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 import uuid
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings, take_arrived
 from schemas.events import CompletedJob
+from tidemill.remembered import OTHER_LIFE_MS, Remembered
 from tidemill.requests import ClientError
 
 logger = logging.getLogger("tidemill.client")
@@ -41,8 +42,6 @@ POLL_SECONDS: Final = 0.05  # how late the reader sees a new wait that needs it 
 # on the same connection: a look for where a new wait begins.
 FETCH_WAIT_MS_MAX: Final = 50
 IDLE_SECONDS: Final = 10.0  # without a wait for this long the reader stops reading
-REMEMBERED_RECORDS_MAX: Final = 50_000
-REMEMBERED_BYTES_MAX: Final = 64 * 1_048_576
 CHUNK_RECORDS: Final = 1_000
 LOOKUP_SECONDS: Final = 10.0  # for one question to the broker; asked again until it answers
 
@@ -59,8 +58,8 @@ class Waiter:
     since_ms: int
     partition: int | None
     future: Future[CompletedJob] = field(default_factory=Future)
-    #: Looks into ClickHouse meanwhile, if anything does.
-    asking: threading.Thread | None = None
+    #: ClickHouse is being asked, or will be next.
+    is_asked: bool = False
 
     def wants(self, body: dict[str, Any]) -> bool:
         """Whether a record of this user is the end that is waited for."""
@@ -82,12 +81,9 @@ class Completions:
         self._kafka = kafka
         self._topic = topic
         self._lock = threading.Lock()
-        self._memory = threading.Lock()  # of what is remembered; taken last
         self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._new: list[Waiter] = []
-        self._recent: deque[tuple[int, int, str, bytes]] = deque()
-        self._recent_by_user: defaultdict[str, deque[bytes]] = defaultdict(deque)
-        self._recent_bytes = 0
+        self._remembered = Remembered()
         self._seen: dict[int, _Seen] = {}
         self._all: list[int] = []  # the topic's partitions; empty until they are asked for
         self._thread: threading.Thread | None = None
@@ -187,10 +183,7 @@ class Completions:
 
     def _forget_all(self) -> None:
         """The next thread's consumer reads nothing yet."""
-        with self._memory:
-            self._recent.clear()
-            self._recent_by_user.clear()
-            self._recent_bytes = 0
+        self._remembered.clear()
         self._seen.clear()
         self._all = []
 
@@ -221,13 +214,11 @@ class Completions:
         return []
 
     def _tell_from_memory(self, waiter: Waiter) -> bool:
-        with self._memory:
-            known = list(self._recent_by_user.get(waiter.key[0], ()))
-        for value in known:
-            if waiter.wants(orjson.loads(value)):
-                self._tell(waiter, value)
-                return True
-        return False
+        value = self._remembered.find(*waiter.key, waiter.run, waiter.since_ms)
+        if value is None:
+            return False
+        self._tell(waiter, value)
+        return True
 
     def _read_from(self, consumer: Consumer, partitions: Iterable[int], since_ms: int) -> None:
         """See to it that everything from that instant on has been or will be read."""
@@ -239,7 +230,7 @@ class Completions:
             offset = self._first_since(consumer, partition, since_ms)
             if offset is None:
                 return
-            self._forget_partition(partition)
+            self._remembered.forget_partition(partition)
             self._seen[partition] = _Seen(since_ms, offset)
             added.append(TopicPartition(self._topic, partition, offset))
         consumer.incremental_unassign(
@@ -263,18 +254,6 @@ class Completions:
             return int(found.offset) if found.offset >= 0 else int(end)
         return None
 
-    def _forget_partition(self, partition: int) -> None:
-        """Its records come again; remember none twice."""
-        if not any(entry[0] == partition for entry in self._recent):
-            return
-        kept = [entry for entry in self._recent if entry[0] != partition]
-        with self._memory:
-            self._recent.clear()
-            self._recent_by_user.clear()
-            self._recent_bytes = 0
-            for entry in kept:
-                self._remember(*entry)
-
     def _read(self, consumer: Consumer) -> None:
         for message in take_arrived(consumer, CHUNK_RECORDS, POLL_SECONDS):
             self._take(message)
@@ -288,33 +267,20 @@ class Completions:
             return
         user = (message.key() or b"").decode("utf-8", "replace")
         value = message.value() or b""
-        with self._memory:
-            self._remember(message.partition() or 0, message.timestamp()[1], user, value)
+        timestamp_ms = message.timestamp()[1]
+        forgotten = self._remembered.add(message.partition() or 0, timestamp_ms, user, value)
+        for partition, at_ms in forgotten:
+            if partition in self._seen:
+                # From here on memory is complete; one ms more, for records of the same ms.
+                self._seen[partition].since_ms = at_ms + 1
         if user not in self._waiters:
             return
         with self._lock:
             waiters = list(self._waiters.get(user, ()))
         body = orjson.loads(value)
         for waiter in waiters:
-            if waiter.wants(body):
+            if waiter.wants(body) and timestamp_ms >= waiter.since_ms - OTHER_LIFE_MS:
                 self._tell(waiter, value)
-
-    def _remember(self, partition: int, timestamp_ms: int, user: str, value: bytes) -> None:
-        self._recent.append((partition, timestamp_ms, user, value))
-        self._recent_by_user[user].append(value)
-        self._recent_bytes += len(value)
-        while (
-            len(self._recent) > REMEMBERED_RECORDS_MAX or self._recent_bytes > REMEMBERED_BYTES_MAX
-        ):
-            partition, timestamp_ms, user, value = self._recent.popleft()
-            self._recent_bytes -= len(value)
-            mine = self._recent_by_user[user]
-            mine.popleft()
-            if not mine:
-                del self._recent_by_user[user]
-            if partition in self._seen:
-                # From here on memory is complete; one ms more, for records of the same ms.
-                self._seen[partition].since_ms = timestamp_ms + 1
 
     def _tell(self, waiter: Waiter, value: bytes) -> None:
         if not self.forget(waiter) or not waiter.future.set_running_or_notify_cancel():

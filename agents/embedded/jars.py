@@ -179,6 +179,9 @@ def _fetch_all(fetch: _Fetch, jars: Sequence[Jar]) -> None:
         threading.Thread(target=work, name="tidemill-download", daemon=True).start()
     for _ in jars:
         if (error := done.get()) is not None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    todo.get_nowait()  # nobody goes on
             raise error
 
 

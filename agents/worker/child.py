@@ -32,6 +32,7 @@ from agents.worker.handlers import REGISTRY, Handler
 from agents.worker.loading import load_modules
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
+AGAIN_SECONDS: Final = 0.01  # after a fork that hid the word to end
 EXIT_TERMINATED: Final = 143  # 128 + SIGTERM, as shells say it
 PR_SET_PDEATHSIG: Final = 1  # of Linux' prctl(2)
 
@@ -167,7 +168,16 @@ def _watch_forks(connection: socket.socket) -> None:
         masks.former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def after() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.former)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.former)
+        except _Terminated:
+            # Nothing passes out of a hook: the handler must meet it a little later.
+            again = threading.Timer(
+                AGAIN_SECONDS, signal.pthread_kill,
+                (threading.main_thread().ident or 0, signal.SIGTERM),
+            )
+            again.daemon = True
+            again.start()
 
     def after_in_copy() -> None:
         connection.close()

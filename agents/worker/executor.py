@@ -37,6 +37,7 @@ CANCEL_GRACE_SECONDS: Final = 2.0  # from `ctx.cancelled` to the end by force
 GIVE_UP_SECONDS: Final = 5.0  # a cancelled coroutine that still runs after this has swallowed it
 STOP_FORCE_SECONDS: Final = 0.5  # what is cancelled at the end of a stop may clean up for so long
 CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
+CANCEL_WORD_SECONDS: Final = 120.0  # a word is kept for so long; its job arrives within a lease
 STUCK_SHARE_MAX: Final = 0.25  # of a kind's slots: more lost ones and the worker starts afresh
 REFILL_AT: Final = PACK_JOBS_MAX // 2  # waiting jobs of a queue at which more are asked for
 
@@ -76,7 +77,8 @@ class Executor:
         self._strangers: list[Attempt] = []
         self._queues: dict[str, QueueState] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
-        self._early_cancels: dict[tuple[str, str, int, int], None] = {}
+        # Words for attempts that are not here, with the instant of their arrival.
+        self._early_cancels: dict[tuple[str, str, int, int], float] = {}
         self._quiet = asyncio.Event()
         self._sweeper: asyncio.TimerHandle = loop.call_later(SWEEP_SECONDS, self._sweep)
         self.is_stopping = False
@@ -167,7 +169,7 @@ class Executor:
         return state
 
     def _place(self, attempt: Attempt) -> None:
-        if self._early_cancels and attempt.key() in self._early_cancels:
+        if self._early_cancels and self._is_cancelled_early(attempt):
             self._end_unbegun(attempt, ends.cancelled())
             return
         attempt.pack.queue.waiting += 1
@@ -352,9 +354,14 @@ class Executor:
                 self._end_unbegun(attempt, ends.cancelled())
                 return
         # Most words are for other workers; one may be quicker than its job, so it is kept a while.
-        self._early_cancels[key] = None
+        self._early_cancels[key] = time.monotonic()
         if len(self._early_cancels) > CANCEL_WORDS_MAX:
             del self._early_cancels[next(iter(self._early_cancels))]
+
+    def _is_cancelled_early(self, attempt: Attempt) -> bool:
+        told_at = self._early_cancels.pop(attempt.key(), None)
+        # An id may be used anew: an old word is for a job that has long ended.
+        return told_at is not None and time.monotonic() - told_at < CANCEL_WORD_SECONDS
 
     def _ask_to_stop(self, lane: Lane, attempt: Attempt) -> None:
         if attempt.told_at:

@@ -6,6 +6,7 @@ Owns the start, the stop and their order. Refuses to know anything that its part
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from agents.exit_codes import FAILED
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.clients import client_settings
@@ -42,6 +44,7 @@ GC_THRESHOLDS: Final = (2_500, 20, 20)
 TICK_SECONDS: Final = 0.1  # how fresh the beat's snapshot is
 DRAIN_SECONDS_MAX: Final = 1.5  # on a stop: for outcomes that Kafka has not confirmed yet
 LEAVE_SECONDS_MAX: Final = 2.0  # on a stop: for the last commit and leaving the group
+END_SECONDS_MAX: Final = 4.0  # on a stop: for the last beat and the threads
 LINGER_SECONDS: Final = 1.0  # at the very end: for threads of handlers and what they registered
 # What is settled and not committed comes again after a kill, and takes slots for attempts that were
 # rescued or have ended: nobody waits for those. A commit costs half a millisecond.
@@ -306,9 +309,10 @@ async def _run(
         settings.stop_grace_seconds + STOP_FORCE_SECONDS + DRAIN_SECONDS_MAX + LEAVE_SECONDS_MAX
     )
     code = await serve(worker.app, stop_seconds_max=seconds_max)
-    await worker.end()
     if worker.is_recycling:
         code = EXIT_RECYCLED
+    leave_within(END_SECONDS_MAX + LINGER_SECONDS, code)
+    await worker.end()
     leave_within(LINGER_SECONDS, code)
     return code
 
@@ -328,5 +332,11 @@ def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
         logger.error("%s", error)
         return EXIT_USAGE
     _prepare(settings, handlers)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return run_through_exits(runner.get_loop(), _run(settings, handlers, modules))
+    code = FAILED
+    with (
+        # A handler's task that is left over may do anything when it is cancelled.
+        contextlib.suppress(SystemExit, KeyboardInterrupt),
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
+    ):
+        code = run_through_exits(runner.get_loop(), _run(settings, handlers, modules))
+    return code

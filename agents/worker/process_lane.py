@@ -55,7 +55,8 @@ class ChildProcess:
         self._killer: asyncio.TimerHandle | None = None
 
     def send(self, message: dict[str, Any]) -> None:
-        self._writer.write(frame(message))
+        if not self._writer.is_closing():  # it is being buried
+            self._writer.write(frame(message))
 
     async def receive(self) -> dict[str, Any]:
         try:

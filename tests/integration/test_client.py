@@ -372,6 +372,8 @@ def test_what_has_been_read_is_told_at_once(
         ledger.end("u", handle.job_id)
     for handle in reversed(handles):
         assert client.wait(handle, SECONDS).job_id == handle.job_id
+    monkeypatch.undo()
+    ledger.end("u", "another")  # ends the reader's long look
 
 
 def test_an_aborted_end_is_none(client: Client, ledger: Ledger) -> None:

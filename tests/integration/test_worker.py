@@ -411,8 +411,9 @@ def test_a_stop_of_all_its_processes_lets_a_child_finish(
     worker = start(stop_grace_seconds=20, processes=1).wait_ready()
     payload = {"folder": str(tmp_path), "seconds": 3}
     [job_id] = ledger.dispatch(("finish.process", payload), queue="heavy")
-    wait_until(lambda: (tmp_path / "began").exists(), SECONDS, worker.told)
-    child = int((tmp_path / "began").read_text())
+    began = tmp_path / "began"
+    wait_until(lambda: began.exists() and began.read_text(), SECONDS, worker.told)
+    child = int(began.read_text())
     os.kill(child, signal.SIGTERM)  # as a service manager does: to each process of the group
     assert worker.stop() == 0, worker.told()
     assert ledger.last(job_id, worker.told).get("result") == "finished"

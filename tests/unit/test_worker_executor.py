@@ -343,7 +343,7 @@ async def test_stop_finishes_what_it_can_and_gives_back_the_rest() -> None:
     async with bench_of(short, long, blocking, concurrency=2) as bench:
         bench.take(pack_of(("short", {}), ("long", {}), ("blocking", {}), ("long", {})))
         await until(lambda: bench.executor.running == 3)
-        stopping = asyncio.create_task(bench.executor.stop(0.3))
+        stopping = asyncio.create_task(bench.executor.stop(2))
         await until(lambda: bench.executor.is_stopping)
         # What is on the way is fetched, to be given back at once and not at the end of the stop.
         assert bench.executor.free("default") == 0
@@ -420,6 +420,26 @@ async def test_room_is_free_slots_and_one_pack(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: bench.executor.ended_total == 68)
         # Asked for more when half a pack was left, and again when nothing was; three ran then.
         assert asked == [33, 65]
+
+
+async def test_an_old_word_to_cancel_is_not_for_a_later_job_of_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def quick(payload: dict[str, Any]) -> str:
+        return "ran"
+
+    async with bench_of(quick) as bench:
+        bench.executor.cancel("u", "j0", 1, 5)
+        bench.take(pack_of(("quick", {})))
+        assert (await bench.last("j0"))["error"]["code"] == "CANCELLED"
+        # A word is used once, and only for so long.
+        bench.take(pack_of(("quick", {}), ("quick", {})))
+        monkeypatch.setattr(executor_module, "CANCEL_WORD_SECONDS", 0.0)
+        bench.executor.cancel("u", "j7", 1, 5)
+        bench.take(pack_of(*[("quick", {})] * 8))
+        await until(lambda: len(bench.outcomes) == 11)
+        assert bench.kinds("j7") == ["succeeded"]
+        assert bench.kinds("j0") == ["failed", "succeeded", "succeeded"]
 
 
 async def test_a_handler_that_cancels_its_task_and_ends_harms_no_other() -> None:
