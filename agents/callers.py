@@ -8,6 +8,7 @@ rebinding) or from another site (request forgery); a program sends none of these
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,6 +29,11 @@ def is_loopback(host: str) -> bool:
 def http_address(host: str, port: int) -> str:
     """The address of a server that is bound to `host`: IPv6 stands in brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """What kind of socket binds to `host`."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def name_called(headers: Mapping[str, str]) -> str:

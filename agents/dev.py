@@ -24,7 +24,7 @@ from typing import Final
 
 from agents import exit_codes
 from agents import topics as topics_
-from agents.callers import http_address
+from agents.callers import family_of, http_address
 from agents.embedded.broker import Broker, free_port
 from agents.embedded.errors import EmbeddedError
 from agents.settings import DEFAULT_HOST, StackSettings
@@ -260,7 +260,7 @@ def _refuse_used_ports(plan: DevPlan) -> None:
         ("--http-port", plan.settings.http_host, plan.http_port),
     )
     for option, host, port in wanted:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        with socket.socket(family_of(host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))

@@ -59,6 +59,7 @@ class PartitionState:
         self._raw_rows: dict[bytes, bytes] = {}  # while a restore reads
         #: Types that are known, while jobs that waited for them are resolved; see `policy_for_new`.
         self.resolving: dict[str, None] = {}
+
     # --- what a decision may look at ---
 
     def policy(self, type: str) -> Policy | None:

@@ -101,8 +101,10 @@ class Completions:
                     target=self._run, name="tidemill-wait", daemon=True
                 )
                 self._thread.start()
-        # What has ended is told at once; the reader looks up only when its poll is over.
-        self._tell_from_memory(waiter)
+        # What has been read is told at once; what is read from here on finds the waiter.
+        value = self._remembered.find(*waiter.key, run=waiter.run, since_ms=waiter.since_ms)
+        if value is not None:
+            self._tell(waiter, value)
 
     def forget(self, waiter: Waiter) -> bool:
         """Nobody waits on this any more; False when that was so before."""
@@ -190,7 +192,7 @@ class Completions:
     def _admit(self, consumer: Consumer, new: list[Waiter]) -> None:
         partitions = self._partitions(consumer)
         for waiter in new:
-            if not waiter.future.done() and not self._tell_from_memory(waiter):
+            if not waiter.future.done():
                 chosen = partitions if waiter.partition is None else [waiter.partition]
                 self._read_from(consumer, chosen, waiter.since_ms)
 
@@ -212,13 +214,6 @@ class Completions:
                 "topics apply`"
             )
         return []
-
-    def _tell_from_memory(self, waiter: Waiter) -> bool:
-        value = self._remembered.find(*waiter.key, waiter.run, waiter.since_ms)
-        if value is None:
-            return False
-        self._tell(waiter, value)
-        return True
 
     def _read_from(self, consumer: Consumer, partitions: Iterable[int], since_ms: int) -> None:
         """See to it that everything from that instant on has been or will be read."""

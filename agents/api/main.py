@@ -30,7 +30,7 @@ from agents.api.producer import Enqueuer
 from agents.api.reader import Reader, ReadFailed
 from agents.api.routes import build_routes, read_problem
 from agents.api.security import Gate, GateMiddleware
-from agents.callers import http_address, is_loopback
+from agents.callers import family_of, http_address, is_loopback
 from agents.clickhouse.engine import Engine, open_engine
 from agents.logging import announce_ready, configure_logging
 from agents.settings import ENV_PREFIX, ApiSettings, SettingsError
@@ -191,8 +191,7 @@ class ApiServer:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family_of(host), socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host.strip("[]"), port))

@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from agents.callers import LOOPBACK_NAMES, is_from_another_page, name_called
+from agents.callers import LOOPBACK_NAMES, family_of, is_from_another_page, name_called
 from agents.clickhouse import wire
 from agents.clickhouse.engine import Engine, EngineError, QueryOutput
 from agents.clickhouse.guard import DEFAULT_DATABASE, SQL_BYTES_MAX, Guard
@@ -285,8 +285,7 @@ class _Server(uvicorn.Server):
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family_of(host), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -17,7 +17,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from agents.exit_codes import FAILED
+from agents import exit_codes
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.clients import client_settings
@@ -55,8 +55,6 @@ SESSION_SECONDS: Final = 8.0
 GROUP_BEAT_SECONDS: Final = 1.0  # also how late the others learn that they must share anew
 START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
 PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
-EXIT_RECYCLED: Final = 75  # EX_TEMPFAIL of sysexits.h: start me again, nothing is wrong
-EXIT_USAGE: Final = 64  # EX_USAGE: the modules or queues given cannot be used
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -310,7 +308,7 @@ async def _run(
     )
     code = await serve(worker.app, stop_seconds_max=seconds_max)
     if worker.is_recycling:
-        code = EXIT_RECYCLED
+        code = exit_codes.RECYCLED
     leave_within(END_SECONDS_MAX + LINGER_SECONDS, code)
     await worker.end()
     leave_within(LINGER_SECONDS, code)
@@ -330,9 +328,9 @@ def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
         queues_of(handlers, settings.queues)
     except TidemillError as error:
         logger.error("%s", error)
-        return EXIT_USAGE
+        return exit_codes.MODULES
     _prepare(settings, handlers)
-    code = FAILED
+    code = exit_codes.FAILED
     with (
         # A handler's task that is left over may do anything when it is cancelled.
         contextlib.suppress(SystemExit, KeyboardInterrupt),
