@@ -29,7 +29,8 @@ from benchmarks.tidemill_programs import NOOP, noops
 from schemas import SCHEMA_VERSION
 from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import Definition, LimitSpec
-from streams.partition import Partition, QueueCapacity
+from streams.partition import Capacity, Partition
+from streams.schedule import LineName
 from streams.state import PartitionState
 from tidemill.requests import encode
 
@@ -79,8 +80,8 @@ class _Maker:
         engine.define(_definition())
         if has_worker:
             engine.set_workers({WORKER: 1})
-            room = QueueCapacity(SLOTS, SLOTS, 1, tuple(range(READY_PARTITIONS)))
-            engine.set_capacity({QUEUE: room})
+            room = Capacity(SLOTS, SLOTS, 1, tuple(range(READY_PARTITIONS)))
+            engine.set_capacity({LineName(QUEUE, "async"): room})
         for value in values:
             engine.take(topic, 0, _Input(self._offsets[topic], b"user", value))
             self._offsets[topic] += 1

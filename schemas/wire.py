@@ -106,13 +106,24 @@ class OutcomePack(BaseModel):
 DEFINITION_BYTES_MAX: Final = 1_048_576  # bytes; the ledger keeps each as a row
 
 
-class QueueSlots(BaseModel):
-    """How much of one queue a worker can take."""
+RunsAs = Literal["async", "thread", "process"]
+
+
+class KindSlots(BaseModel):
+    """How many jobs of one kind of handler a worker can take. All queues share them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     slots: int = Field(ge=0, description="Jobs it runs at once.")
     free: int = Field(ge=0)
+
+
+class QueueSlots(BaseModel):
+    """How much of one queue a worker can take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: dict[RunsAs, KindSlots] = Field(description="By how handlers run.")
     partitions: tuple[int, ...] = Field(description="Partitions of the ready topic it owns now.")
 
 
@@ -179,7 +190,7 @@ class Definition(BaseModel):
     backoff: BackoffSpec = BackoffSpec()
     limits: tuple[LimitSpec, ...] = ()
     unique_by: Literal["user"] | None = None
-    runs_as: Literal["async", "thread", "process"] = "async"
+    runs_as: RunsAs = "async"
     payload_schema: dict[str, Any] | None = Field(
         default=None, description="JSON Schema of the payload; None when it takes any dict."
     )

@@ -24,7 +24,7 @@ class Desk:
 
     def __init__(self, number: int, topics: Topics, state: PartitionState) -> None:
         self.state = state
-        self.schedule = Schedule()
+        self.schedule = Schedule(state.kinds)
         self.outbox = Outbox(topics, number)
         self.audits = 0  # audit events that the record at hand has led to
 
@@ -47,7 +47,7 @@ class Desk:
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:
         match effect:
             case Effect.DISPATCH:
-                self.outbox.dispatch(job, event)
+                self.outbox.dispatch(job, event, self.schedule.name_of(job.spec))
             case Effect.COMPLETE:
                 self.outbox.completed(job, event)
             case Effect.DEAD_LETTER:

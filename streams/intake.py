@@ -246,7 +246,7 @@ class Intake:
         job = self._state.jobs.get(key)
         if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
             return
-        window = self._desk.schedule.window(job.spec.queue)
+        window = self._desk.schedule.line_of(job.spec).window
         kind = outcome["kind"]
         if kind == "returned":
             if outcome.get("reason") == Reason.NO_FREE_SLOT:

@@ -56,7 +56,7 @@ class Outbox:
         self._partition = partition
         self._instants = InstantCache()
         self._writer = EventWriter(self._instants)
-        self._ready: dict[str, list[_ReadyJob]] = {}
+        self._ready: dict[tuple[str, str], list[_ReadyJob]] = {}
         self._first_lane = partition
         self.clear()
 
@@ -179,12 +179,12 @@ class Outbox:
 
     # --- ready packs ---
 
-    def dispatch(self, job: Job, event: Event) -> None:
-        """The job goes into a ready pack when the group is sealed."""
+    def dispatch(self, job: Job, event: Event, line: tuple[str, str]) -> None:
+        """The job goes into a ready pack of that line when the group is sealed."""
         spec = job.spec
-        ready = self._ready.get(spec.queue)
+        ready = self._ready.get(line)
         if ready is None:
-            ready = self._ready[spec.queue] = []
+            ready = self._ready[line] = []
         text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
             traceparent=spec.traceparent,
@@ -192,15 +192,20 @@ class Outbox:
         ready.append((text, len(spec.payload)))
 
     def pack_ready(
-        self, queue: str, partitions: Sequence[int], *, workers: int, jobs_a_pack: int
+        self,
+        line: tuple[str, str],
+        partitions: Sequence[int],
+        *,
+        workers: int,
+        jobs_a_pack: int,
     ) -> None:
-        """Writes the dispatched jobs of a queue as packs.
+        """Writes the dispatched jobs of a line, which is a queue and a kind of slots, as packs.
 
         One group uses one ready partition a worker, not all of them: each partition in a
         transaction costs the broker two appends, and the next group uses the next ones. A single
         worker gets all in one place, so that the ledger partitions of a transaction share that too.
         """
-        jobs = self._ready.pop(queue, None)
+        jobs = self._ready.pop(line, None)
         if not jobs:
             return
         lanes = max(1, min(workers, len(partitions)))
@@ -221,7 +226,7 @@ class Outbox:
             packs[-1].append(text)
             size += length
         for number, pack in enumerate(packs):
-            self._write_pack(queue, chosen[number % lanes], pack)
+            self._write_pack(line[0], chosen[number % lanes], pack)
 
     def _write_pack(self, queue: str, partition: int, pack: list[bytes]) -> None:
         value = b'{"schema_version":%b,"ledger_partition":%b,"queue":%b,"jobs":[%b]}' % (

@@ -27,7 +27,7 @@ from streams.desk import Desk
 from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
-from streams.schedule import TimerKind, waits_for_type
+from streams.schedule import LineName, TimerKind, waits_for_type
 from streams.state import PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
@@ -47,13 +47,13 @@ _DISPATCH: Final = Dispatch()
 _PENDING: Final = State.PENDING
 
 
-class QueueCapacity(NamedTuple):
-    """What the heartbeats of all workers say of one queue."""
+class Capacity(NamedTuple):
+    """What the heartbeats of all workers say of the slots of one line."""
 
     slots: int
     free: int
     workers: int
-    partitions: tuple[int, ...]  # of its ready topic, those with free slots first
+    partitions: tuple[int, ...]  # of the queue's ready topic, those of workers with free slots
 
 
 class Partition:
@@ -74,7 +74,7 @@ class Partition:
         self.schedule = self._desk.schedule
         self._topics = topics
         self._intake = Intake(number, topics, self._desk, homes or Homes(partitions))
-        self._capacity: dict[str, QueueCapacity] = {}
+        self._capacity: dict[LineName, Capacity] = {}
         self._workers: Mapping[str, int] = {}
         self._leases_run_from = 0
         self._heard_until = 0
@@ -82,7 +82,7 @@ class Partition:
         self._forgot_at = 0
         self._has_more = False  # the last tick left something that was due
         self._may_resolve = 0  # decisions left in this group for jobs whose type is known now
-        self._first_queue = 0  # which one is dispatched first
+        self._first_line = 0  # which one is dispatched first
 
     # --- what the edge tells ---
 
@@ -93,13 +93,13 @@ class Partition:
         # The partition's clock may be ahead of ours: it was another machine's.
         self._leases_run_from = max(now_ms, self.state.clock_ms)
 
-    def set_capacity(self, capacity: Mapping[str, QueueCapacity]) -> None:
-        """Free slots and ready partitions by queue, from the workers' heartbeats."""
-        for queue in self._capacity.keys() - capacity.keys():
-            self.schedule.window(queue).set_slots(0, free=0)
+    def set_capacity(self, capacity: Mapping[LineName, Capacity]) -> None:
+        """Free slots and ready partitions by line, from the workers' heartbeats."""
+        for name in self._capacity.keys() - capacity.keys():
+            self.schedule.line(name).window.set_slots(0, free=0)
         self._capacity = dict(capacity)
-        for queue, room in capacity.items():
-            self.schedule.window(queue).set_slots(room.slots, free=room.free)
+        for name, room in capacity.items():
+            self.schedule.line(name).window.set_slots(room.slots, free=room.free)
 
     def set_workers(
         self, alive: Mapping[str, int], *, heard_since_ms: int = 0, heard_until_ms: int = NO_END
@@ -148,6 +148,8 @@ class Partition:
             self.state.definitions[definition.type] = definition  # quicker to know next time
             return
         self.state.define(definition)
+        if known is not None and known.runs_as != definition.runs_as:
+            self._rebuild()  # its jobs wait for other slots now
         if self.schedule.unknown.get(definition.type):
             self.state.resolving[definition.type] = None
             self._resolve_waiting()
@@ -187,10 +189,10 @@ class Partition:
         outbox = self._desk.outbox
         if not self.state.has_changes and not len(outbox.group()):
             return OutGroup()
-        for queue, room in self._capacity.items():
+        for name, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))
             outbox.pack_ready(
-                queue, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
+                name, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
             )
         self.state.write_rows(outbox.state)
         return outbox.group()
@@ -287,9 +289,9 @@ class Partition:
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
         left = DECISIONS_MAX
-        for queue, keys in list(self.schedule.in_flight.items()):
-            has_workers = queue in self._capacity
-            for key in list(keys):
+        for name, line in list(self.schedule.lines.items()):
+            has_workers = name in self._capacity
+            for key in list(line.in_flight):
                 job = self.state.jobs.get(key)
                 if job is not None:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
@@ -318,32 +320,32 @@ class Partition:
         return Reason.DISPATCH_LOST if is_lost else None
 
     def _dispatch_all(self, now_ms: int) -> None:
-        queues = list(self._capacity)
-        if len(queues) > 1:
+        names = list(self._capacity)
+        if len(names) > 1:
             # None of them gets all that a group may hold each time.
-            self._first_queue = (self._first_queue + 1) % len(queues)
-            queues = queues[self._first_queue :] + queues[: self._first_queue]
+            self._first_line = (self._first_line + 1) % len(names)
+            names = names[self._first_line :] + names[: self._first_line]
         left = DECISIONS_MAX
-        for queue in queues:
-            left = self._dispatch(queue, now_ms, left)
+        for name in names:
+            left = self._dispatch(name, now_ms, left)
 
-    def _dispatch(self, queue: str, now_ms: int, left: int) -> int:
+    def _dispatch(self, name: LineName, now_ms: int, left: int) -> int:
         """Takes waiting jobs in their order while the window has room. How many of `left` decisions
         are left."""
-        line = self.schedule.waiting.get(queue)
-        if line is None or not len(line) or not self._capacity[queue].partitions:
+        line = self.schedule.line(name)
+        waiting = line.waiting
+        if not len(waiting) or not self._capacity[name].partitions:
             return left
-        in_flight = len(self.schedule.in_flight.get(queue, ()))
-        room = self.schedule.window(queue).allowance(in_flight)
+        room = line.window.allowance(len(line.in_flight))
         while room > 0:
             if left <= 0:
                 self._has_more = True
                 break
-            key = line.pop()
+            key = waiting.pop()
             if key is None:
                 break
             job = self.state.jobs.get(key)
-            if job is None or not _may_dispatch(job, queue, now_ms):
+            if job is None or not _may_dispatch(job, name.queue, now_ms):
                 left -= 1
                 continue
             left -= _cost(job)

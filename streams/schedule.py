@@ -12,11 +12,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State, direct
 from streams.gates import Gate, GateName
-from streams.job import Job, JobKey
+from streams.job import Job, JobKey, Spec
 from streams.waiting import WaitingQueue
 from streams.window import Window
 
@@ -34,6 +34,25 @@ class TimerKind(IntEnum):
     GATE = 4  # a delayed limit has a free start again
 
 
+class LineName(NamedTuple):
+    """Slots that jobs wait for. Handlers of each kind have slots of their own: a queue has a line
+    for each kind, so that slow processes do not keep quick coroutines waiting."""
+
+    queue: str
+    runs_as: str  # async, thread, process
+
+
+class Line:
+    """Who waits for those slots, who holds them, and how many may."""
+
+    __slots__ = ("in_flight", "waiting", "window")
+
+    def __init__(self) -> None:
+        self.waiting = WaitingQueue()
+        self.in_flight: dict[JobKey, None] = {}
+        self.window = Window()
+
+
 _PENDING: Final = State.PENDING
 _SCHEDULED: Final = State.SCHEDULED
 _RETRYING: Final = State.RETRYING
@@ -43,10 +62,10 @@ _IN_FLIGHT: Final = IN_FLIGHT_STATES
 class Schedule:
     """The indices of one partition."""
 
-    def __init__(self) -> None:
-        self.waiting: dict[str, WaitingQueue] = {}
-        self.in_flight: dict[str, dict[JobKey, None]] = {}
-        self.windows: dict[str, Window] = {}
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        """`kinds`: how the handler of a type runs; its owner calls `rebuild` when that changes."""
+        self._kinds = kinds
+        self.lines: dict[tuple[str, str], Line] = {}
         self.gates: dict[GateName, Gate] = {}
         self.unknown: dict[str, dict[JobKey, None]] = {}
         self._timers: list[tuple[int, int, TimerKind, JobKey | GateName]] = []
@@ -83,20 +102,25 @@ class Schedule:
         self._timer_count += 1
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
 
-    def window(self, queue: str) -> Window:
-        found = self.windows.get(queue)
+    def line(self, name: tuple[str, str]) -> Line:
+        """The line of that name, which is made when it is asked for first."""
+        found = self.lines.get(name)
         if found is None:
-            found = self.windows[queue] = Window()
+            found = self.lines[name] = Line()
         return found
+
+    def name_of(self, spec: Spec) -> tuple[str, str]:
+        """The name of the line where a job waits and flies."""
+        return spec.queue, self._kinds.get(spec.type, "async")
+
+    def line_of(self, spec: Spec) -> Line:
+        return self.line(self.name_of(spec))
 
     def make_ready(self, job: Job, *, is_first: bool = False) -> None:
         """The job waits for a slot."""
-        queue = job.spec.queue
-        line = self.waiting.get(queue)
-        if line is None:
-            line = self.waiting[queue] = WaitingQueue()
         spec = job.spec
-        line.push(spec.key, spec.priority, number=spec.number if is_first else None)
+        waiting = self.line_of(spec).waiting
+        waiting.push(spec.key, spec.priority, number=spec.number if is_first else None)
 
     def place(self, before: Job | None, job: Job) -> None:
         """Puts a job where its new state belongs. Called for each decision, and on a restore."""
@@ -104,17 +128,12 @@ class Schedule:
         if before is not None and before.state in _IN_FLIGHT:
             if state in _IN_FLIGHT:
                 return
-            line = self.in_flight.get(before.spec.queue)
-            if line is not None:
-                line.pop(before.spec.key, None)
+            self.line_of(before.spec).in_flight.pop(before.spec.key, None)
         if state is _PENDING:
             self.make_ready(job, is_first=before is not None)
             self._watch_expiry(before, job)
         elif state in _IN_FLIGHT:
-            flying = self.in_flight.get(job.spec.queue)
-            if flying is None:
-                flying = self.in_flight[job.spec.queue] = {}
-            flying[job.spec.key] = None
+            self.line_of(job.spec).in_flight[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(job)
             self._watch_expiry(before, job)
@@ -153,8 +172,9 @@ class Schedule:
 
     def rebuild(self, jobs: Iterable[Job], now_ms: int) -> None:
         """Builds all indices anew; windows and slots stay, they come from heartbeats."""
-        self.waiting = {}
-        self.in_flight = {}
+        for line in self.lines.values():
+            line.waiting = WaitingQueue()
+            line.in_flight = {}
         self.gates = {}
         self.unknown = {}
         self._timers = []
@@ -176,10 +196,11 @@ class Schedule:
                 timer for timer in self._timers if self._is_wanted(jobs, timer[0], *timer[2:])
             ]
             heapq.heapify(self._timers)
-        for queue, line in self.waiting.items():
-            if len(line) > room:
-                wanted = {key for key in line if _is_in_line(jobs.get(key), queue)}
-                line.keep(wanted.__contains__)
+        for (queue, _), line in self.lines.items():
+            waiting = line.waiting
+            if len(waiting) > room:
+                wanted = {key for key in waiting if _is_in_line(jobs.get(key), queue)}
+                waiting.keep(wanted.__contains__)
         for type_name, keys in self.unknown.items():
             if len(keys) > room:
                 self.unknown[type_name] = {

@@ -57,6 +57,8 @@ class PartitionState:
         self._forgotten: list[bytes] = []
         self._buried: list[JobKey] = []
         self._raw_rows: dict[bytes, bytes] = {}  # while a restore reads
+        #: How the handler of a type runs: async, thread, process.
+        self.kinds: dict[str, str] = {}
         #: Types that are known, while jobs that waited for them are resolved; see `policy_for_new`.
         self.resolving: dict[str, None] = {}
 
@@ -149,6 +151,7 @@ class PartitionState:
         _put_back(self.definitions, type_name, definition)
         policy = None if definition is None else Policy(definition)
         _put_back(self._policies, type_name, policy)
+        _put_back(self.kinds, type_name, None if definition is None else definition.runs_as)
 
     def forget_old(self, now_ms: int) -> bool:
         """Forgets ended jobs beyond their retention, a bounded number at a time.

@@ -28,7 +28,8 @@ from schemas.wire import (
     Definition,
     Heartbeat,
 )
-from streams.partition import QueueCapacity
+from streams.partition import Capacity
+from streams.schedule import LineName
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -114,23 +115,27 @@ class WorkerBook:
         living = self._heard_within(HEARTBEAT_MISSING_SECONDS)
         return {beat.worker_id: beat.incarnation for beat in living}
 
-    def capacity(self) -> dict[str, QueueCapacity]:
-        """Slots and ready partitions by queue. Workers that stop or have been silent for more than
+    def capacity(self) -> dict[LineName, Capacity]:
+        """Slots and ready partitions by line. Workers that stop or have been silent for more than
         two beats, and those without partitions of the queue, give none."""
-        shares: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
+        shares: dict[LineName, list[tuple[int, int, tuple[int, ...]]]] = {}
         for beat in self._heard_within(SUSPECT_SECONDS):
             if beat.is_stopping:
                 continue
             for queue, room in beat.queues.items():
-                if room.partitions and room.slots:
-                    shares.setdefault(queue, []).append((room.free, room.slots, room.partitions))
-        return {queue: _capacity_of(rooms) for queue, rooms in shares.items()}
+                if not room.partitions:
+                    continue
+                for runs_as, kind in room.kinds.items():
+                    if kind.slots:
+                        rooms = shares.setdefault(LineName(queue, runs_as), [])
+                        rooms.append((kind.free, kind.slots, room.partitions))
+        return {name: _capacity_of(rooms) for name, rooms in shares.items()}
 
 
-def _capacity_of(rooms: list[tuple[int, int, tuple[int, ...]]]) -> QueueCapacity:
+def _capacity_of(rooms: list[tuple[int, int, tuple[int, ...]]]) -> Capacity:
     has_room = [partitions for free, _, partitions in rooms if free > 0]
     use = has_room or [partitions for _, _, partitions in rooms]
-    return QueueCapacity(
+    return Capacity(
         slots=sum(slots for _, slots, _ in rooms),
         free=sum(free for free, _, _ in rooms),
         workers=len(rooms),

@@ -28,7 +28,14 @@ from agents.worker.lanes import Lane, ThreadLane
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from agents.worker.writer import OutcomeWriter
 from schemas import SCHEMA_VERSION
-from schemas.wire import HANDBACK_SECONDS, LATE_START_SECONDS, PACK_JOBS_MAX, ReadyJob
+from schemas.wire import (
+    HANDBACK_SECONDS,
+    LATE_START_SECONDS,
+    PACK_JOBS_MAX,
+    KindSlots,
+    ReadyJob,
+    RunsAs,
+)
 from schemas.words import Reason
 
 SWEEP_SECONDS: Final = 0.1  # the grain of time-outs, late starts, progress and hand-backs
@@ -66,7 +73,7 @@ class Executor:
         self._writer = writer
         self._on_room = on_room
         kinds = {handler.runs_as for handler in handlers.values()}
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[RunsAs, Lane] = {}
         if "async" in kinds:
             self._lanes["async"] = AsyncLane(self, loop, concurrency)
         if "thread" in kinds:
@@ -106,15 +113,17 @@ class Executor:
             for lane in self._lanes.values()
         )
 
-    def slots(self, queue: str) -> int:
-        """Jobs of `queue` that run at once at most; kinds are shared between queues."""
-        return sum(lane.capacity - lane.stuck for lane in self._lanes_for(queue))
-
-    def free(self, queue: str) -> int:
-        """Slots that are free for `queue` now, less what waits for them already."""
-        if self.is_stopping:
-            return 0
-        return max(0, sum(lane.free - len(lane.waiting) for lane in self._lanes_for(queue)))
+    def kinds(self, *, has_way_in: bool = True) -> dict[RunsAs, KindSlots]:
+        """Slots of each kind, which all queues share: a request may name any queue for its type.
+        Free are those that nothing waits for, and none without a partition to fetch from."""
+        is_open = has_way_in and not self.is_stopping
+        return {
+            kind: KindSlots(
+                slots=lane.capacity - lane.stuck,
+                free=max(0, lane.free - len(lane.waiting)) if is_open else 0,
+            )
+            for kind, lane in self._lanes.items()
+        }
 
     def room(self, queue: str) -> int:
         """Jobs of `queue` that may be fetched now: free slots and one pack beside them.

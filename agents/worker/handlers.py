@@ -28,9 +28,8 @@ from schemas.requests import (
     TYPE_LENGTH_MAX,
     TYPE_PATTERN,
 )
-from schemas.wire import BackoffSpec, Definition, LimitSpec
+from schemas.wire import BackoffSpec, Definition, LimitSpec, RunsAs
 
-RunsAs = Literal["async", "thread", "process"]
 ModelType = type[BaseModel]
 
 DEFAULT_QUEUE: Final = "default"

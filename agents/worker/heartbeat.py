@@ -21,7 +21,13 @@ from confluent_kafka import KafkaException, Producer
 
 from agents.runtime.clients import client_settings
 from schemas import SCHEMA_VERSION
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS, Heartbeat, QueueSlots
+from schemas.wire import (
+    HEARTBEAT_MISSING_SECONDS,
+    HEARTBEAT_SECONDS,
+    Heartbeat,
+    KindSlots,
+    QueueSlots,
+)
 
 LOOP_BLOCKED_SECONDS: Final = HEARTBEAT_MISSING_SECONDS  # as long as silence would be bearable
 BEAT_GAP_SECONDS: Final = 0.25  # at least this between two beats, however much changes
@@ -82,7 +88,7 @@ def beat_of(
     """The beat for a snapshot; a snapshot that is too old shows a blocked loop: nothing is free."""
     queues = dict(snapshot.queues)
     if now - snapshot.made_at > LOOP_BLOCKED_SECONDS:
-        queues = {name: slots.model_copy(update={"free": 0}) for name, slots in queues.items()}
+        queues = {name: _taken(room) for name, room in queues.items()}
     return Heartbeat(
         schema_version=SCHEMA_VERSION,
         worker_id=worker_id,
@@ -95,19 +101,29 @@ def beat_of(
     )
 
 
+def _taken(room: QueueSlots) -> QueueSlots:
+    """The same room with nothing free in it."""
+    kinds = {kind: room.kinds[kind].model_copy(update={"free": 0}) for kind in room.kinds}
+    return room.model_copy(update={"kinds": kinds})
+
+
 def is_big_change(before: Snapshot, after: Snapshot) -> bool:
     """Whether the ledger should know at once, and not with the next beat."""
     if before.is_stopping != after.is_stopping or before.queues.keys() != after.queues.keys():
         return True
     for name, new in after.queues.items():
         old = before.queues[name]
-        if old.partitions != new.partitions or old.slots != new.slots:
+        if old.partitions != new.partitions or old.kinds.keys() != new.kinds.keys():
             return True
-        if (old.free == 0) != (new.free == 0):
-            return True
-        if abs(old.free - new.free) >= max(1, BIG_CHANGE_SHARE * new.slots):
+        if any(_is_big(old.kinds[kind], new.kinds[kind]) for kind in new.kinds):
             return True
     return False
+
+
+def _is_big(old: KindSlots, new: KindSlots) -> bool:
+    if old.slots != new.slots or (old.free == 0) != (new.free == 0):
+        return True
+    return abs(old.free - new.free) >= max(1, BIG_CHANGE_SHARE * new.slots)
 
 
 class HeartbeatThread:

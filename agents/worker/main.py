@@ -149,8 +149,7 @@ class Worker:
             made_at=time.monotonic(),
             queues={
                 queue: QueueSlots(
-                    slots=executor.slots(queue),
-                    free=executor.free(queue) if owned.get(queue) else 0,
+                    kinds=executor.kinds(has_way_in=bool(owned.get(queue))),
                     partitions=owned.get(queue, ()),
                 )
                 for queue in self.queues

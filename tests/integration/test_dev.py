@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import pytest
@@ -25,7 +25,7 @@ from agents.embedded.broker import free_port
 from agents.sink.main import NICENESS
 from agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
 from tests.waiting import wait_until
-from tidemill import Client
+from tidemill import Client, Request
 from tidemill.sql import SqlError, query_rows
 
 START_SECONDS = 90.0
@@ -33,6 +33,7 @@ SECONDS = 60.0
 STOP_SECONDS = 10.0  # what the interface promises
 READY = re.compile(r"^ready kafka=(127\.0\.0\.1:\d+) clickhouse=(http://\S+) http=(http://\S+)$")
 JOBS = """
+import pathlib
 import time
 from pydantic import BaseModel
 from tidemill import Context, job
@@ -48,6 +49,11 @@ async def greet(payload: Greeting, ctx: Context) -> dict:
 def slow(payload: dict) -> dict:
     time.sleep(payload["seconds"])
     return {"slept": payload["seconds"]}
+
+@job("hold", process=True)
+def hold(payload: dict) -> None:
+    while not pathlib.Path(payload["until"]).exists():
+        time.sleep(0.05)
 """
 
 pytestmark = pytest.mark.timeout(300)
@@ -270,10 +276,7 @@ def test_roles_apart_with_instances(kafka: str, topic_prefix: str, folder: Path)
     )
     assert json.loads(plan.stdout) == []
     with (folder / "roles.log").open("a+") as log:
-        roles = [
-            subprocess.Popen([*tidemill, *words], env=env, cwd=folder, stderr=log, stdout=log)
-            for words in (("ledger",), ("worker", "my_jobs.py", "--instances", "2"))
-        ]
+        roles = started_roles(env, folder, log, ("worker", "my_jobs.py", "--instances", "2"))
         try:
             done = subprocess.run(
                 [*tidemill, "enqueue", "greet", "--user", "u", "--json", '{"name": "Ada"}',
@@ -286,6 +289,57 @@ def test_roles_apart_with_instances(kafka: str, topic_prefix: str, folder: Path)
             assert json.loads(done.stdout)["result"] == {"hello": "Ada"}
             assert len(psutil.Process(roles[1].pid).children()) == 2
         finally:
+            for role in roles:
+                role.terminate()
+            codes = [role.wait(SECONDS) for role in roles]
+    assert codes == [exit_codes.OK, exit_codes.OK]
+
+
+def started_roles(
+    env: Mapping[str, str], folder: Path, log: TextIO, worker: Sequence[str]
+) -> list[subprocess.Popen[bytes]]:
+    """A ledger and a worker, as processes of their own."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tidemill", *words],
+            env=env, cwd=folder, stderr=log, stdout=log,
+        )
+        for words in (("ledger",), worker)
+    ]
+
+
+def test_quick_jobs_pass_slow_processes_of_the_same_queue(
+    kafka: str, topic_prefix: str, folder: Path
+) -> None:
+    env = {**os.environ, "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": topic_prefix}
+    subprocess.run(
+        [sys.executable, "-m", "tidemill", "topics", "apply"], env=env, check=True, timeout=SECONDS
+    )
+    opened = folder / "open"
+    held = [
+        Request(type="hold", user_id=f"u{number}", payload={"until": str(opened)})
+        for number in range(200)
+    ]
+    quick = [
+        Request(type="greet", user_id=f"u{number}", payload={"name": "Ada"})
+        for number in range(200)
+    ]
+    # Seven slots: the slow ones would take all that may be out, were slots counted together.
+    slots = ("--concurrency", "4", "--threads", "2", "--processes", "1")
+    with (
+        (folder / "roles.log").open("a+") as log,
+        Client(kafka, topic_prefix=topic_prefix) as client,
+    ):
+        roles = started_roles(env, folder, log, ("worker", "my_jobs.py", *slots))
+        try:
+            slow = client.enqueue_many(held)
+            for handle in client.enqueue_many(quick):
+                assert client.wait(handle, SECONDS).status == "succeeded"
+            opened.touch()
+            for handle in slow:
+                assert client.wait(handle, SECONDS).status == "succeeded"
+        finally:
+            opened.touch()
             for role in roles:
                 role.terminate()
             codes = [role.wait(SECONDS) for role in roles]

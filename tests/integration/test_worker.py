@@ -538,7 +538,7 @@ def test_definitions_cost_a_start_no_half_second(kafka: str, topics: Topics) -> 
 
 
 def test_beats_and_definitions(kafka: str, topics: Topics, start: Start) -> None:
-    worker = start(queues="heavy").wait_ready()
+    worker = start(queues="heavy", concurrency=50, threads=3).wait_ready()
     beats: list[dict[str, Any]] = []
     consumer = Consumer(
         {"bootstrap.servers": kafka, "group.id": f"{topics.prefix}beats"}
@@ -554,7 +554,13 @@ def test_beats_and_definitions(kafka: str, topics: Topics, start: Start) -> None
     wait_until(
         lambda: read(
             lambda beat: beat["queues"]["heavy"]
-            == {"slots": 2, "free": 2, "partitions": list(range(READY_PARTITIONS))}
+            == {
+                "kinds": {
+                    "async": {"slots": 50, "free": 50}, "thread": {"slots": 3, "free": 3},
+                    "process": {"slots": 2, "free": 2},
+                },
+                "partitions": list(range(READY_PARTITIONS)),
+            }
         ),
         SECONDS, worker.told,
     )

@@ -20,7 +20,8 @@ from streams import rows
 from streams.finished import Ended
 from streams.job import Job
 from streams.limits import NOTHING_USED
-from streams.partition import Partition, QueueCapacity
+from streams.partition import Capacity, Partition
+from streams.schedule import LineName
 from streams.state import PartitionState
 from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
@@ -95,8 +96,9 @@ class Rig:
         engine = self.engine
         engine.begin(now_ms)
         engine.set_workers(self.alive)
-        room = QueueCapacity(self.slots, self.slots, 1, (0, 1))
-        engine.set_capacity({"default": room, "side": room} if self.slots and self.alive else {})
+        room = Capacity(self.slots, self.slots, 1, (0, 1))
+        lines = [LineName(queue, "async") for queue in ("default", "side")]
+        engine.set_capacity(dict.fromkeys(lines, room) if self.slots and self.alive else {})
         for definition in self.definitions.values():
             engine.define(definition)
         for topic, record in records:

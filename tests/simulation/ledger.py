@@ -13,7 +13,8 @@ from typing import Final
 
 from schemas.topics import Topics
 from schemas.wire import Definition
-from streams.partition import Partition, QueueCapacity
+from streams.partition import Capacity, Partition
+from streams.schedule import LineName
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.simulation.memory_log import MemoryLog
@@ -70,7 +71,7 @@ class Ledger:
         now_ms: int,
         *,
         alive: Mapping[str, int],
-        capacity: Mapping[str, QueueCapacity],
+        capacity: Mapping[LineName, Capacity],
         definitions: Iterable[Definition],
     ) -> None:
         """One group, to its end or to its crash."""

@@ -15,7 +15,8 @@ import orjson
 
 from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
-from streams.partition import QueueCapacity
+from streams.partition import Capacity
+from streams.schedule import LineName
 from tests.simulation.memory_log import MemoryLog, Place
 
 SLOTS: Final = 4  # jobs that one worker runs at once
@@ -221,17 +222,17 @@ def alive_of(workers: list[Worker], now_ms: int) -> dict[str, int]:
 
 def capacity_of(
     workers: list[Worker], queues: list[str], topics: Topics, now_ms: int
-) -> dict[str, QueueCapacity]:
+) -> dict[LineName, Capacity]:
     """Free slots by queue, of the workers that still beat."""
     living = [worker for worker in workers if now_ms - worker.beat_at < MISSING_MS]
     if not living:
         return {}
-    found: dict[str, QueueCapacity] = {}
+    found: dict[LineName, Capacity] = {}
     for queue in queues:
         topic = topics.ready(queue)
         partitions = sorted(p for w in living for t, p in w.positions if t == topic)
         if partitions:
-            found[queue] = QueueCapacity(
+            found[LineName(queue, "async")] = Capacity(
                 slots=SLOTS * len(living), free=sum(max(0, worker.free) for worker in living),
                 workers=len(living), partitions=tuple(partitions),
             )

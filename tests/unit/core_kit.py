@@ -32,8 +32,10 @@ from streams.job import Job, JobKey, Spec
 from streams.lifecycle import decide, evolve
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Policy
+from streams.schedule import LineName
 
 NOW: Final = 1_760_000_000_000
+DEFAULT: Final = LineName("default", "async")
 CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
 WORKER: Final = ("worker-1", 1)
 

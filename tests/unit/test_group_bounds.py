@@ -16,13 +16,13 @@ from streams.partition import (
     DECISION_BYTES,
     DECISIONS_MAX,
     DISPATCH_LOST_MS,
+    Capacity,
     Partition,
-    QueueCapacity,
 )
 from streams.schedule import STALE_MAX
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
-from tests.unit.test_regressions import NOW, TOPICS, Scene, events_of, plain, request
+from tests.unit.test_regressions import DEFAULT, NOW, TOPICS, Scene, events_of, plain, request
 
 DAY_MS: Final = 86_400_000
 JOBS: Final = 3 * DECISIONS_MAX + 7
@@ -44,7 +44,7 @@ class Room:
         engine = self.engine
         engine.begin(now_ms)
         engine.set_workers({"w": 7})
-        engine.set_capacity({"default": QueueCapacity(slots, slots, 1, (0,))} if slots else {})
+        engine.set_capacity({DEFAULT: Capacity(slots, slots, 1, (0,))} if slots else {})
         for definition in self.definitions:
             engine.define(definition)
         for topic, value in inputs:
@@ -67,7 +67,7 @@ class Room:
         return groups
 
     def in_flight(self) -> list[JobKey]:
-        return [key for keys in self.engine.schedule.in_flight.values() for key in keys]
+        return [key for line in self.engine.schedule.lines.values() for key in line.in_flight]
 
 
 def done(keys: list[JobKey], kind: str = "succeeded") -> tuple[str, bytes]:
@@ -122,7 +122,7 @@ def test_jobs_whose_type_is_told_of_go_on_in_bounded_groups_and_before_later_one
     groups = [first, *room.until_quiet(NOW + 1)]
     assert max(len(events) for events in groups) <= 2 * DECISIONS_MAX
     assert not room.state.resolving
-    waiting = room.engine.schedule.waiting["default"]
+    waiting = room.engine.schedule.line(DEFAULT).waiting
     # A key may stand there twice: the second one is dropped when it comes up.
     assert list(dict.fromkeys(key[1] for key in waiting)) == [*ASKED, "later"]
 
@@ -204,7 +204,7 @@ def test_lines_without_workers_keep_no_keys_of_ended_jobs() -> None:
     alive = [request("alive")]
     room.group(NOW + 100_000, *alive)
     room.until_quiet(NOW + 102_000)
-    line = room.engine.schedule.waiting["default"]
+    line = room.engine.schedule.line(DEFAULT).waiting
     assert len(line) <= STALE_MAX + 2 * len(room.state.jobs) + 1_000
     assert in_order(room.until_quiet(NOW + 103_000, slots=4), "dispatched") == ["alive"]
 
@@ -285,7 +285,7 @@ def test_nothing_is_lost_while_nothing_can_be_heard() -> None:
     for heard in ({"heard_since_ms": later - 10}, {"heard_until_ms": NOW + 1_000}):
         engine.begin(later)
         engine.set_workers({"w": 7}, **heard)
-        engine.set_capacity({"default": QueueCapacity(4, 4, 1, (0,))})
+        engine.set_capacity({DEFAULT: Capacity(4, 4, 1, (0,))})
         engine.tick()
         assert not [topic for topic, *_ in engine.seal() if topic == TOPICS.events]
         engine.settle()

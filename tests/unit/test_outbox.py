@@ -21,7 +21,18 @@ from streams.decision import Accepted
 from streams.job import Job
 from streams.lifecycle import decide
 from streams.outbox import Outbox
-from tests.unit.core_kit import CAUSE, FATAL, KNOWN, NOW, WAYS, after, job_in, report, submit
+from tests.unit.core_kit import (
+    CAUSE,
+    DEFAULT,
+    FATAL,
+    KNOWN,
+    NOW,
+    WAYS,
+    after,
+    job_in,
+    report,
+    submit,
+)
 
 TOPICS = Topics("p.")
 FACTS: dict[str, Any] = {
@@ -224,8 +235,8 @@ def packs(
 ) -> list[tuple[int, ReadyPack]]:
     outbox = Outbox(TOPICS, 3)
     for job, event in jobs:
-        outbox.dispatch(job, event)
-    outbox.pack_ready("default", partitions, workers=workers, jobs_a_pack=a_pack)
+        outbox.dispatch(job, event, DEFAULT)
+    outbox.pack_ready(DEFAULT, partitions, workers=workers, jobs_a_pack=a_pack)
     return [_ready(record) for record in outbox.group()]
 
 
@@ -249,8 +260,8 @@ def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> N
     used: list[set[int]] = []
     for _ in range(8):
         for job, event in dispatched(20):
-            outbox.dispatch(job, event)
-        outbox.pack_ready("default", tuple(range(8)), workers=2, jobs_a_pack=2)
+            outbox.dispatch(job, event, DEFAULT)
+        outbox.pack_ready(DEFAULT, tuple(range(8)), workers=2, jobs_a_pack=2)
         used.append({_ready(record)[0] for record in outbox.group()})
         outbox.clear()
     assert [len(partitions) for partitions in used] == [2] * 8
@@ -262,8 +273,8 @@ def test_ledger_partitions_of_one_worker_share_a_ready_partition() -> None:
     for number in range(4):
         outbox = Outbox(TOPICS, number)
         for _ in range(3):
-            outbox.dispatch(*dispatched(1)[0])
-            outbox.pack_ready("default", (2, 5, 7), workers=1, jobs_a_pack=8)
+            outbox.dispatch(*dispatched(1)[0], DEFAULT)
+            outbox.pack_ready(DEFAULT, (2, 5, 7), workers=1, jobs_a_pack=8)
         used |= {_ready(record)[0] for record in outbox.group()}
     assert used == {2}
 

@@ -16,17 +16,20 @@ from schemas.wire import (
     HEARTBEAT_MISSING_SECONDS,
     Definition,
     Heartbeat,
+    KindSlots,
     LimitSpec,
     QueueSlots,
 )
-from streams.partition import DISPATCH_LOST_MS, Partition, QueueCapacity
+from streams.partition import DISPATCH_LOST_MS, Capacity, Partition
+from streams.schedule import LineName
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 
 TOPICS: Final = Topics()
 NOW: Final = 1_760_000_000_000
 HOUR_MS: Final = 3_600_000
-ROOM: Final = QueueCapacity(4, 4, 1, (0, 1))
+DEFAULT: Final = LineName("default", "async")
+ROOM: Final = Capacity(4, 4, 1, (0, 1))
 
 
 class Scene:
@@ -57,7 +60,7 @@ class Scene:
         engine = self.engine
         engine.begin(now_ms)
         engine.set_workers(self.alive)
-        engine.set_capacity({"default": ROOM})
+        engine.set_capacity({DEFAULT: ROOM})
         for definition in self.definitions:
             engine.define(definition)
         for topic, value in inputs:
@@ -197,7 +200,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def beat(worker_id: str = "w", incarnation: int = 1) -> Heartbeat:
     return Heartbeat(
         schema_version=1, worker_id=worker_id, incarnation=incarnation, at=NOW, types=("t",),
-        running=0, queues={"default": QueueSlots(slots=1, free=1, partitions=(0,))},
+        running=0,
+        queues={
+            "default": QueueSlots(kinds={"async": KindSlots(slots=1, free=1)}, partitions=(0,))
+        },
     )
 
 
@@ -227,13 +233,13 @@ def test_nothing_is_sent_to_a_worker_that_misses_beats_though_its_attempts_run(
     book = WorkerBook()
     book.note_beat(beat("a"))
     for _ in range(3):
-        assert book.capacity()["default"].workers == 1 + ("b" in book.alive())
+        assert book.capacity()[DEFAULT].workers == 1 + ("b" in book.alive())
         clock.now += 2
         book.note_beat(beat("b"))
     assert book.alive() == {"a": 1, "b": 1}
-    assert book.capacity()["default"].workers == 1
+    assert book.capacity()[DEFAULT].workers == 1
     book.note_beat(beat("a"))
-    assert book.capacity()["default"].workers == 2
+    assert book.capacity()[DEFAULT].workers == 2
 
 
 def test_a_worker_whose_clock_went_back_is_heard_again(clock: Clock) -> None:

@@ -13,12 +13,12 @@ from streams.commands import Defer, Dispatch, Resolve
 from streams.homes import partition_of
 from streams.intake import derived_job_id
 from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
-from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Partition, QueueCapacity
+from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
 from streams.policy import Policy
 from streams.schedule import Schedule, TimerKind
 from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
-from tests.unit.core_kit import NOW, Around, after, define, job_in, submit
+from tests.unit.core_kit import DEFAULT, NOW, Around, after, define, job_in, submit
 
 WINDOW_MS = 10_000
 
@@ -47,7 +47,7 @@ def dispatched(events: list[dict[str, Any]]) -> list[str]:
 
 
 def test_timers_fire_in_their_order_and_not_before() -> None:
-    schedule = Schedule()
+    schedule = Schedule({})
     assert schedule.next_timer_at() is None
     for at_ms, name in ((30, "c"), (10, "a"), (20, "b"), (10, "a2")):
         schedule.set_timer(at_ms, TimerKind.DUE, ("u", name))
@@ -64,45 +64,45 @@ def test_timers_fire_in_their_order_and_not_before() -> None:
 def test_each_state_has_its_place(state: State) -> None:
     job = job_in(state)
     assert job is not None
-    schedule = Schedule()
+    schedule = Schedule({})
     schedule.place(None, job)
-    assert (job.key in schedule.waiting.get("default", ())) == (state is State.PENDING)
+    assert (job.key in schedule.line(DEFAULT).waiting) == (state is State.PENDING)
     in_flight = state in (State.DISPATCHED, State.RUNNING)
-    assert (job.key in schedule.in_flight.get("default", ())) == in_flight
+    assert (job.key in schedule.line(DEFAULT).in_flight) == in_flight
     waits = state in (State.SCHEDULED, State.RETRYING)
     assert (schedule.next_timer_at() == job.due_at) == waits or job.due_at is None
     schedule.rebuild([job], NOW)
-    assert (job.key in schedule.waiting.get("default", ())) == (state is State.PENDING)
+    assert (job.key in schedule.line(DEFAULT).waiting) == (state is State.PENDING)
 
 
 def test_deferred_jobs_wait_at_their_gate_or_for_their_type() -> None:
     held = after(None, submit(), Defer(NOW + 7))
     unknown = after(None, submit(), around=Around())
-    schedule = Schedule()
+    schedule = Schedule({})
     schedule.rebuild([held, unknown], NOW + 100)
     assert list(schedule.gates[("u", "t")]) == [held.key]
     assert list(schedule.unknown["t"]) == [unknown.key]
     assert schedule.next_timer_at() == NOW + 100  # the limit itself is asked at once
-    assert "default" not in schedule.waiting
+    assert not len(schedule.line(DEFAULT).waiting)
 
 
 def test_a_job_that_is_due_keeps_its_place_through_a_rebuild() -> None:
     waited = after(after(None, submit(), around=Around()), Resolve(Policy(define())))
-    schedule = Schedule()
+    schedule = Schedule({})
     schedule.rebuild([waited], NOW - 1)
-    assert "default" not in schedule.waiting
+    assert not len(schedule.line(DEFAULT).waiting)
     schedule.rebuild([waited], NOW)
-    assert list(schedule.waiting["default"]) == [waited.key]
+    assert list(schedule.line(DEFAULT).waiting) == [waited.key]
 
 
 def test_what_leaves_flight_leaves_its_index() -> None:
     out = after(None, submit(), Dispatch())
-    schedule = Schedule()
+    schedule = Schedule({})
     schedule.place(None, out)
     ended = job_in(State.SUCCEEDED)
     assert ended is not None
     schedule.place(out, ended)
-    assert not schedule.in_flight["default"]
+    assert not schedule.line(DEFAULT).in_flight
 
 
 # --- with the partition --------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_workers_without_partitions_get_nothing() -> None:
     engine = Partition(0, 1, TOPICS, PartitionState())
     engine.restored(START_MS)
     engine.begin(START_MS)
-    engine.set_capacity({"default": QueueCapacity(4, 4, 1, ())})
+    engine.set_capacity({DEFAULT: Capacity(4, 4, 1, ())})
     engine.define(define())
     rig = Rig()
     for topic, record in rig.records([ask("0")]):
@@ -285,7 +285,7 @@ def test_children_are_born_with_the_outcome_here_and_elsewhere() -> None:
     engine = Partition(home, 2, TOPICS, PartitionState())
     engine.restored(START_MS)
     engine.begin(START_MS)
-    engine.set_capacity({"default": QueueCapacity(4, 4, 1, (0,))})
+    engine.set_capacity({DEFAULT: Capacity(4, 4, 1, (0,))})
     engine.define(define())
     rig = Rig()
     traced = Input(TOPICS.requested, ask("0").value, (("traceparent", b"00-trace"),))

@@ -68,11 +68,11 @@ async def test_jobs_that_wait_run_side_by_side_within_the_slots() -> None:
     async with bench_of(wait, concurrency=3) as bench:
         bench.take(pack_of(*(("wait", {"n": n}) for n in range(5))))
         await until(lambda: len(running) == 3)
-        assert bench.executor.free("default") == 0
+        assert bench.room().free == 0
         gate.set()
         await until(lambda: len(bench.outcomes) == 5)
         assert running == [0, 1, 2, 3, 4]
-        assert bench.executor.free("default") == 3
+        assert bench.room().free == 3
 
 
 async def test_context_variables_do_not_leak_between_jobs() -> None:
@@ -146,7 +146,7 @@ async def test_time_out_on_the_loop_cancels_and_frees_the_slot() -> None:
         assert (end["error"]["code"], end["error"]["retryable"]) == ("TIMEOUT", True)
         assert cleaned == ["yes"]
         assert bench.kinds() == ["started", "failed"]
-        assert bench.executor.free("default") == 1
+        assert bench.room().free == 1
 
 
 async def test_a_swallowed_cancel_is_given_up_on_and_its_slot_counted() -> None:
@@ -165,7 +165,7 @@ async def test_a_swallowed_cancel_is_given_up_on_and_its_slot_counted() -> None:
         assert end["error"]["code"] == "TIMEOUT"
         assert "still holds its slot" in end["error"]["message"]
         assert bench.executor.stuck == 1
-        assert bench.executor.slots("default") == 1
+        assert bench.room().slots == 1
         assert bench.executor.should_recycle
         gate.set()
         await until(lambda: bench.executor.stuck == 0)
@@ -185,7 +185,7 @@ async def test_a_thread_that_hangs_fails_at_once_and_keeps_its_slot() -> None:
         bench.take(pack_of(("hang", {}), ("quick_one", {}), timeout_ms=60))
         assert (await bench.last("j0"))["error"]["code"] == "TIMEOUT"
         assert "tidemill-job" in (await bench.last("j1"))["result"]
-        assert (bench.executor.stuck, bench.executor.slots("default")) == (1, 1)
+        assert (bench.executor.stuck, bench.room().slots) == (1, 1)
         gate.set()
         await until(lambda: bench.executor.stuck == 0)
 
@@ -346,7 +346,7 @@ async def test_stop_finishes_what_it_can_and_gives_back_the_rest() -> None:
         stopping = asyncio.create_task(bench.executor.stop(2))
         await until(lambda: bench.executor.is_stopping)
         # What is on the way is fetched, to be given back at once and not at the end of the stop.
-        assert bench.executor.free("default") == 0
+        assert bench.room().free == 0
         assert bench.executor.room("default") > 0
         bench.take(pack_of(("short", {})), "too late")
         assert bench.executor.room("default") > 0
@@ -415,7 +415,7 @@ async def test_room_is_free_slots_and_one_pack(monkeypatch: pytest.MonkeyPatch) 
         bench.take(pack_of(*[("wait", {})] * 68))
         await until(lambda: bench.executor.running == 4)
         assert bench.executor.room("default") == 0
-        assert bench.executor.free("default") == 0
+        assert bench.room().free == 0
         gate.set()
         await until(lambda: bench.executor.ended_total == 68)
         # Asked for more when half a pack was left, and again when nothing was; three ran then.

@@ -17,6 +17,7 @@ from agents.worker.attempts import Pack
 from agents.worker.executor import Executor
 from agents.worker.handlers import Handler, build_handler
 from agents.worker.writer import MemorySink, OutcomeWriter
+from schemas.wire import KindSlots
 
 DEADLINE_SECONDS = 10.0
 LOOK_SECONDS = 0.005
@@ -67,6 +68,13 @@ class Bench:
             for _, value in self.sink.records
             for outcome in orjson.loads(value)["outcomes"]
         ]
+
+    def room(self) -> KindSlots:
+        """Slots of all kinds together, and how many of them are free."""
+        rooms = self.executor.kinds().values()
+        return KindSlots(
+            slots=sum(room.slots for room in rooms), free=sum(room.free for room in rooms)
+        )
 
     def kinds(self, job_id: str = "j0") -> list[str]:
         return [outcome["kind"] for outcome in self.outcomes if outcome["job_id"] == job_id]
