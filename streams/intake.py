@@ -251,9 +251,15 @@ class Intake:
         if kind == "returned":
             if outcome.get("reason") == Reason.NO_FREE_SLOT:
                 window.note_returned(self._state.clock_ms)
-        elif kind not in ("started", "progressed") and job.state is State.DISPATCHED:
+        elif kind != "progressed" and job.state is State.DISPATCHED:
+            now_ms = self._state.clock_ms
             started_at = outcome.get("started_at") or 0
-            window.note_outcome(started_at - (job.dispatched_at or 0), self._state.clock_ms)
+            waited_ms = started_at - (job.dispatched_at or 0)
+            if kind == "started":
+                window.note_start(waited_ms, now_ms)
+            else:
+                run_ms = (outcome.get("finished_at") or started_at) - started_at
+                window.note_outcome(waited_ms, run_ms, now_ms)
         children = outcome.get("children")
         if children:
             self._bear(children, job, record, origin)

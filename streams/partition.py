@@ -54,6 +54,7 @@ class Capacity(NamedTuple):
     free: int
     workers: int
     partitions: tuple[int, ...]  # of the queue's ready topic, those of workers with free slots
+    told: int = 0  # beats that said so: another number when one has been heard since
 
 
 class Partition:
@@ -69,6 +70,7 @@ class Partition:
         homes: Homes | None = None,
     ) -> None:
         self.number = number
+        self._partitions = partitions
         self.state = state
         self._desk = Desk(number, topics, state)
         self.schedule = self._desk.schedule
@@ -99,7 +101,9 @@ class Partition:
             self.schedule.line(name).window.set_slots(0, free=0)
         self._capacity = dict(capacity)
         for name, room in capacity.items():
-            self.schedule.line(name).window.set_slots(room.slots, free=room.free)
+            self.schedule.line(name).window.set_slots(
+                room.slots, free=room.free, partitions=self._partitions, told=room.told
+            )
 
     def set_workers(
         self, alive: Mapping[str, int], *, heard_since_ms: int = 0, heard_until_ms: int = NO_END
@@ -336,7 +340,7 @@ class Partition:
         waiting = line.waiting
         if not len(waiting) or not self._capacity[name].partitions:
             return left
-        room = line.window.allowance(len(line.in_flight))
+        room = line.window.allowance(len(line.in_flight), now_ms)
         while room > 0:
             if left <= 0:
                 self._has_more = True
@@ -353,6 +357,7 @@ class Partition:
                 continue
             self._desk.decide(key, job, _DISPATCH)
             room -= 1
+        line.window.note_use(len(line.in_flight))
         return left
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:

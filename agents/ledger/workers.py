@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
@@ -53,6 +53,7 @@ class WorkerBook:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
+        self._beats_heard: dict[str, int] = {}  # how many of each worker
         self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
 
@@ -85,6 +86,7 @@ class WorkerBook:
             elif beat.incarnation < known[0].incarnation and not self._is_missing(known[1]):
                 return  # a late word of the process that this one replaced
             self._beats[beat.worker_id] = (beat, now)
+            self._beats_heard[beat.worker_id] = self._beats_heard.get(beat.worker_id, 0) + 1
 
     def note_definition(self, definition: Definition) -> None:
         with self._lock:
@@ -101,6 +103,7 @@ class WorkerBook:
         for worker_id, (_, seen_at) in list(self._beats.items()):
             if now - seen_at > FORGET_SECONDS and self._is_missing(seen_at):
                 del self._beats[worker_id]
+                del self._beats_heard[worker_id]
 
     def _heard_within(self, seconds: float) -> list[Heartbeat]:
         with self._lock:
@@ -118,7 +121,7 @@ class WorkerBook:
     def capacity(self) -> dict[LineName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
         two beats, and those without partitions of the queue, give none."""
-        shares: dict[LineName, list[tuple[int, int, tuple[int, ...]]]] = {}
+        shares: dict[LineName, list[_Room]] = {}
         for beat in self._heard_within(SUSPECT_SECONDS):
             if beat.is_stopping:
                 continue
@@ -128,17 +131,28 @@ class WorkerBook:
                 for runs_as, kind in room.kinds.items():
                     if kind.slots:
                         rooms = shares.setdefault(LineName(queue, runs_as), [])
-                        rooms.append((kind.free, kind.slots, room.partitions))
+                        heard = self._beats_heard.get(beat.worker_id, 0)
+                        rooms.append(_Room(kind.slots, kind.free, room.partitions, heard))
         return {name: _capacity_of(rooms) for name, rooms in shares.items()}
 
 
-def _capacity_of(rooms: list[tuple[int, int, tuple[int, ...]]]) -> Capacity:
-    has_room = [partitions for free, _, partitions in rooms if free > 0]
-    use = has_room or [partitions for _, _, partitions in rooms]
+class _Room(NamedTuple):
+    """What one worker says of a line."""
+
+    slots: int
+    free: int
+    partitions: tuple[int, ...]
+    heard: int  # beats of it so far
+
+
+def _capacity_of(rooms: list[_Room]) -> Capacity:
+    has_room = [room.partitions for room in rooms if room.free > 0]
+    use = has_room or [room.partitions for room in rooms]
     return Capacity(
-        slots=sum(slots for _, slots, _ in rooms),
-        free=sum(free for free, _, _ in rooms),
+        slots=sum(room.slots for room in rooms),
+        free=sum(room.free for room in rooms),
         workers=len(rooms),
+        told=sum(room.heard for room in rooms),
         partitions=tuple(sorted({number for numbers in use for number in numbers})),
     )
 

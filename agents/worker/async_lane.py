@@ -96,6 +96,10 @@ class AsyncLane:
     def free(self) -> int:
         return self.capacity - len(self.running) - self.stuck
 
+    @property
+    def coming(self) -> int:
+        return 0
+
     def kick(self) -> None:
         # One awake slot is enough: it wakes the next one when its job has to wait.
         if self.waiting and not self._awake:

@@ -27,6 +27,7 @@ from agents.worker import ends
 from agents.worker.context import Context, Signal
 from agents.worker.ends import End
 from agents.worker.errors import TidemillError
+from agents.worker.failure_log import FAILURES
 from agents.worker.framing import frame, receive
 from agents.worker.handlers import REGISTRY, Handler
 from agents.worker.loading import load_modules
@@ -90,6 +91,7 @@ class Child:
         while True:
             self._arrived.acquire()
             self._run(self._jobs.pop(0))
+            FAILURES.tell_rest()
 
     def _on_terminate(self, number: int, frame_: object) -> None:
         """A signal wakes the handler from a sleep; one from elsewhere is the parent's to handle.

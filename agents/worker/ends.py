@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from agents.worker.context import Context, children_of, valid_text
 from agents.worker.errors import NonRetryable, Retry, Skip
+from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from schemas.requests import RESULT_BYTES_MAX, holds_nan
 from schemas.words import ErrorCode, Reason
@@ -106,11 +107,7 @@ def error(raised: BaseException, job: Mapping[str, Any]) -> End:
         return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=not is_final)
     if end is not None:
         return end
-    logger.warning(
-        "attempt %s of job %s (%s) of user %s raised",
-        job["attempt"], job["job_id"], job["type"], job["user_id"],
-        exc_info=raised,
-    )
+    FAILURES.note(raised, job)
     return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True)
 
 

@@ -23,6 +23,7 @@ from agents.worker.async_lane import AsyncLane
 from agents.worker.attempts import CANCELLED, STOPPING, TIMED_OUT, Attempt, Pack, QueueState
 from agents.worker.context import has_seen_cancel
 from agents.worker.ends import End
+from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.lanes import Lane, ThreadLane
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
@@ -46,6 +47,7 @@ STOP_FORCE_SECONDS: Final = 0.5  # what is cancelled at the end of a stop may cl
 CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
 CANCEL_WORD_SECONDS: Final = 120.0  # a word is kept for so long; its job arrives within a lease
 STUCK_SHARE_MAX: Final = 0.25  # of a kind's slots: more lost ones and the worker starts afresh
+COMING_SECONDS: Final = 10.0  # a job waits so long for a slot that is about to be there
 REFILL_AT: Final = PACK_JOBS_MAX // 2  # waiting jobs of a queue at which more are asked for
 
 _JOB_FIELDS: Final = frozenset(ReadyJob.model_fields) - {"traceparent"}
@@ -281,6 +283,7 @@ class Executor:
                 lane.kick()
         if self._strangers:
             self._hand_back_strangers(now)
+        FAILURES.tell_rest()
 
     def _look_after(self, lane: Lane, attempt: Attempt, now: float) -> None:
         if not attempt.has_told_start and now - attempt.started_at >= LATE_START_SECONDS:
@@ -327,7 +330,11 @@ class Executor:
         self._writer.add(attempt.pack.ledger_partition, outcome, None)
 
     def _hand_back(self, lane: Lane, now: float) -> None:
-        old = [a for a in lane.waiting if now - a.pack.received_at >= HANDBACK_SECONDS]
+        old = [
+            attempt for place, attempt in enumerate(lane.waiting)
+            if now - attempt.pack.received_at
+            >= (COMING_SECONDS if place < lane.coming else HANDBACK_SECONDS)
+        ]
         for attempt in old:
             self._forget_waiting(attempt)
             self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
@@ -408,6 +415,7 @@ class Executor:
                 self._give_up(lane, attempt)
         self._is_over = True
         self._sweeper.cancel()
+        FAILURES.tell_rest(is_last=True)
         for lane in self._lanes.values():
             await lane.close()
 

@@ -32,7 +32,7 @@ from schemas.wire import (
 LOOP_BLOCKED_SECONDS: Final = HEARTBEAT_MISSING_SECONDS  # as long as silence would be bearable
 BEAT_GAP_SECONDS: Final = 0.25  # at least this between two beats, however much changes
 MESSAGE_TIMEOUT_MS: Final = 5_000  # an old beat says nothing; it is dropped
-BIG_CHANGE_SHARE: Final = 0.5  # of a queue's slots: such a change of the free ones is told at once
+BIG_CHANGE_SHARE: Final = 0.25  # of the slots of a kind: such a change of the free is told at once
 CLOSE_SECONDS: Final = 1.0  # the last beat gets this long
 
 logger = logging.getLogger("tidemill.worker")

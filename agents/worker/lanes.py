@@ -47,6 +47,10 @@ class Lane(Protocol):
     @property
     def free(self) -> int: ...
 
+    @property
+    def coming(self) -> int:
+        """Slots that will be free in a moment: who waits for one need not go elsewhere."""
+
     def kick(self) -> None:
         """Something arrived in the waiting line, or a slot came free."""
 
@@ -82,6 +86,10 @@ class ThreadLane:
     @property
     def free(self) -> int:
         return self.capacity - len(self.running) - self.stuck
+
+    @property
+    def coming(self) -> int:
+        return 0
 
     def kick(self) -> None:
         while self.waiting and self.free > 0:

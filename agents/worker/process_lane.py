@@ -148,12 +148,18 @@ class ProcessLane:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._closing = asyncio.Event()
         self._children: set[ChildProcess] = set()
+        self._starting = 0
         self._keepers = [loop.create_task(self._keep()) for _ in range(capacity)]
 
     @property
     def free(self) -> int:
         """Children that are ready and have nothing to do."""
         return len(self._idle)
+
+    @property
+    def coming(self) -> int:
+        """Children that start, as long as nothing is wrong with them."""
+        return self._starting
 
     @property
     def pids(self) -> list[int]:
@@ -202,7 +208,7 @@ class ProcessLane:
                 continue
             self._children.add(child)
             try:
-                if await self._await_ready(child):
+                if await self._await_ready(child, is_expected=not failures):
                     failures = 0
                     await self._serve(child)
                 else:
@@ -222,13 +228,16 @@ class ProcessLane:
         for attempt in [each for each in self.running if each.runner is child]:
             self._end(attempt, ends.died("the worker lost its connection to it"))
 
-    async def _await_ready(self, child: ChildProcess) -> bool:
+    async def _await_ready(self, child: ChildProcess, *, is_expected: bool) -> bool:
+        self._starting += is_expected
         try:
             message = await asyncio.wait_for(child.receive(), READY_SECONDS_MAX)
         except (ChildGone, TimeoutError):
             how = await child.bury()
             logger.error("a child process for process=True handlers did not get ready: %s", how)
             return False
+        finally:
+            self._starting -= is_expected
         if "broken" in message:
             await child.bury()
             logger.error("a child process cannot load the modules: %s", message["broken"])

@@ -7,6 +7,7 @@ import contextvars
 import threading
 import weakref
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from agents.worker import executor as executor_module
 from agents.worker.context import Context
 from agents.worker.errors import NonRetryable, Skip
 from schemas.wire import OutcomePack
+from schemas.words import Reason
 from tests.unit.worker_harness import Bench, bench_of, pack_of, until
 
 word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="clean")
@@ -602,3 +604,30 @@ async def test_a_pack_with_a_field_of_another_kind_is_left_out(wrong: dict[str, 
     async with bench_of(noop) as bench:
         assert bench.take(pack_of(("noop", {}), **wrong), "rubbish") is None
         assert bench.settled == ["rubbish"]
+
+
+SLOW_START = """
+import time
+from tidemill import job
+
+time.sleep(1)
+
+@job("in_child", process=True)
+def in_child(payload):
+    return payload["n"]
+"""
+
+
+def in_child(payload: dict[str, int]) -> int:
+    return payload["n"]
+
+
+async def test_a_job_is_not_handed_back_while_the_child_for_it_starts(tmp_path: Path) -> None:
+    module = tmp_path / "slow_start.py"
+    module.write_text(SLOW_START)
+    async with bench_of(in_child, process=True, modules=[str(module)]) as bench:
+        bench.take(pack_of(*(("in_child", {"n": n}) for n in range(3))))
+        # One child starts: one job waits for it, the others may find a slot elsewhere.
+        for other in ("j1", "j2"):
+            assert (await bench.last(other))["reason"] == Reason.NO_FREE_SLOT
+        assert (await bench.last("j0"))["result"] == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -103,7 +103,12 @@ def handlers_of(*functions: Any, **options: Any) -> dict[str, Handler]:
 
 @asynccontextmanager
 async def bench_of(
-    *functions: Any, is_held: bool = False, concurrency: int = 4, threads: int = 2, **options: Any
+    *functions: Any,
+    is_held: bool = False,
+    concurrency: int = 4,
+    threads: int = 2,
+    modules: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[Bench]:
     """An executor that runs `functions`; stopped at the end."""
     sink = MemorySink(is_held=is_held)
@@ -111,7 +116,7 @@ async def bench_of(
     writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
     executor = Executor(
         handlers_of(*functions, **options), writer,
-        concurrency=concurrency, threads=threads, processes=1,
+        concurrency=concurrency, threads=threads, processes=1, modules=modules,
     )
     try:
         yield Bench(executor, writer, sink)
