@@ -80,9 +80,13 @@ class ChildProcess:
         except (ProcessLookupError, PermissionError):
             pass  # gone already; macOS says "not permitted" of a group of zombies
 
+    def hang_up(self) -> None:
+        """Close our end of the socket, by which the child learns that nobody listens."""
+        self._writer.close()
+
     async def bury(self) -> str:
         """Kill what is left, wait for the child, and say how it ended."""
-        self._writer.close()
+        self.hang_up()
         if self._killer is None:
             await self._wait(SELF_END_SECONDS)  # it is ending by itself: learn its own exit code
         else:
@@ -124,7 +128,13 @@ def _spawn(modules: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.sock
 async def start_child(modules: Sequence[str]) -> ChildProcess:
     """Start a child that loads `modules`; it is not ready yet."""
     process, ours = _spawn(modules)
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+    except BaseException:  # cancelled: nobody knows of the child yet
+        ours.close()
+        process.kill()
+        process.wait(REAP_SECONDS_MAX)
+        raise
     return ChildProcess(process, reader, writer)
 
 
@@ -194,6 +204,7 @@ class ProcessLane:
         for child in list(self._children):
             child.kill()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.sleep(0)  # in which the sockets are closed
 
     async def _keep(self) -> None:
         """Keep one slot alive: a child, and another when it has ended."""
@@ -220,6 +231,7 @@ class ProcessLane:
                 self._end_running_in(child)
             finally:
                 child.kill()
+                child.hang_up()
                 self._children.discard(child)
                 if self._closing.is_set():
                     child.process.wait(REAP_SECONDS_MAX)
