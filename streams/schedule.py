@@ -196,11 +196,13 @@ class Schedule:
                 timer for timer in self._timers if self._is_wanted(jobs, timer[0], *timer[2:])
             ]
             heapq.heapify(self._timers)
-        for (queue, _), line in self.lines.items():
-            waiting = line.waiting
-            if len(waiting) > room:
-                wanted = {key for key in waiting if _is_in_line(jobs.get(key), queue)}
-                waiting.keep(wanted.__contains__)
+        if sum([len(line.waiting) for line in self.lines.values()]) > room:
+            for (queue, _), line in self.lines.items():
+                wanted = {key for key in line.waiting if _is_in_line(jobs.get(key), queue)}
+                line.waiting.keep(wanted.__contains__)
+        for name, line in list(self.lines.items()):
+            if not len(line.waiting) and not line.in_flight and not line.window.slots:
+                del self.lines[name]  # a request may name any queue
         for type_name, keys in self.unknown.items():
             if len(keys) > room:
                 self.unknown[type_name] = {

@@ -10,8 +10,8 @@ import orjson
 from schemas.topics import Topics
 from schemas.wire import Definition, RunsAs
 from streams.job import JobKey
-from streams.partition import Capacity, Partition
-from streams.schedule import LineName
+from streams.partition import DECISIONS_MAX, Capacity, Partition
+from streams.schedule import STALE_MAX, LineName
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
@@ -166,3 +166,22 @@ def test_lines_are_the_same_after_a_restore() -> None:
         assert set(before.in_flight) == set(after.in_flight)
         assert list(before.waiting) == list(after.waiting)
 
+
+
+def test_queues_that_nobody_serves_are_forgotten_with_their_jobs() -> None:
+    scene = Scene()
+    bodies = [
+        {
+            "type": "quick", "user_id": "u", "job_id": f"{number}", "payload": {},
+            "queue": f"queue-{number}", "expires_at": scene.now_ms + 1_000,
+        }
+        for number in range(STALE_MAX + 100)
+    ]
+    lines = scene.engine.schedule.lines
+    scene.group(*[(TOPICS.requested, orjson.dumps(body)) for body in bodies])
+    assert len(lines) == len(bodies) + len(ROOMS)
+    for _ in range(len(bodies) // DECISIONS_MAX + 3):
+        scene.now_ms += 2_000
+        scene.group()
+    assert scene.engine.state.jobs == {}
+    assert set(lines) == set(ROOMS)
