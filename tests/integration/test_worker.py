@@ -277,12 +277,9 @@ def test_process_handler_ends_truly_at_its_time_out(
 
 def test_a_copy_of_a_child_says_nothing_and_hides_no_death(ledger: Ledger, start: Start) -> None:
     worker = start(processes=1).wait_ready()
-    asked = [
-        ledger.dispatch(("fork.process", {"folder": word}), queue="heavy")[0]
-        for word in ("one", "two", "three")
-    ]
     # Each job gets its own end, and no other's.
-    for job_id, word in zip(asked, ("one", "two", "three"), strict=True):
+    for word in ("one", "two", "three"):
+        [job_id] = ledger.dispatch(("fork.process", {"folder": word}), queue="heavy")
         end = ledger.last(job_id, worker.told)
         assert end.get("result", end) == word
     # A copy ends when its own parent says so.
