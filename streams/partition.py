@@ -54,7 +54,7 @@ class Capacity(NamedTuple):
     free: int
     workers: int
     partitions: tuple[int, ...]  # of the queue's ready topic, those of workers with free slots
-    told: int = 0  # beats that said so: another number when one has been heard since
+    told: int = 0  # by which beats: another number when one has been heard since
 
 
 class Partition:

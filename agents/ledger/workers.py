@@ -53,7 +53,6 @@ class WorkerBook:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
-        self._beats_heard: dict[str, int] = {}  # how many of each worker
         self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
 
@@ -86,7 +85,6 @@ class WorkerBook:
             elif beat.incarnation < known[0].incarnation and not self._is_missing(known[1]):
                 return  # a late word of the process that this one replaced
             self._beats[beat.worker_id] = (beat, now)
-            self._beats_heard[beat.worker_id] = self._beats_heard.get(beat.worker_id, 0) + 1
 
     def note_definition(self, definition: Definition) -> None:
         with self._lock:
@@ -103,7 +101,6 @@ class WorkerBook:
         for worker_id, (_, seen_at) in list(self._beats.items()):
             if now - seen_at > FORGET_SECONDS and self._is_missing(seen_at):
                 del self._beats[worker_id]
-                del self._beats_heard[worker_id]
 
     def _heard_within(self, seconds: float) -> list[Heartbeat]:
         with self._lock:
@@ -131,8 +128,7 @@ class WorkerBook:
                 for runs_as, kind in room.kinds.items():
                     if kind.slots:
                         rooms = shares.setdefault(LineName(queue, runs_as), [])
-                        heard = self._beats_heard.get(beat.worker_id, 0)
-                        rooms.append(_Room(kind.slots, kind.free, room.partitions, heard))
+                        rooms.append(_Room(kind.slots, kind.free, room.partitions, beat.at))
         return {name: _capacity_of(rooms) for name, rooms in shares.items()}
 
 
@@ -142,7 +138,7 @@ class _Room(NamedTuple):
     slots: int
     free: int
     partitions: tuple[int, ...]
-    heard: int  # beats of it so far
+    at: int  # of its beat: another one with each
 
 
 def _capacity_of(rooms: list[_Room]) -> Capacity:
@@ -152,7 +148,7 @@ def _capacity_of(rooms: list[_Room]) -> Capacity:
         slots=sum(room.slots for room in rooms),
         free=sum(room.free for room in rooms),
         workers=len(rooms),
-        told=sum(room.heard for room in rooms),
+        told=sum(room.at for room in rooms),
         partitions=tuple(sorted({number for numbers in use for number in numbers})),
     )
 

@@ -22,7 +22,8 @@ from streams.partition import (
 from streams.schedule import STALE_MAX
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
-from tests.unit.test_regressions import DEFAULT, NOW, TOPICS, Scene, events_of, plain, request
+from tests.unit.core_kit import DEFAULT
+from tests.unit.test_regressions import NOW, TOPICS, Scene, events_of, plain, request
 
 DAY_MS: Final = 86_400_000
 JOBS: Final = 3 * DECISIONS_MAX + 7

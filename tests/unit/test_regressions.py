@@ -21,14 +21,13 @@ from schemas.wire import (
     QueueSlots,
 )
 from streams.partition import DISPATCH_LOST_MS, Capacity, Partition
-from streams.schedule import LineName
 from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
+from tests.unit.core_kit import DEFAULT
 
 TOPICS: Final = Topics()
 NOW: Final = 1_760_000_000_000
 HOUR_MS: Final = 3_600_000
-DEFAULT: Final = LineName("default", "async")
 ROOM: Final = Capacity(4, 4, 1, (0, 1))
 
 
