@@ -39,6 +39,8 @@ REQUEST_TIMEOUT_MS: Final = 10_000
 TOPIC_SECONDS_MAX: Final = 10.0
 # One new look at who leads what.
 METADATA_SECONDS_MAX: Final = 5.0
+# Who leaves while the first answer of a broker is on its way waits for it so long.
+BOOTSTRAP_END_SECONDS: Final = 2.0
 # A broker that is away or that moves: the first wait, and the longest.
 AWAY_SECONDS: Final = (0.02, 1.0)
 # From so many bytes on a thread compresses them: a hop there and back costs 0.1 ms.
@@ -105,7 +107,7 @@ class BatchWriter:
         )
         for pause in pauses(AWAY_SECONDS):
             try:
-                await client.bootstrap()
+                await _bootstrap(client)
             except errors.KafkaError as error:
                 self._log.warning("connecting to %s is tried again: %r", self._kafka, error)
                 await asyncio.sleep(pause)
@@ -273,6 +275,24 @@ class BatchWriter:
                 leader = self.client.get_random_node()
             found.setdefault(leader, []).append(batch)
         return found
+
+
+async def _bootstrap(client: Any) -> None:
+    """The client's bootstrap, which who cancels it waits for.
+
+    aiokafka forgets the connection of a bootstrap that is cancelled, and leaves it open.
+    """
+    bootstrap = asyncio.create_task(client.bootstrap())
+    try:
+        await asyncio.shield(bootstrap)
+    except asyncio.CancelledError:
+        await asyncio.wait({bootstrap}, timeout=BOOTSTRAP_END_SECONDS)
+        bootstrap.cancel()
+        await asyncio.wait({bootstrap})
+        if not bootstrap.cancelled():
+            bootstrap.exception()  # seen: nobody else asks for it
+        await client.close()
+        raise
 
 
 def _on_metadata_end(task: asyncio.Task[None]) -> None:

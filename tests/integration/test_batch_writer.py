@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiokafka.client
 import pytest
 from aiokafka import errors
 from aiokafka.protocol.produce import ProduceRequest
@@ -104,6 +105,30 @@ def batch_of(topic: str, partition: int, values: list[bytes]) -> OutBatch:
     for value in values:
         assert page.append(None, value, None)
     return OutBatch((topic, partition), page, 1_790_000_000_000, codec=0)
+
+
+async def test_who_leaves_while_connecting_leaves_no_connection(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    is_made = asyncio.Event()
+
+    async def create_and_tell(*place: Any, **settings: Any) -> Any:
+        made.append(await create_conn(*place, **settings))
+        is_made.set()  # and the question about the cluster goes out in the same turn
+        return made[-1]
+
+    create_conn = aiokafka.client.create_conn
+    monkeypatch.setattr(aiokafka.client, "create_conn", create_and_tell)
+    writer = BatchWriter(kafka, "leaver")
+    connecting = asyncio.create_task(writer.connect())
+    await is_made.wait()
+    connecting.cancel()
+    await asyncio.wait({connecting})
+    assert connecting.cancelled()
+    await writer.close()
+    assert made
+    assert not any(connection.connected() for connection in made)
 
 
 async def test_a_transaction_of_which_many_answers_are_lost_is_written_once(
