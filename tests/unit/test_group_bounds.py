@@ -7,87 +7,59 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
 import pytest
 
-from schemas.wire import Definition, LimitSpec
+from schemas.wire import LimitSpec
 from streams.job import JobKey
-from streams.partition import (
-    DECISION_BYTES,
-    DECISIONS_MAX,
-    DISPATCH_LOST_MS,
-    Capacity,
-    Partition,
-)
+from streams.partition import DECISION_BYTES, DECISIONS_MAX, DISPATCH_LOST_MS, Capacity
 from streams.schedule import STALE_MAX
-from streams.state import PartitionState
-from tests.chaos.rawlog import RawRecord
-from tests.unit.core_kit import DEFAULT
-from tests.unit.test_regressions import NOW, TOPICS, Scene, events_of, plain, request
+from tests.unit.core_kit import DEFAULT, NOW
+from tests.unit.partition_kit import (
+    DAY_MS,
+    TOPICS,
+    Input,
+    Scene,
+    events_in,
+    outcome,
+    outcomes,
+    plain,
+    request,
+)
+from tests.unit.test_regressions import events_of
 
-DAY_MS: Final = 86_400_000
+Event = dict[str, Any]
+
 JOBS: Final = 3 * DECISIONS_MAX + 7
 ONE_A_MINUTE: Final = LimitSpec(limit=1, window_ms=60_000, over="delay")
 
 
-class Room:
-    """A partition whose workers come and go; keeps the events of each group apart."""
+class Room(Scene):
+    """A partition whose workers come and go: they are there where a group has slots."""
 
-    def __init__(self, *definitions: Definition, retention_ms: int = DAY_MS) -> None:
-        self.state = PartitionState(dedupe_retention_ms=retention_ms)
-        self.engine = Partition(0, 1, TOPICS, self.state)
-        self.engine.restored(NOW)
-        self.definitions = definitions
-        self._offsets: dict[str, int] = {}
-
-    def group(self, now_ms: int, *inputs: tuple[str, bytes], slots: int = 0) -> list[Any]:
+    def events(self, now_ms: int, *inputs: Input, slots: int = 0) -> list[Event]:
         """One committed group; its events."""
-        engine = self.engine
-        engine.begin(now_ms)
-        engine.set_workers({"w": 7})
-        engine.set_capacity({DEFAULT: Capacity(slots, slots, 1, (0,))} if slots else {})
-        for definition in self.definitions:
-            engine.define(definition)
-        for topic, value in inputs:
-            offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
-            engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, ()))
-        engine.tick()
-        events = [
-            orjson.loads(value or b"") for topic, _, _, value, _ in engine.seal()
-            if topic == TOPICS.events
-        ]
-        engine.settle()
-        return events
+        self.rooms = {DEFAULT: Capacity(slots, slots, 1, (0,))} if slots else {}
+        return events_in(self.group(now_ms, *inputs))
 
-    def until_quiet(self, now_ms: int, slots: int = 0) -> list[list[Any]]:
+    def until_quiet(self, now_ms: int, slots: int = 0) -> list[list[Event]]:
         """Groups at one instant until nothing is due any more."""
-        groups = [self.group(now_ms, slots=slots)]
+        groups = [self.events(now_ms, slots=slots)]
         while self.engine.next_tick_at() <= now_ms:
-            groups.append(self.group(now_ms, slots=slots))
+            groups.append(self.events(now_ms, slots=slots))
             assert len(groups) < 1_000
         return groups
 
-    def in_flight(self) -> list[JobKey]:
-        return [key for line in self.engine.schedule.lines.values() for key in line.in_flight]
+
+def done(keys: list[JobKey], kind: str = "succeeded") -> Input:
+    facts = {"reason": "worker_stopping"} if kind == "returned" else {}
+    return outcomes(*(outcome(key, kind, **facts) for key in keys))
 
 
-def done(keys: list[JobKey], kind: str = "succeeded") -> tuple[str, bytes]:
-    outcomes = [
-        {
-            "kind": kind, "user_id": user_id, "job_id": job_id, "run": 1, "attempt": 1, "epoch": 1,
-            **({"reason": "worker_stopping"} if kind == "returned" else {}),
-        }
-        for user_id, job_id in keys
-    ]
-    body = {"schema_version": 1, "worker_id": "w", "incarnation": 7, "outcomes": outcomes}
-    return TOPICS.outcomes, orjson.dumps(body)
-
-
-def names(events: list[Any], kind: str) -> list[str]:
+def names(events: list[Event], kind: str) -> list[str]:
     return [event["job_id"] for event in events if event["event"] == kind]
 
 
-def in_order(groups: list[list[Any]], kind: str) -> list[str]:
+def in_order(groups: list[list[Event]], kind: str) -> list[str]:
     return [name for events in groups for name in names(events, kind)]
 
 
@@ -99,7 +71,7 @@ ASKED: Final = [f"j{number:05}" for number in range(JOBS)]
 
 def test_what_expires_at_one_instant_does_so_in_bounded_groups() -> None:
     room = Room(plain())
-    room.group(NOW, *[request(job_id, expires_at=NOW + 1_000) for job_id in ASKED])
+    room.events(NOW, *[request(job_id, expires_at=NOW + 1_000) for job_id in ASKED])
     groups = room.until_quiet(NOW + 1_000)
     assert sorted(in_order(groups, "expired")) == ASKED
     assert max(len(names(events, "expired")) for events in groups) <= DECISIONS_MAX
@@ -107,7 +79,7 @@ def test_what_expires_at_one_instant_does_so_in_bounded_groups() -> None:
 
 def test_what_a_limit_holds_back_is_held_back_in_bounded_groups() -> None:
     room = Room(plain(ONE_A_MINUTE))
-    room.group(NOW, *[request(job_id) for job_id in ASKED])
+    room.events(NOW, *[request(job_id) for job_id in ASKED])
     groups = room.until_quiet(NOW + 1, slots=4)
     assert in_order(groups, "dispatched") == ASKED[:1]
     assert in_order(groups, "deferred") == ASKED[1:]
@@ -116,10 +88,10 @@ def test_what_a_limit_holds_back_is_held_back_in_bounded_groups() -> None:
 
 def test_jobs_whose_type_is_told_of_go_on_in_bounded_groups_and_before_later_ones() -> None:
     room = Room()
-    room.group(NOW, *[request(job_id) for job_id in ASKED])
-    room.definitions = (plain(),)
+    room.events(NOW, *[request(job_id) for job_id in ASKED])
+    room.definitions = [plain()]
     # Asked for while the others are still being resolved.
-    first = room.group(NOW + 1, request("later"))
+    first = room.events(NOW + 1, request("later"))
     groups = [first, *room.until_quiet(NOW + 1)]
     assert max(len(events) for events in groups) <= 2 * DECISIONS_MAX
     assert not room.state.resolving
@@ -148,7 +120,7 @@ def test_the_rest_of_those_goes_on_after_a_restore_and_after_an_undo() -> None:
 
 def test_rescues_are_bounded() -> None:
     room = Room(plain())
-    room.group(NOW, *[request(job_id) for job_id in ASKED[:3_000]])
+    room.events(NOW, *[request(job_id) for job_id in ASKED[:3_000]])
     room.until_quiet(NOW + 1, slots=1_600)
     assert len(room.in_flight()) == 3_000
     later = NOW + 2 + DISPATCH_LOST_MS
@@ -160,7 +132,7 @@ def test_rescues_are_bounded() -> None:
 def test_a_group_is_bounded_in_bytes() -> None:
     room = Room(plain())
     payload = {"text": "x" * 100 * DECISION_BYTES}
-    room.group(NOW, *[request(job_id, payload=payload) for job_id in ASKED[:50]])
+    room.events(NOW, *[request(job_id, payload=payload) for job_id in ASKED[:50]])
     groups = room.until_quiet(NOW + 1, slots=4_000)
     assert in_order(groups, "dispatched") == ASKED[:50]
     assert max(len(names(events, "dispatched")) for events in groups) <= 20
@@ -174,9 +146,9 @@ def test_ended_jobs_are_forgotten_as_fast_as_they_end() -> None:
     a_second = 2_000
     for second in range(30):
         asked = [request(f"{second}-{number}") for number in range(a_second)]
-        room.group(NOW + second * 1_000, done(room.in_flight()), *asked, slots=4_000)
+        room.events(NOW + second * 1_000, done(room.in_flight()), *asked, slots=4_000)
         for part in range(1, 5):
-            room.group(NOW + second * 1_000 + part * 200, slots=4_000)
+            room.events(NOW + second * 1_000 + part * 200, slots=4_000)
     assert len(room.state.finished) <= 2 * 10 * a_second
 
 
@@ -189,7 +161,7 @@ def test_timers_of_jobs_that_have_ended_are_cleared_out() -> None:
             request(f"{step}-{number}", expires_at=NOW + 300 * DAY_MS) for number in range(1_000)
         ]
         jobs += len(asked)
-        room.group(now_ms, done(room.in_flight()), *asked, slots=4_000)
+        room.events(now_ms, done(room.in_flight()), *asked, slots=4_000)
     assert jobs > 2 * STALE_MAX
     assert len(room.engine.schedule._timers) <= 4 * len(room.state.jobs) + STALE_MAX + 1_000
 
@@ -201,9 +173,9 @@ def test_lines_without_workers_keep_no_keys_of_ended_jobs() -> None:
             request(f"{step}-{number}", expires_at=NOW + step * 2_000 + 500)
             for number in range(1_000)
         ]
-        room.group(NOW + step * 2_000, *asked)
+        room.events(NOW + step * 2_000, *asked)
     alive = [request("alive")]
-    room.group(NOW + 100_000, *alive)
+    room.events(NOW + 100_000, *alive)
     room.until_quiet(NOW + 102_000)
     line = room.engine.schedule.line(DEFAULT).waiting
     assert len(line) <= STALE_MAX + 2 * len(room.state.jobs) + 1_000
@@ -214,8 +186,7 @@ def test_lines_without_workers_keep_no_keys_of_ended_jobs() -> None:
 
 
 def test_a_timer_of_an_earlier_job_of_an_id_ends_no_later_one() -> None:
-    scene = Scene()
-    scene.definitions = [plain()]
+    scene = Scene(plain())
     scene.group(NOW, request("j", expires_at=NOW + 3 * DAY_MS))
     scene.group(NOW + 1_000, done([("u", "j")]))
     scene.group(NOW + 2 * DAY_MS)
@@ -229,8 +200,7 @@ def test_a_timer_of_an_earlier_job_of_an_id_ends_no_later_one() -> None:
     "limits", [(), (LimitSpec(limit=1_000, window_ms=1_000, over="delay"),)], ids=["none", "higher"]
 )
 def test_a_changed_limit_acts_on_who_waits_already(limits: tuple[LimitSpec, ...]) -> None:
-    scene = Scene()
-    scene.definitions = [plain(LimitSpec(limit=1, window_ms=DAY_MS, over="delay"))]
+    scene = Scene(plain(LimitSpec(limit=1, window_ms=DAY_MS, over="delay")))
     scene.group(NOW, request("a"), request("b"))
     assert events_of(scene.group(NOW + 1_000), "b") == []
     scene.definitions = [plain(*limits)]
@@ -240,30 +210,30 @@ def test_a_changed_limit_acts_on_who_waits_already(limits: tuple[LimitSpec, ...]
 def test_a_gate_keeps_its_order_while_nobody_works() -> None:
     room = Room(plain(ONE_A_MINUTE))
     asked = [f"{number:02}" for number in range(12)]
-    groups = [room.group(NOW, *[request(job_id) for job_id in asked], slots=4)]
+    groups = [room.events(NOW, *[request(job_id) for job_id in asked], slots=4)]
     now_ms = NOW
     for _ in range(200):  # the window is over three times meanwhile
         now_ms += 1_000
-        groups.append(room.group(now_ms))
+        groups.append(room.events(now_ms))
     for _ in range(12 * 61):
         now_ms += 1_000
         ended = [done(room.in_flight())] if room.in_flight() else []
-        groups.append(room.group(now_ms, *ended, slots=4))
+        groups.append(room.events(now_ms, *ended, slots=4))
     assert in_order(groups, "dispatched") == asked
     assert len(in_order(groups, "deferred")) == len(asked) - 1
 
 
 def test_a_job_that_was_let_through_too_early_keeps_its_place() -> None:
     room = Room(plain(ONE_A_MINUTE))
-    room.group(NOW, *[request(job_id) for job_id in ("a", "b", "c")], slots=4)
-    room.group(NOW + 60_000, done(room.in_flight()))  # b is let through, and finds no worker
+    room.events(NOW, *[request(job_id) for job_id in ("a", "b", "c")], slots=4)
+    room.events(NOW + 60_000, done(room.in_flight()))  # b is let through, and finds no worker
     # Of a higher priority, it goes first and takes the start.
-    room.definitions = (plain(),)
-    groups = [room.group(NOW + 60_500, request("z", priority="high"), slots=1)]
-    room.definitions = (plain(ONE_A_MINUTE),)
+    room.definitions = [plain()]
+    groups = [room.events(NOW + 60_500, request("z", priority="high"), slots=1)]
+    room.definitions = [plain(ONE_A_MINUTE)]
     for second in range(1, 200):
         ended = [done(room.in_flight())] if room.in_flight() else []
-        groups.append(room.group(NOW + 60_500 + second * 1_000, *ended, slots=4))
+        groups.append(room.events(NOW + 60_500 + second * 1_000, *ended, slots=4))
     found = in_order(groups, "dispatched")
     assert found.index("b") < found.index("c")
 
@@ -271,16 +241,16 @@ def test_a_job_that_was_let_through_too_early_keeps_its_place() -> None:
 def test_what_is_handed_back_is_dispatched_in_its_order() -> None:
     room = Room(plain())
     asked = [str(number) for number in range(6)]
-    room.group(NOW, *[request(job_id) for job_id in asked], slots=4)
+    room.events(NOW, *[request(job_id) for job_id in asked], slots=4)
     assert len(room.in_flight()) == 6
-    again = room.group(NOW + 1_000, done(room.in_flight(), "returned"), slots=4)
-    again += room.group(NOW + 1_100, slots=4)
+    again = room.events(NOW + 1_000, done(room.in_flight(), "returned"), slots=4)
+    again += room.events(NOW + 1_100, slots=4)
     assert names(again, "dispatched") == asked
 
 
 def test_nothing_is_lost_while_nothing_can_be_heard() -> None:
     room = Room(plain())
-    room.group(NOW, request("j"), slots=4)
+    room.events(NOW, request("j"), slots=4)
     engine = room.engine
     later = NOW + DISPATCH_LOST_MS + 5_000
     for heard in ({"heard_since_ms": later - 10}, {"heard_until_ms": NOW + 1_000}):

@@ -11,107 +11,45 @@ import pytest
 
 from agents.ledger.workers import WorkerBook
 from schemas.record_pages import OutRecord
-from schemas.topics import BIG_RECORD_BYTES, Topics
+from schemas.topics import BIG_RECORD_BYTES
 from schemas.wire import (
     HEARTBEAT_MISSING_SECONDS,
-    Definition,
     Heartbeat,
     KindSlots,
     LimitSpec,
     QueueSlots,
 )
-from streams.partition import DISPATCH_LOST_MS, Capacity, Partition
-from streams.state import PartitionState
+from streams.partition import DISPATCH_LOST_MS
 from tests.chaos.rawlog import RawRecord
-from tests.unit.core_kit import DEFAULT
+from tests.unit.core_kit import DEFAULT, NOW
+from tests.unit.partition_kit import (
+    TOPICS,
+    Input,
+    Scene,
+    events_in,
+    outcome,
+    outcomes,
+    plain,
+    request,
+)
 
-TOPICS: Final = Topics()
-NOW: Final = 1_760_000_000_000
 HOUR_MS: Final = 3_600_000
-ROOM: Final = Capacity(4, 4, 1, (0, 1))
 
 
-class Scene:
-    """One partition over rows in memory; `partitions` > 1 makes some users strangers."""
-
-    def __init__(self, *, partitions: int = 1) -> None:
-        self._partitions = partitions
-        self._offsets: dict[str, int] = {}
-        self.rows: dict[bytes, bytes] = {}
-        self.alive = {"w": 7}
-        self.definitions: list[Definition] = []
-        self.restore(NOW)
-
-    def restore(self, now_ms: int) -> None:
-        state = PartitionState()
-        for key, value in self.rows.items():
-            state.load(key, value)
-        self.engine = Partition(0, self._partitions, TOPICS, state)
-        self.engine.restored(now_ms)
-
-    def group(
-        self,
-        now_ms: int,
-        *inputs: tuple[str, bytes],
-        headers: tuple[tuple[str, bytes | None], ...] = (),
-    ) -> list[OutRecord]:
-        """A committed group; what it wrote."""
-        engine = self.engine
-        engine.begin(now_ms)
-        engine.set_workers(self.alive)
-        engine.set_capacity({DEFAULT: ROOM})
-        for definition in self.definitions:
-            engine.define(definition)
-        for topic, value in inputs:
-            offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
-            engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
-        engine.tick()
-        records = list(engine.seal())
-        engine.settle()
-        for topic, _, key, value_out, _ in records:
-            if topic == TOPICS.state and key is not None:
-                if value_out is None:
-                    self.rows.pop(key, None)
-                else:
-                    self.rows[key] = value_out
-        return records
-
-
-def request(job_id: str, **fields: object) -> tuple[str, bytes]:
-    body = {"type": "t", "user_id": "u", "job_id": job_id, "payload": {}, **fields}
-    return TOPICS.requested, orjson.dumps(body)
-
-
-def started(job_id: str, epoch: int, incarnation: int) -> tuple[str, bytes]:
-    outcome = {
-        "kind": "started", "user_id": "u", "job_id": job_id, "run": 1, "attempt": 1,
-        "epoch": epoch,
-    }
-    body = {
-        "schema_version": 1, "worker_id": "w", "incarnation": incarnation, "outcomes": [outcome]
-    }
-    return TOPICS.outcomes, orjson.dumps(body)
+def started(job_id: str, epoch: int, incarnation: int) -> Input:
+    said = outcome(("u", job_id), "started", epoch=epoch)
+    return outcomes(said, incarnation=incarnation)
 
 
 def events_of(records: list[OutRecord], job_id: str = "j") -> list[str]:
-    found = [
-        orjson.loads(value)
-        for topic, _, _, value, _ in records
-        if topic == TOPICS.events and value is not None
-    ]
-    return [event["event"] for event in found if event["job_id"] == job_id]
-
-
-def plain(*limits: LimitSpec) -> Definition:
-    return Definition(schema_version=1, type="t", limits=limits)
+    return [event["event"] for event in events_in(records) if event["job_id"] == job_id]
 
 
 # --- leases -------------------------------------------------------------------------------------
 
 
 def test_a_lease_has_its_full_time_when_the_former_owners_clock_was_ahead() -> None:
-    scene = Scene()
-    scene.definitions = [plain()]
+    scene = Scene(plain())
     ahead = NOW + 60_000
     scene.group(ahead, request("j"))
     scene.group(ahead + 1_000, started("j", 1, 7))
@@ -123,8 +61,7 @@ def test_a_lease_has_its_full_time_when_the_former_owners_clock_was_ahead() -> N
 
 
 def test_a_worker_that_came_back_with_an_earlier_clock_is_found_out() -> None:
-    scene = Scene()
-    scene.definitions = [plain()]
+    scene = Scene(plain())
     scene.group(NOW, request("j"))
     scene.group(NOW + 1_000, started("j", 1, 7))
     scene.alive = {"w": 6}
@@ -136,8 +73,7 @@ def test_a_worker_that_came_back_with_an_earlier_clock_is_found_out() -> None:
 
 
 def test_a_restored_gate_asks_the_limit_and_not_an_old_estimate() -> None:
-    scene = Scene()
-    scene.definitions = [plain(LimitSpec(limit=1, window_ms=HOUR_MS, over="delay"))]
+    scene = Scene(plain(LimitSpec(limit=1, window_ms=HOUR_MS, over="delay")))
     scene.group(NOW, request("first"), request("second"), request("third"))
     cancel = {"command": "cancel", "user_id": "u", "job_id": "second"}
     scene.group(NOW + 1_000, (TOPICS.commands, orjson.dumps(cancel)))
@@ -171,8 +107,7 @@ def test_large_headers_are_not_passed_on() -> None:
 
 
 def test_a_long_traceparent_does_not_reach_the_jobs_records() -> None:
-    scene = Scene()
-    scene.definitions = [plain()]
+    scene = Scene(plain())
     records = scene.group(NOW, request("j"), headers=(("traceparent", b"0" * 3_000_000),))
     assert "dispatched" in events_of(records)
     assert max(len(record[3] or b"") for record in records) < 10_000
@@ -280,15 +215,10 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
 @pytest.mark.interpreted
 def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
-    scene = Scene()
-    scene.definitions = [plain()]
+    scene = Scene(plain())
     scene.group(NOW, request("j"))
-    failed = {
-        "kind": "failed", "user_id": "u", "job_id": "j", "run": 1, "attempt": 1, "epoch": 1,
-        "error": {"code": "X", "message": "", "retryable": False},
-    }
-    pack = {"schema_version": 1, "worker_id": "w", "incarnation": 7, "outcomes": [failed]}
-    scene.group(NOW + 1, (TOPICS.outcomes, orjson.dumps(pack)))
+    error = {"code": "X", "message": "", "retryable": False}
+    scene.group(NOW + 1, outcomes(outcome(("u", "j"), "failed", error=error)))
     scene.group(NOW + 10_000)
     assert not scene.engine.state.jobs
     again = scene.group(NOW + 10_001, request("j"))
