@@ -15,15 +15,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PYTEST := $(PY) -m pytest
+# Two files at a time: most tests of real parts wait, for a broker, a lease, the end of an outage. The tests of a file share what
+# they start, so a file stays whole; the files go out in the order of the arguments, so the long ones come first.
+PYTEST_PAIRS := $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 # Any Python from 3.11 on will do; PYTHON=... chooses one.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
 # Folders of tests that need no broker; each is one tier of `make check`.
-QUICK_TIERS := tests/unit tests/property tests/tidy tests/conformance tests/simulation
+QUICK_TIERS := tests/simulation tests/property tests/unit tests/tidy tests/conformance
 # What tests the engine's core: `make test` runs it interpreted and compiled.
-CORE_TIERS := tests/unit tests/property tests/conformance tests/simulation
+CORE_TIERS := tests/simulation tests/property tests/unit tests/conformance
 # Real Kafka, the real ClickHouse engine, a real browser.
 REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
 CODE := schemas streams agents tidemill systems tools tests benchmarks
@@ -89,7 +92,7 @@ lint: install-dev ## ruff: rules and format of imports
 types: install-dev ## mypy --strict over everything, tests too
 	@$(BIN)/mypy --strict $(addprefix -p ,$(call present,$(CODE)))
 unit: install-dev ## Tests without a broker: unit, property, tidy, conformance, simulation
-	@TIDEMILL_NATIVE=0 $(PYTEST) -m "not real" $(call present,$(QUICK_TIERS))
+	@TIDEMILL_NATIVE=0 $(PYTEST_PAIRS) -m "not real" $(call present,$(QUICK_TIERS))
 check: lint types unit ## lint, types, unit
 
 .PHONY: debian
@@ -102,8 +105,8 @@ integration: install-dev ## Tests on real parts: Kafka, ClickHouse, foreign clie
 
 .PHONY: test
 test: lint types debian native ## Everything that CI runs: check, real parts, short chaos, wheel
-	@TIDEMILL_NATIVE=0 $(PYTEST) -m "not real" $(call present,$(QUICK_TIERS))
-	@$(PYTEST) $(call present,$(CORE_TIERS) $(REAL_TIERS) tests/chaos)
+	@TIDEMILL_NATIVE=0 $(PYTEST_PAIRS) -m "not real" $(call present,$(QUICK_TIERS))
+	@$(PYTEST_PAIRS) --durations=20 $(call present,tests/chaos $(REAL_TIERS) $(CORE_TIERS))
 
 .PHONY: docs lock clean
 docs: install-dev ## Write the generated documents again

@@ -6,6 +6,7 @@ Owns the defaults of reading and the count of what is out; refuses to know which
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,10 @@ from faust.types import TP
 
 from agents.runtime.batches import PartitionBuffer, size_of
 from agents.runtime.chunk import Chunk
+from agents.runtime.failstop import fail_stop
 from agents.runtime.tracker import OffsetTracker
+
+logger = logging.getLogger("tidemill.runtime")
 
 # Records of one chunk: enough to make the cost of a hand-over vanish, little enough that deciding
 # on one (some 50 us a record) does not hold the loop for longer than a heartbeat can wait.
@@ -41,6 +45,22 @@ class InputPolicy:
     #: True ends the process when the log no longer holds the next offset; False goes on from the
     #: log's start with a warning.
     is_gap_fatal: bool = True
+
+    def checked(self, tp: TP, offset: int, start: int, end: int) -> int:
+        """Where reading may go on, of a log that holds ``start`` to ``end``."""
+        if start <= offset <= end:
+            return offset
+        reason = (
+            f"topic {tp.topic}, partition {tp.partition}: reading must go on at offset {offset}, "
+            f"but the log holds {start} to {end}"
+        )
+        if self.is_gap_fatal:
+            fail_stop(
+                f"{reason}. Records were deleted before they were applied, or the topic was made "
+                "again: lengthen its retention and restore a backup, or use a new application id"
+            )
+        logger.warning("%s; going on from %s", reason, start)
+        return start
 
 
 class InputPartition:

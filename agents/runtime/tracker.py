@@ -97,6 +97,10 @@ class OffsetTracker:
         #: The last offset that Kafka confirmed as committed, or None.
         self.committed: int | None = None
 
+    def resume_at(self, position: int) -> None:
+        """Note that all before ``position`` was acked by one who may not have committed it."""
+        self.position = position
+
     def deliver(self, records: Sequence[HasOffset], size_bytes: int = 0) -> Run:
         """Note that ``records`` (not empty, ascending offsets) were handed out."""
         run = Run(self, records, size_bytes)

@@ -345,18 +345,25 @@ class ChunkConsumer(FaustConsumer):
         revocations = self._revocations
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
-        positions = await self._positions(wanted, starts)
+        applied = await self.app.applied_positions({tp.partition for tp in wanted})
+        positions = await self._positions(wanted, starts, applied)
         if self._revocations != revocations:
             # The next rebalance began meanwhile, and ends with a seek of its own. What was asked
             # for here must not be read: it has no position in the new assignment.
             return
-        for tp, offset in positions.items():
-            offset = self._checked_position(tp, offset, starts[tp], ends[tp])
+        for tp in wanted:
+            offset = policies[tp.topic].checked(tp, positions[tp], starts[tp], ends[tp])
+            positions[tp] = offset
             self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
             self.kafka._fetcher._records.pop(tp, None)
         self.kafka.resume(*(TopicPartition(tp.topic, tp.partition) for tp in wanted))
         # The pump may be running already; it sees a partition only from here on.
         self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
+        for place in applied or {}:
+            # An owner that was killed may have applied all and committed nothing: without a new
+            # record nobody would, and the group would seem to lag for ever.
+            if (entry := self._inputs.get(TP(*place))) is not None:
+                entry.tracker.resume_at(positions[entry.tp])
         self._in_order = sorted(
             self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
         )
@@ -368,9 +375,13 @@ class ChunkConsumer(FaustConsumer):
             fail_stop(f"topic {tp.topic} must have exactly one agent, it has {len(channels)}")
         return InputPartition(tp, policy, next(iter(channels)).queue)
 
-    async def _positions(self, wanted: list[TP], starts: Mapping[TP, int]) -> dict[TP, int]:
+    async def _positions(
+        self,
+        wanted: list[TP],
+        starts: Mapping[TP, int],
+        applied: Mapping[tuple[str, int], int] | None,
+    ) -> dict[TP, int]:
         """Applied positions where the state knows them, else committed offsets, else the start."""
-        applied = await self.app.applied_positions({tp.partition for tp in wanted})
         if applied is not None:
             return {tp: applied.get((tp.topic, tp.partition), starts[tp]) for tp in wanted}
         committed = await self.kafka._coordinator.fetch_committed_offsets(wanted)
@@ -378,21 +389,6 @@ class ChunkConsumer(FaustConsumer):
         return {
             tp: starts[tp] if offset == _UNKNOWN_OFFSET else offset for tp, offset in found.items()
         }
-
-    def _checked_position(self, tp: TP, offset: int, start: int, end: int) -> int:
-        if start <= offset <= end:
-            return offset
-        reason = (
-            f"topic {tp.topic}, partition {tp.partition}: reading must go on at offset {offset}, "
-            f"but the log holds {start} to {end}"
-        )
-        if self.app.input_policies[tp.topic].is_gap_fatal:
-            fail_stop(
-                f"{reason}. Records were deleted before they were applied, or the topic was made "
-                "again: lengthen its retention and restore a backup, or use a new application id"
-            )
-        logger.warning("%s; going on from %s", reason, start)
-        return start
 
     # -- commits -------------------------------------------------------------------------------
 

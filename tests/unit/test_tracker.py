@@ -76,6 +76,18 @@ def test_the_same_position_is_committed_once() -> None:
     assert tracker.committable() is None
 
 
+def test_what_an_owner_before_applied_is_committed_though_nothing_comes() -> None:
+    tracker = OffsetTracker()
+    tracker.resume_at(9)
+    assert tracker.committable() == 9
+    tracker.on_committed(9)
+    assert tracker.committable() is None
+    run = tracker.deliver(records(9, 10))
+    assert tracker.committable() is None
+    run.ack()
+    assert tracker.committable() == 11
+
+
 def test_acks_after_a_revoke_are_ignored() -> None:
     tracker = OffsetTracker()
     stale = tracker.deliver(records(5, 6))

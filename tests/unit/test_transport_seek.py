@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 from faust.types import TP
 
-from agents.runtime.inputs import InputPolicy
+from agents.runtime.inputs import InputPartition, InputPolicy
 from agents.runtime.transport import ChunkConsumer
 
 HERE = TP("jobs.outcomes", 2)
@@ -25,20 +26,23 @@ def consumer(*, is_overtaken: bool) -> tuple[ChunkConsumer, list[Any]]:
         made._revocations += is_overtaken
         return dict.fromkeys(wanted, 9)
 
-    async def positions(wanted: list[TP], starts: dict[TP, int]) -> dict[TP, int]:
-        return dict.fromkeys(wanted, 7)
+    async def applied_positions(partitions: set[int]) -> dict[tuple[str, int], int]:
+        assert partitions == {HERE.partition}
+        # Another topic's position, of which this consumer is not told, changes nothing.
+        return {(HERE.topic, HERE.partition): 7, ("jobs.other", HERE.partition): 8}
 
     made._revocations = 0
     made._inputs, made._in_order, made._waiter = {}, [], None
-    made.app = SimpleNamespace(input_policies={HERE.topic: InputPolicy()})
+    made.app = SimpleNamespace(
+        input_policies={HERE.topic: InputPolicy()}, applied_positions=applied_positions
+    )
     made.assignment = lambda: {HERE}
     made._kafka = SimpleNamespace(
         beginning_offsets=beginnings, end_offsets=ends, resume=lambda *_: None,
         seek=lambda place, offset: sought.append((place.topic, place.partition, offset)),
         _fetcher=SimpleNamespace(_records={}),
     )
-    made._positions = positions
-    made._new_input = lambda tp, policy: SimpleNamespace(tp=tp, policy=policy)
+    made._new_input = lambda tp, policy: InputPartition(tp, policy, asyncio.Queue())
     return made, sought
 
 
@@ -47,6 +51,8 @@ async def test_a_seek_says_where_reading_goes_on() -> None:
     await made.perform_seek()
     assert sought == [("jobs.outcomes", 2, 7)]
     assert list(made._inputs) == [HERE]
+    # What was applied is committed, although no record comes.
+    assert made._inputs[HERE].tracker.committable() == 7
 
 
 async def test_a_seek_that_a_rebalance_overtook_touches_nothing() -> None:
