@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
+# Some machines tell Python to keep no bytecode. Each process would then compile all that it imports: 3 s instead of less than one.
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv
 BIN := $(VENV)/bin
