@@ -288,9 +288,7 @@ async def _bootstrap(client: Any) -> None:
     except asyncio.CancelledError:
         await asyncio.wait({bootstrap}, timeout=BOOTSTRAP_END_SECONDS)
         bootstrap.cancel()
-        await asyncio.wait({bootstrap})
-        if not bootstrap.cancelled():
-            bootstrap.exception()  # seen: nobody else asks for it
+        await asyncio.gather(bootstrap, return_exceptions=True)
         await client.close()
         raise
 

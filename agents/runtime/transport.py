@@ -352,18 +352,17 @@ class ChunkConsumer(FaustConsumer):
             # for here must not be read: it has no position in the new assignment.
             return
         for tp in wanted:
-            offset = policies[tp.topic].checked(tp, positions[tp], starts[tp], ends[tp])
-            positions[tp] = offset
-            self.kafka.seek(TopicPartition(tp.topic, tp.partition), offset)
+            positions[tp] = policies[tp.topic].checked(tp, positions[tp], starts[tp], ends[tp])
+            self.kafka.seek(TopicPartition(tp.topic, tp.partition), positions[tp])
             self.kafka._fetcher._records.pop(tp, None)
         self.kafka.resume(*(TopicPartition(tp.topic, tp.partition) for tp in wanted))
         # The pump may be running already; it sees a partition only from here on.
         self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
-        for place in applied or {}:
+        for tp, entry in self._inputs.items():
             # An owner that was killed may have applied all and committed nothing: without a new
             # record nobody would, and the group would seem to lag for ever.
-            if (entry := self._inputs.get(TP(*place))) is not None:
-                entry.tracker.resume_at(positions[entry.tp])
+            if applied is not None and (tp.topic, tp.partition) in applied:
+                entry.tracker.resume_at(positions[tp])
         self._in_order = sorted(
             self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
         )

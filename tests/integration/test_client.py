@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from agents import exit_codes
 from agents import topics as topics_
 from agents.embedded.broker import Broker
-from agents.topics import PartitionsMismatch
+from agents.topics import PartitionsMismatch, TopicsError
 from schemas.codec import Decoded, decode_command, decode_request
 from schemas.instants import instant_text
 from schemas.requests import Command
@@ -447,13 +447,16 @@ def test_topics_are_planned_applied_and_held(kafka: str, topic_prefix: str) -> N
     assert topics_.ensure_ready_topics(kafka, topics, ["mail", "slow"]) == [topics.ready("slow")]
 
 
-def test_no_broker_is_told_with_the_option() -> None:
+def test_no_broker_is_told_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tidemill", "topics", "plan", "--kafka", "127.0.0.1:1"],
         capture_output=True, text=True, timeout=60, check=False,
     )
     assert done.returncode == 3
     assert "--kafka" in done.stderr
+    monkeypatch.setattr(topics_, "ADMIN_SECONDS", 0.5)
+    with pytest.raises(TopicsError, match="--kafka"):
+        topics_.plan("127.0.0.1:1", Topics(), PARTITIONS)
 
 
 async def test_a_full_queue_is_waited_for(

@@ -27,6 +27,7 @@ from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
+from tests.unit.partition_kit import decided, keep, restored
 
 TOPICS: Final = Topics()
 WORKER: Final = "worker-1"
@@ -68,12 +69,7 @@ class Rig:
 
     def restored(self, now_ms: int) -> Partition:
         """A new owner over the committed rows."""
-        state = PartitionState()
-        for key, value in self.rows.items():
-            state.load(key, value)
-        engine = Partition(0, 1, TOPICS, state)
-        engine.restored(now_ms)
-        return engine
+        return restored(self.rows.items(), now_ms)
 
     # --- groups ---
 
@@ -93,18 +89,15 @@ class Rig:
         self, records: Sequence[tuple[str, RawRecord]], now_ms: int
     ) -> tuple[list[OutRecord], int]:
         """Everything up to the commit: the records, and how many the inputs alone led to."""
-        engine = self.engine
-        engine.begin(now_ms)
-        engine.set_workers(self.alive)
         room = Capacity(self.slots, self.slots, 1, (0, 1))
         lines = [LineName(queue, "async") for queue in ("default", "side")]
-        engine.set_capacity(dict.fromkeys(lines, room) if self.slots and self.alive else {})
-        for definition in self.definitions.values():
-            engine.define(definition)
-        for topic, record in records:
-            engine.take(topic, 0, record)
-        engine.tick()
-        return list(engine.seal()), len(records)
+        out = decided(
+            self.engine, now_ms, [record for _, record in records],
+            alive=self.alive,
+            rooms=dict.fromkeys(lines, room) if self.slots and self.alive else {},
+            definitions=self.definitions.values(),
+        )
+        return list(out), len(records)
 
     def commit(self, records: Sequence[tuple[str, RawRecord]], now_ms: int) -> list[dict[str, Any]]:
         """A whole group; the events that it wrote."""
@@ -115,15 +108,10 @@ class Rig:
 
     def write(self, out: Sequence[OutRecord]) -> list[dict[str, Any]]:
         """What a committed transaction leaves: rows, and events for the folds."""
+        keep(self.rows, out)
         written: list[dict[str, Any]] = []
         for topic, _, key, value, _ in out:
-            if topic == TOPICS.state:
-                assert key is not None
-                if value is None:
-                    self.rows.pop(key, None)
-                else:
-                    self.rows[key] = value
-            elif topic == TOPICS.events:
+            if topic == TOPICS.events:
                 written.append(self._feed(RawRecord(topic, 0, len(self.events), 0, key, value)))
         return written
 

@@ -13,11 +13,11 @@ from typing import Final
 
 from schemas.topics import Topics
 from schemas.wire import Definition
-from streams.partition import Capacity, Partition
+from streams.partition import Capacity
 from streams.schedule import LineName
-from streams.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.simulation.memory_log import MemoryLog
+from tests.unit.partition_kit import decided, restored
 
 CHUNK_RECORDS_MAX: Final = 12  # records of one input in one group: small, so that groups are many
 
@@ -48,14 +48,15 @@ class Ledger:
 
     def restore(self, now_ms: int) -> None:
         """A new owner: rows from the state topic, inputs from the applied positions on."""
-        state = PartitionState()
-        for row in self._log.read((self._topics.state, self.number), 0, 10**9):
-            state.load(row.key or b"", row.value)
-        self.engine = Partition(self.number, self._partitions, self._topics, state)
-        self.engine.restored(now_ms)
+        rows = self._log.read((self._topics.state, self.number), 0, 10**9)
+        self.engine = restored(
+            ((row.key or b"", row.value) for row in rows), now_ms,
+            number=self.number, partitions=self._partitions, topics=self._topics,
+        )
         self.skew_ms = self._rng.choice((0, 0, 0, -5_000, -700, 300))  # another machine's clock
+        applied = self.engine.state.applied
         self.positions = {
-            topic: state.applied.get(topic, -1) + 1 for topic in self._topics.ledger_inputs
+            topic: applied.get(topic, -1) + 1 for topic in self._topics.ledger_inputs
         }
         self.restores += 1
 
@@ -79,15 +80,10 @@ class Ledger:
         chunks = self._collect()
         # 2. Decide.
         engine = self.engine
-        engine.begin(now_ms + self.skew_ms)
-        engine.set_workers(alive)
-        engine.set_capacity(capacity)
-        for definition in definitions:
-            engine.define(definition)
-        for record in chunks:
-            engine.take(record.topic, self.number, record)
-        engine.tick()
-        records = engine.seal()
+        records = decided(
+            engine, now_ms + self.skew_ms, chunks,
+            alive=alive, rooms=capacity, definitions=definitions,
+        )
         # 3. One transaction.
         if fate is Fate.ABORTED:
             engine.undo()

@@ -1,27 +1,27 @@
 """One partition of the engine over rows in memory, group by group.
 
-Owns what each input and each group is made of. Refuses to know what a test expects of it.
+Owns the calls that a group and a restore are made of, for all tiers that run the engine without a
+broker, and what each input is made of. Refuses to know what a test expects of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
-from schemas.record_pages import OutRecord
+from schemas.record_pages import OutGroup, OutRecord
 from schemas.topics import Topics
 from schemas.wire import Definition, LimitSpec
 from streams.job import JobKey
 from streams.partition import Capacity, Partition
 from streams.schedule import LineName
-from streams.state import PartitionState
+from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
 
 TOPICS: Final = Topics()
-DAY_MS: Final = 86_400_000
 #: The worker that is alive unless a test says otherwise.
 WORKER_ID: Final = "w"
 INCARNATION: Final = 7
@@ -29,6 +29,56 @@ ROOM: Final = Capacity(4, 4, 1, (0, 1))
 
 #: A topic and a record's value.
 Input = tuple[str, bytes]
+
+
+def restored(
+    rows: Iterable[tuple[bytes, bytes | None]],
+    now_ms: int,
+    *,
+    number: int = 0,
+    partitions: int = 1,
+    topics: Topics = TOPICS,
+    retention_ms: int = DEDUPE_RETENTION_MS,
+) -> Partition:
+    """A new owner, which knows the rows alone."""
+    state = PartitionState(dedupe_retention_ms=retention_ms)
+    for key, value in rows:
+        state.load(key, value)
+    engine = Partition(number, partitions, topics, state)
+    engine.restored(now_ms)
+    return engine
+
+
+def decided(
+    engine: Partition,
+    now_ms: int,
+    records: Iterable[RawRecord],
+    *,
+    alive: Mapping[str, int],
+    rooms: Mapping[LineName, Capacity],
+    definitions: Iterable[Definition],
+) -> OutGroup:
+    """A group up to its commit: what it wants to write. `settle` or `undo` must follow."""
+    engine.begin(now_ms)
+    engine.set_workers(alive)
+    engine.set_capacity(rooms)
+    for definition in definitions:
+        engine.define(definition)
+    for record in records:
+        engine.take(record.topic, record.partition, record)
+    engine.tick()
+    return engine.seal()
+
+
+def keep(rows: dict[bytes, bytes], records: Iterable[OutRecord]) -> None:
+    """What a committed transaction leaves of the state topic, compacted."""
+    for topic, _, key, row, _ in records:
+        if topic == TOPICS.state:
+            assert key is not None
+            if row is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = row
 
 
 class Scene:
@@ -41,7 +91,7 @@ class Scene:
         self,
         *definitions: Definition,
         partitions: int = 1,
-        retention_ms: int = DAY_MS,
+        retention_ms: int = DEDUPE_RETENTION_MS,
     ) -> None:
         self.rows: dict[bytes, bytes] = {}
         self.alive = {WORKER_ID: INCARNATION}
@@ -61,12 +111,9 @@ class Scene:
         self.engine = self.restored(now_ms)
 
     def restored(self, now_ms: int) -> Partition:
-        state = PartitionState(dedupe_retention_ms=self._retention_ms)
-        for key, value in self.rows.items():
-            state.load(key, value)
-        engine = Partition(0, self._partitions, TOPICS, state)
-        engine.restored(now_ms)
-        return engine
+        return restored(
+            self.rows.items(), now_ms, partitions=self._partitions, retention_ms=self._retention_ms
+        )
 
     def group(
         self,
@@ -76,27 +123,20 @@ class Scene:
         is_committed: bool = True,
     ) -> list[OutRecord]:
         """A group; what it wrote, or would have written."""
-        engine = self.engine
-        engine.begin(now_ms)
-        engine.set_workers(self.alive)
-        engine.set_capacity(self.rooms)
-        for definition in self.definitions:
-            engine.define(definition)
+        taken: list[RawRecord] = []
         for topic, value in inputs:
             offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
-            engine.take(topic, 0, RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
-        engine.tick()
-        records = list(engine.seal())
-        if not is_committed:
-            engine.undo()
-            return records
-        engine.settle()
-        for topic, _, key, row, _ in records:
-            if topic == TOPICS.state and key is not None:
-                if row is None:
-                    self.rows.pop(key, None)
-                else:
-                    self.rows[key] = row
+            taken.append(RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
+        out = decided(
+            self.engine, now_ms, taken,
+            alive=self.alive, rooms=self.rooms, definitions=self.definitions,
+        )
+        records = list(out)
+        if is_committed:
+            self.engine.settle()
+            keep(self.rows, records)
+        else:
+            self.engine.undo()
         return records
 
     def in_flight(self, *names: LineName) -> list[JobKey]:
@@ -127,10 +167,15 @@ def outcomes(*found: dict[str, object], incarnation: int = INCARNATION) -> Input
     return TOPICS.outcomes, orjson.dumps(pack)
 
 
-def events_in(records: list[OutRecord]) -> list[dict[str, Any]]:
+def events_in(records: Sequence[OutRecord]) -> list[dict[str, Any]]:
     """The lifecycle events among records."""
     found = [value for topic, _, _, value, _ in records if topic == TOPICS.events]
     return [orjson.loads(value or b"") for value in found]
+
+
+def events_of(records: Sequence[OutRecord], job_id: str = "j") -> list[str]:
+    """The kinds of one job's events among records."""
+    return [event["event"] for event in events_in(records) if event["job_id"] == job_id]
 
 
 def plain(*limits: LimitSpec) -> Definition:

@@ -15,20 +15,20 @@ from streams.partition import DECISION_BYTES, DECISIONS_MAX, DISPATCH_LOST_MS, C
 from streams.schedule import STALE_MAX
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
-    DAY_MS,
     TOPICS,
     Input,
     Scene,
     events_in,
+    events_of,
     outcome,
     outcomes,
     plain,
     request,
 )
-from tests.unit.test_regressions import events_of
 
 Event = dict[str, Any]
 
+DAY_MS: Final = 86_400_000
 JOBS: Final = 3 * DECISIONS_MAX + 7
 ONE_A_MINUTE: Final = LimitSpec(limit=1, window_ms=60_000, over="delay")
 

@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from agents.ledger.workers import WorkerBook
-from schemas.record_pages import OutRecord
 from schemas.topics import BIG_RECORD_BYTES
 from schemas.wire import (
     HEARTBEAT_MISSING_SECONDS,
@@ -26,7 +25,7 @@ from tests.unit.partition_kit import (
     TOPICS,
     Input,
     Scene,
-    events_in,
+    events_of,
     outcome,
     outcomes,
     plain,
@@ -39,10 +38,6 @@ HOUR_MS: Final = 3_600_000
 def started(job_id: str, epoch: int, incarnation: int) -> Input:
     said = outcome(("u", job_id), "started", epoch=epoch)
     return outcomes(said, incarnation=incarnation)
-
-
-def events_of(records: list[OutRecord], job_id: str = "j") -> list[str]:
-    return [event["event"] for event in events_in(records) if event["job_id"] == job_id]
 
 
 # --- leases -------------------------------------------------------------------------------------
