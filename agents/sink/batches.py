@@ -1,10 +1,11 @@
-"""Which records of one partition make the next insert.
+"""Which records of one partition make the next batch, and which batches one insert.
 
 Owns the chunks that wait, and the rules by which a batch is cut. Refuses to know Kafka, ClickHouse
 and the clock: `now` is an argument.
 
 A batch is a run of records with none left out between its first and its last. Where it ends is free
-the first time; a batch that was begun before, by whoever, ends where its borders say.
+the first time; a batch that was begun before, by whoever, ends where its borders say. An insert is
+one batch, or batches of several partitions that go in together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 from agents.runtime.batches import RECORD_OVERHEAD_BYTES, size_of
@@ -19,8 +21,8 @@ from agents.runtime.chunk import Chunk, Record
 
 # Bytes of the values of one batch: some 30,000 events of the usual size.
 BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
-
-
+# Partitions of one insert: their numbers stand in each one's note, whose length Kafka bounds.
+INSERT_PARTITIONS_MAX: Final = 64
 # Rows a second that are as good as new when they arrive: from so many on it is a burst.
 BURST_ROWS: Final = 40_000
 # A row that arrives within so many seconds of its writing is as good as new. What is read again, or
@@ -32,7 +34,7 @@ BURST_SECONDS_MAX: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """When a batch is cut: at whichever comes first. During a burst only its age counts."""
+    """When an insert is made: at whichever comes first. During a burst only its age counts."""
 
     rows_max: int
     seconds_max: float
@@ -119,6 +121,44 @@ class Batch:
                     chunk.ack_offset(record.offset)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The borders of a batch: what is written down of it before its insert."""
+
+    last: int
+    #: Of the insert that it is part of.
+    token: str
+    #: All partitions of that insert.
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """Batches of different partitions that go in together, once for their token."""
+
+    batches: Sequence[Batch]
+    token: str
+    partitions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Insert:
+        """A new one; it is not empty."""
+        token = batches[0].token
+        if len(batches) > 1:
+            tokens = "|".join(batch.token for batch in batches)
+            token += f"+{blake2b(tokens.encode(), digest_size=8).hexdigest()}"
+        return cls(batches, token, tuple(batch.partition for batch in batches))
+
+    @property
+    def is_stale(self) -> bool:
+        """True once one of its partitions was revoked: that one comes again, and so do all."""
+        return any(batch.is_stale for batch in self.batches)
+
+    def begun(self, batch: Batch) -> Begun:
+        """The borders of one of its batches."""
+        return Begun(batch.last, self.token, self.partitions)
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A chunk, and from where on its records are in no batch yet."""
@@ -185,23 +225,13 @@ class PartitionInbox:
             return self._waiting[0].written_at + longest
         return self.waits_since + limits.seconds_max
 
-    def is_due(self, limits: BatchLimits, now: float, *, is_burst: bool = False) -> bool:
-        """Whether a batch without borders should be cut now."""
-        if is_burst and self._waiting:
-            return now >= self.due_at(limits, is_burst=True)
-        return bool(self._waiting) and (
-            self.rows >= limits.rows_max
-            or self.size_bytes >= limits.bytes_max
-            or now - self.waits_since >= limits.seconds_max
-        )
-
     def holds(self, last: int) -> bool:
         """Whether the record at offset `last` has arrived, or one behind it."""
         return bool(self._waiting) and self._waiting[-1].chunk.last_offset >= last
 
-    def cut(self, limits: BatchLimits) -> Batch:
-        """A new batch: whole chunks as far as the limits allow, at least one record."""
-        room, bytes_left = limits.rows_max, limits.bytes_max
+    def cut(self, rows_max: int, bytes_max: int) -> Batch:
+        """A new batch: whole chunks as far as there is room, at least one record."""
+        room, bytes_left = rows_max, bytes_max
         records: list[Record] = []
         chunks: list[Chunk] = []
         while self._waiting and room > 0 and bytes_left > 0:
@@ -248,6 +278,20 @@ class PartitionInbox:
         taken = size_of(found)
         waiting.size_bytes -= taken
         self.size_bytes -= taken
+
+
+def are_due(
+    inboxes: Sequence[PartitionInbox], limits: BatchLimits, now: float, *, is_burst: bool
+) -> bool:
+    """Whether what waits in all of them should make an insert now; none may be empty."""
+    if not inboxes:
+        return False
+    if now >= min(inbox.due_at(limits, is_burst=is_burst) for inbox in inboxes):
+        return True
+    return not is_burst and (
+        sum(inbox.rows for inbox in inboxes) >= limits.rows_max
+        or sum(inbox.size_bytes for inbox in inboxes) >= limits.bytes_max
+    )
 
 
 def _within(records: Sequence[Record], rows_max: int, bytes_max: int) -> Sequence[Record]:

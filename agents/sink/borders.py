@@ -1,7 +1,8 @@
 """Where a batch begins and ends, written down before it is inserted.
 
 Owns the note beside the group's committed offset: the offset is where the batch begins, the note
-says where it ends. Refuses to know what is in a batch.
+says where it ends, which insert it is part of and which partitions that one has. Refuses to know
+what is in a batch.
 
 Kafka keeps both with the commit of an offset and refuses them from a member that has lost the
 partition, so a process that was stopped for a while and then goes on cannot write borders over
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -22,21 +23,28 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 
 from agents.runtime.app import RoleApp
+from agents.sink.batches import Begun, Insert
 
 logger = logging.getLogger("tidemill.sink")
 
-_NOTE: Final = re.compile(r"^tidemill-sink/1 last=([0-9]{1,20})$")
+_NOTE: Final = re.compile(
+    r"^tidemill-sink/2 last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"
+)
 
 
-def note_of(last: int) -> str:
-    """The note of a batch that ends with the record at `last`."""
-    return f"tidemill-sink/1 last={last}"
+def note_of(begun: Begun) -> str:
+    """The note of a batch that was begun."""
+    partitions = ",".join(str(partition) for partition in begun.partitions)
+    return f"tidemill-sink/2 last={begun.last} of={partitions} insert={begun.token}"
 
 
-def last_of(note: str | None) -> int | None:
-    """The end of the batch that a note tells of; None when it tells of none."""
+def begun_of(note: str | None) -> Begun | None:
+    """The batch that a note tells of; None when it tells of none."""
     found = _NOTE.match(note or "")
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    partitions = tuple(int(partition) for partition in found[2].split(","))
+    return Begun(int(found[1]), found[3], partitions)
 
 
 class Borders:
@@ -52,21 +60,29 @@ class Borders:
         """A rebalance: what others commit from now on is not known here."""
         self._written.clear()
 
-    async def read(self, tp: TP) -> int | None:
-        """The end of the batch that was begun at the committed offset; None when none was."""
+    async def read(self, tps: Collection[TP]) -> dict[TP, Begun | None]:
+        """The batch that was begun at each committed offset; None where none was."""
         async with self._lock:
-            wanted = TopicPartition(tp.topic, tp.partition)
+            wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
             coordinator = self._app.chunks.kafka._coordinator
-            found = (await coordinator.fetch_committed_offsets([wanted])).get(wanted)
-            if found is None:
-                return None
-            self._written[tp] = (found.offset, found.metadata)
-            return last_of(found.metadata)
+            found = await coordinator.fetch_committed_offsets(wanted)
+            known: dict[TP, Begun | None] = dict.fromkeys(tps)
+            for place, committed in found.items():
+                tp = TP(place.topic, place.partition)
+                self._written[tp] = (committed.offset, committed.metadata)
+                known[tp] = begun_of(committed.metadata)
+            return known
 
-    async def write(self, tp: TP, *, first: int, last: int) -> bool:
-        """Write down a batch; False when the partition is another's now, or soon will be."""
+    async def write(self, insert: Insert) -> bool:
+        """Write down the batches of an insert, all or none; False when a partition is another's
+        now, or soon will be."""
         async with self._lock:
-            return await self._commit({tp: (first, note_of(last))})
+            return await self._commit(
+                {
+                    TP(batch.topic, batch.partition): (batch.first, note_of(insert.begun(batch)))
+                    for batch in insert.batches
+                }
+            )
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit what is acked, without touching the note of a batch that was begun behind it."""

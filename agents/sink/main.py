@@ -101,6 +101,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
         app,
         engine,
         OutboxProducer(settings.kafka, "tidemill-sink"),
+        topic=topics.events,
         dead_topic=topics.dead,
         partitions=settings.partitions,
         limits=BatchLimits(settings.batch_rows, settings.batch_seconds),

@@ -1,10 +1,10 @@
-"""The sink's loop: cut a batch, write its borders down, insert it, ack it.
+"""The sink's loop: choose an insert, write its borders down, insert it, ack it.
 
 Owns the order of these steps and every repeat of them. Refuses to know how a row is made
-(`records`), where a batch ends (`batches`) and how borders are kept (`borders`).
+(`records`), what goes in next (`inboxes`) and how borders are kept (`borders`).
 
-One batch is on its way at a time: the inserts of one process share one engine, and what waits
-meanwhile makes the next batch larger, which is cheaper. What waits is bounded in bytes; beyond that
+One insert is on its way at a time: those of one process share one engine, and what waits
+meanwhile makes the next one larger, which is cheaper. What waits is bounded in bytes; beyond that
 the consumer fetches nothing more.
 
 While a burst lasts, rows wait for some seconds: on a machine that it shares, what the sink takes
@@ -20,17 +20,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from faust.types import TP
-
-from agents.clickhouse.engine import Engine, EngineError
+from agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError
 from agents.crash import crash_point
 from agents.runtime.app import RoleApp
 from agents.runtime.chunk import Chunk, Record
 from agents.runtime.errors import RecoverableError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.producer import CallThread, OutboxProducer
-from agents.sink.batches import Batch, BatchLimits, Flow, PartitionInbox
+from agents.sink.batches import Batch, BatchLimits, Insert
 from agents.sink.borders import Borders
+from agents.sink.inboxes import Inboxes
 from agents.sink.records import COLUMNS, INSERT_SETTINGS, Encoded, encode
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
@@ -52,18 +51,8 @@ RETRY_SECONDS_MAX: Final = 3.0
 OUTAGE_LOG_SECONDS: Final = 10.0
 # After borders that Kafka refused: a rebalance is under way, its chunks are about to go stale.
 REFUSED_PAUSE_SECONDS: Final = 0.2
-# All of what waits in this process; a partition has a bound of its own (`main`).
-WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
 # How long a stop or a rebalance waits for the insert in flight; what is cut comes again.
 FINISH_SECONDS_MAX: Final = 3.0
-# Rows that wait here during a burst; reading them costs as well, so the others stay in the log.
-HELD_ROWS: Final = 20_000
-# The shortest time between two looks at what waits.
-LOOK_SECONDS_MIN: Final = 0.01
-# Between two looks whether a burst is over.
-BURST_LOOK_SECONDS: Final = 0.25
-# Records that one partition may have now when there is no bound to respect.
-CREDIT_RECORDS: Final = 1_000_000
 
 
 class Outage:
@@ -103,6 +92,7 @@ class SinkWriter:
         engine: Engine,
         outbox: OutboxProducer,
         *,
+        topic: str,
         dead_topic: str,
         partitions: int,
         limits: BatchLimits,
@@ -110,17 +100,17 @@ class SinkWriter:
         self._app = app
         self._engine = engine
         self._outbox = outbox
+        self._topic = topic
         self._dead_topic = dead_topic
         self._partitions = partitions
-        self._limits = limits
         self._borders = Borders(app)
         self._thread = CallThread("sink-insert")
         self._outage = Outage()
-        self._flow = Flow()
-        self._inboxes: dict[TP, PartitionInbox] = {}
-        # Partition -> where the batch that was begun there ends; None when none was. A partition
-        # that is missing has not been looked up since the last rebalance.
-        self._begun: dict[TP, int | None] = {}
+        self._inboxes = Inboxes(
+            limits,
+            is_joint=engine.dsn.startswith(CHDB_SCHEME),
+            passed_to=lambda partition: app.chunks.passed_to(topic, partition),
+        )
         self._generation: int | None = None
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -141,13 +131,7 @@ class SinkWriter:
         if chunk.is_stale:
             return
         self._notice_rebalance()
-        tp = TP(chunk.topic, chunk.partition)
-        inbox = self._inboxes.get(tp)
-        if inbox is None:
-            inbox = self._inboxes[tp] = PartitionInbox(chunk.topic, chunk.partition)
-        now, epoch_now = time.monotonic(), time.time()
-        inbox.add(chunk, now, epoch_now - chunk.records[0].timestamp / 1000)
-        self._flow.note(len(chunk), epoch_now - chunk.records[-1].timestamp / 1000, now)
+        self._inboxes.add(chunk, time.monotonic(), time.time())
         self._arrived.set()
 
     def credit(self, partition: int) -> int:
@@ -156,35 +140,14 @@ class SinkWriter:
         Who makes it grow wakes the consumer.
         """
         self._notice_rebalance()
-        if not self._has_enough():
-            return CREDIT_RECORDS
-        # The rest of a batch that was begun must come, or it could never be inserted.
-        begun = any(
-            tp.partition == partition and last is not None for tp, last in self._begun.items()
-        )
-        return CREDIT_RECORDS if begun else 0
-
-    def _has_enough(self) -> bool:
-        """Whether what comes next is better left in the log for now."""
-        inboxes = self._inboxes.values()
-        if sum(inbox.size_bytes for inbox in inboxes) >= WAITING_BYTES_MAX:
-            return True
-        if sum(inbox.rows for inbox in inboxes) < HELD_ROWS:
-            return False
-        if not self._flow.is_burst(time.monotonic()):
-            return False
-        self._flow.hold()
-        return True
+        return self._inboxes.credit(partition, time.monotonic())
 
     def _notice_rebalance(self) -> None:
         generation = self._app.consumer_generation_id
         if generation != self._generation:
             self._generation = generation
-            self._begun.clear()
             self._borders.forget()
-            self._flow.let_go()
-            for inbox in self._inboxes.values():
-                inbox.drop_stale()
+            self._inboxes.forget()
             self._app.chunks.wake()
 
     # -- life ----------------------------------------------------------------------------------
@@ -209,31 +172,20 @@ class SinkWriter:
 
     async def _work(self) -> None:
         while not self._is_stopping:
-            batch = await self._next_batch()
-            if batch is None:
+            insert = await self._next_insert()
+            if insert is None:
                 await self._wait()
                 continue
             self._idle.clear()
             try:
-                await self._insert(batch)
+                await self._insert(insert)
             finally:
                 self._idle.set()
                 self._app.chunks.wake()
 
     async def _wait(self) -> None:
         """Until a chunk arrives, or the oldest one may have waited long enough."""
-        now = time.monotonic()
-        is_burst = self._flow.is_burst(now)
-        # A batch that was begun and is not complete: only an arrival helps.
-        due = [
-            inbox.due_at(self._limits, is_burst=is_burst)
-            for tp, inbox in self._inboxes.items() if inbox and self._begun.get(tp) is None
-        ]
-        pause = None
-        if due:
-            # A burst may end unseen by any arrival. What is due was not when it was looked at.
-            longest = BURST_LOOK_SECONDS if is_burst else self._limits.seconds_max
-            pause = max(LOOK_SECONDS_MIN, min(min(due) - now, longest))
+        pause = self._inboxes.pause_seconds(time.monotonic())
         self._arrived.clear()
         try:
             async with asyncio.timeout(pause):
@@ -241,106 +193,85 @@ class SinkWriter:
         except TimeoutError:
             return
 
-    async def _next_batch(self) -> Batch | None:
-        """The batch that is due, of the partition that has waited longest."""
-        waiting = [(tp, inbox) for tp, inbox in self._inboxes.items() if inbox]
-        for tp, inbox in sorted(waiting, key=lambda found: found[1].waits_since):
-            inbox.drop_stale()
-            if inbox and tp not in self._begun:
-                generation = self._generation
-                begun = await self._borders.read(tp)
-                if generation != self._generation:
-                    return None
-                self._begun[tp] = begun
-                if begun is not None:
-                    self._app.chunks.wake()  # the rest of it may come now, whatever waits
-            if not inbox:
-                continue
-            batch = self._cut(tp, inbox)
-            if batch is not None:
-                return batch
-        return None
-
-    def _cut(self, tp: TP, inbox: PartitionInbox) -> Batch | None:
-        last = self._begun[tp]
-        if last is not None and inbox.first_offset > last:
-            # It was inserted whole, and only the commit behind it was lost.
-            last = self._begun[tp] = None
-        if last is None:
-            now = time.monotonic()
-            is_due = inbox.is_due(self._limits, now, is_burst=self._flow.is_burst(now))
-            if not is_due:
-                return None
-            self._flow.let_go()
-            return inbox.cut(self._limits)
-        if not inbox.holds(last):
+    async def _next_insert(self) -> Insert | None:
+        if self._inboxes.is_empty:
             return None
-        logger.info("%s-%s: making the batch up to offset %s again", *tp, last)
-        return inbox.cut_at(last)
+        self._notice_rebalance()
+        if not self._inboxes.is_known:
+            generation = self._generation
+            mine = {tp for tp in self._app.chunks.assignment() if tp.topic == self._topic}
+            begun = await self._borders.read(mine)
+            self._notice_rebalance()
+            if generation != self._generation:
+                return None
+            self._inboxes.know({tp.partition: found for tp, found in begun.items()})
+            self._app.chunks.wake()  # the rest of what was begun may come now, whatever waits
+        return self._inboxes.next_insert(time.monotonic())
 
-    async def _insert(self, batch: Batch) -> None:
-        tp = TP(batch.topic, batch.partition)
+    async def _insert(self, insert: Insert) -> None:
         # 1. Rows in memory; nothing is known outside.
-        encoded = await self._thread.call(self._encoding(batch, is_careful=False))
+        encoded = await self._thread.call(self._encoding(insert, is_careful=False))
         crash_point("sink.before_borders")
-        # 2. The borders are durable before anything can be seen of the batch.
-        while not await self._borders.write(tp, first=batch.first, last=batch.last):
-            if batch.is_stale or self._is_stopping:
+        # 2. The borders are durable before anything can be seen of the rows.
+        while not await self._borders.write(insert):
+            if insert.is_stale or self._is_stopping:
                 return
             await asyncio.sleep(REFUSED_PAUSE_SECONDS)
-        self._begun[tp] = batch.last
+        self._inboxes.begin(insert)
         crash_point("sink.after_borders_before_insert")
         # 3. Rows in, once for this token, in job_events and in the tables of its views.
-        inserted = await self._insert_rows(batch, encoded)
+        inserted = await self._insert_rows(insert, encoded)
         if inserted is None:
             return
         # 4. What could not become a row is kept for a person.
-        if not await self._send_dead(batch, inserted.refused):
-            return
+        for batch, found in zip(insert.batches, inserted, strict=True):
+            if not await self._send_dead(batch, found.refused):
+                return
         crash_point("sink.after_insert_before_commit")
         # 5. The offsets may be committed; the runtime does it soon, or the next borders do.
-        if not batch.is_stale:
-            self._begun[tp] = None
-            batch.ack()
-        self.rows_total += len(inserted.rows)
+        self._inboxes.finish(insert)
+        self.rows_total += sum(len(found.rows) for found in inserted)
 
-    def _encoding(self, batch: Batch, *, is_careful: bool) -> Callable[[], Encoded]:
-        return partial(encode, batch.partition, batch.records, is_careful=is_careful)
+    def _encoding(self, insert: Insert, *, is_careful: bool) -> Callable[[], list[Encoded]]:
+        """What encodes each batch, for a thread."""
+        return lambda: [
+            encode(batch.partition, batch.records, is_careful=is_careful)
+            for batch in insert.batches
+        ]
 
-    async def _insert_rows(self, batch: Batch, encoded: Encoded) -> Encoded | None:
-        """Insert until it is in; None when the batch was revoked meanwhile."""
+    async def _insert_rows(self, insert: Insert, encoded: list[Encoded]) -> list[Encoded] | None:
+        """Insert until it is in; None when a part of it was revoked meanwhile."""
         is_careful = False
         while True:
             try:
-                await self._thread.call(partial(self._insert_once, batch, encoded))
+                await self._thread.call(partial(self._insert_once, insert.token, encoded))
             except EngineError as error:
                 if not error.is_retryable and not is_careful:
                     # Some record is not what it seems: read each one, refuse the wrong ones.
-                    logger.warning("%s: ClickHouse refused it, checking: %s", batch.token, error)
+                    logger.warning("%s: ClickHouse refused it, checking: %s", insert.token, error)
                     is_careful = True
-                    encoded = await self._thread.call(self._encoding(batch, is_careful=True))
+                    encoded = await self._thread.call(self._encoding(insert, is_careful=True))
                     continue
                 if not error.is_retryable:
                     # Not the records' fault; a start anew migrates, and says what is wrong.
-                    fail_stop(f"ClickHouse refuses {batch.token}: {error}", error)
+                    fail_stop(f"ClickHouse refuses {insert.token}: {error}", error)
                 pause = self._outage.next_pause(error, time.monotonic())
             else:
                 self._outage.end(time.monotonic())
                 return encoded
             await asyncio.sleep(pause)
-            if batch.is_stale or self._is_stopping:
+            if insert.is_stale or self._is_stopping:
                 return None
 
-    def _insert_once(self, batch: Batch, encoded: Encoded) -> None:
-        if not encoded.rows:
+    def _insert_once(self, token: str, encoded: list[Encoded]) -> None:
+        rows = [row for found in encoded for row in found.rows]
+        if not rows:
             return
         self._engine.insert_bytes(
             TABLE,
-            encoded.data,
+            b"\n".join(rows),
             columns=COLUMNS,
-            settings={
-                **INSERT_SETTINGS, **DEDUPLICATION, "insert_deduplication_token": batch.token
-            },
+            settings={**INSERT_SETTINGS, **DEDUPLICATION, "insert_deduplication_token": token},
         )
 
     async def _send_dead(self, batch: Batch, refused: list[tuple[Record, Refusal]]) -> bool:

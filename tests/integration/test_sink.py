@@ -479,7 +479,7 @@ def test_borders_name_exactly_what_was_inserted(log: Log, place: Place) -> None:
     crashed = place.start(crash_at="sink.after_insert_before_commit:2")
     assert crashed.popen.wait(DEADLINE_SECONDS) == CRASH_EXIT_CODE
     again = place.start(batch_rows=5_000)
-    line = again.wait_for("making the batch up to offset")
+    line = again.wait_for("making the insert")
     assert "again" in line
     place.check(log)
 

@@ -1,0 +1,222 @@
+"""What waits in all partitions of this process, and which of it goes in next.
+
+Owns the inboxes, what was begun in each partition, the burst that is let pass, and the choice of
+the next insert. Refuses to know Kafka and ClickHouse: what was begun is told, the clock is an
+argument.
+
+Over an engine that only this process has, one insert takes what waits in every partition: an insert
+has its price whatever is in it. Over a server an insert is of one partition, since the partitions
+of an insert must stay together until it is known to be in, and there other sinks share them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from agents.runtime.chunk import Chunk
+from agents.sink.batches import (
+    INSERT_PARTITIONS_MAX,
+    Batch,
+    BatchLimits,
+    Begun,
+    Flow,
+    Insert,
+    PartitionInbox,
+    are_due,
+)
+
+logger = logging.getLogger("tidemill.sink")
+
+# All of what waits in this process; a partition has a bound of its own (`main`).
+WAITING_BYTES_MAX: Final = 128 * 1024 * 1024
+# Rows that wait here during a burst; reading them costs as well, so the others stay in the log.
+HELD_ROWS: Final = 20_000
+# The shortest time between two looks at what waits.
+LOOK_SECONDS_MIN: Final = 0.01
+# Between two looks whether a burst is over.
+BURST_LOOK_SECONDS: Final = 0.25
+# Between two looks whether the records of a batch that was begun are gone from the log.
+BEGUN_LOOK_SECONDS: Final = 1.0
+# Records that one partition may have now when there is no bound to respect.
+CREDIT_RECORDS: Final = 1_000_000
+
+
+class Inboxes:
+    """The partitions of one topic; `passed_to` tells how far one was read and acked, or None."""
+
+    def __init__(
+        self,
+        limits: BatchLimits,
+        *,
+        is_joint: bool,
+        passed_to: Callable[[int], int | None],
+    ) -> None:
+        self._limits = limits
+        self._is_joint = is_joint
+        self._passed_to = passed_to
+        self._flow = Flow()
+        self._inboxes: dict[int, PartitionInbox] = {}
+        # Partition -> the batch that was begun there, for all partitions that this process has.
+        self._begun: dict[int, Begun | None] = {}
+        self._is_known = False
+        self._missing: frozenset[int] = frozenset()
+
+    # -- in ------------------------------------------------------------------------------------
+
+    def add(self, chunk: Chunk, now: float, epoch_now: float) -> None:
+        """Take a chunk that arrived."""
+        inbox = self._inboxes.get(chunk.partition)
+        if inbox is None:
+            inbox = PartitionInbox(chunk.topic, chunk.partition)
+            self._inboxes[chunk.partition] = inbox
+        inbox.add(chunk, now, epoch_now - chunk.records[0].timestamp / 1000)
+        self._flow.note(len(chunk), epoch_now - chunk.records[-1].timestamp / 1000, now)
+
+    def credit(self, partition: int, now: float) -> int:
+        """How many more records of a partition may come now."""
+        if not self._has_enough(now):
+            return CREDIT_RECORDS
+        # The rest of a batch that was begun must come, or it could never be inserted.
+        return CREDIT_RECORDS if self._begun.get(partition) is not None else 0
+
+    def _has_enough(self, now: float) -> bool:
+        """Whether what comes next is better left in the log for now."""
+        inboxes = self._inboxes.values()
+        if sum(inbox.size_bytes for inbox in inboxes) >= WAITING_BYTES_MAX:
+            return True
+        if sum(inbox.rows for inbox in inboxes) < HELD_ROWS or not self._flow.is_burst(now):
+            return False
+        self._flow.hold()
+        return True
+
+    # -- what was begun ------------------------------------------------------------------------
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was told, since the last rebalance, what was begun."""
+        return self._is_known
+
+    def forget(self) -> None:
+        """A rebalance: what is begun must be told again, and what was revoked comes again."""
+        self._begun.clear()
+        self._is_known = False
+        self._flow.let_go()
+        for inbox in self._inboxes.values():
+            inbox.drop_stale()
+
+    def know(self, begun: Mapping[int, Begun | None]) -> None:
+        """What was begun in every partition of this process, by whoever."""
+        for partition, found in begun.items():
+            # Only an engine of its own takes partitions together. What it began with others is in
+            # its folder or nowhere, so over a server each of them is an insert of its own.
+            if found is not None and not self._is_joint and found.partitions != (partition,):
+                found = replace(found, token=f"{found.token}/{partition}", partitions=(partition,))
+            self._begun[partition] = found
+        self._is_known = True
+
+    def begin(self, insert: Insert) -> None:
+        """The borders of its batches are written down."""
+        for batch in insert.batches:
+            self._begun[batch.partition] = insert.begun(batch)
+
+    def finish(self, insert: Insert) -> None:
+        """It is in: its offsets may be committed."""
+        for batch in insert.batches:
+            if not batch.is_stale:
+                self._begun[batch.partition] = None
+                batch.ack()
+
+    # -- out -----------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not any(self._inboxes.values())
+
+    def pause_seconds(self, now: float) -> float | None:
+        """Until something may be due; None when only an arrival helps."""
+        waiting = [inbox for inbox in self._inboxes.values() if inbox]
+        is_burst = self._flow.is_burst(now)
+        due = [
+            inbox.due_at(self._limits, is_burst=is_burst)
+            for inbox in waiting if self._begun.get(inbox.partition) is None
+        ]
+        if not due:
+            return BEGUN_LOOK_SECONDS if waiting else None
+        # A burst may end unseen by any arrival. What is due was not when it was looked at.
+        longest = BURST_LOOK_SECONDS if is_burst else self._limits.seconds_max
+        return max(LOOK_SECONDS_MIN, min(min(due) - now, longest))
+
+    def next_insert(self, now: float) -> Insert | None:
+        """What was begun before, else what is due, that which has waited longest first."""
+        for inbox in self._inboxes.values():
+            inbox.drop_stale()
+        for partition, begun in self._begun.items():
+            if begun is not None and self._is_behind(partition, begun):
+                self._begun[partition] = None
+        waiting = [inbox for inbox in self._inboxes.values() if inbox]
+        waiting.sort(key=lambda inbox: inbox.waits_since)
+        for inbox in waiting:
+            begun = self._begun.get(inbox.partition)
+            again = None if begun is None else self._again(begun)
+            if again is not None:
+                return again
+        return self._new([x for x in waiting if self._begun.get(x.partition) is None], now)
+
+    def _is_behind(self, partition: int, begun: Begun) -> bool:
+        """Whether a batch never comes again: it was inserted whole and only the commit behind it
+        was lost, or the log no longer has it."""
+        inbox = self._inboxes.get(partition)
+        at = inbox.first_offset if inbox else self._passed_to(partition)
+        return at is not None and at > begun.last
+
+    def _again(self, begun: Begun) -> Insert | None:
+        """An insert that was begun before, once all records of it have arrived."""
+        missing = frozenset(begun.partitions) - self._begun.keys()
+        if missing != self._missing:
+            self._missing = missing
+            if missing:
+                logger.warning(
+                    "%s waits for partitions %s, which another sink has; rows in a folder have one "
+                    "sink: end the other one", begun.token, sorted(missing),
+                )
+        if missing:
+            return None
+        # One that has gone on since then shows that the insert is in: its token is known.
+        batches: list[tuple[PartitionInbox, int]] = []
+        for partition in begun.partitions:
+            found = self._begun[partition]
+            if found is None or found.token != begun.token:
+                continue
+            inbox = self._inboxes.get(partition)
+            if inbox is None or not inbox.holds(found.last):
+                return None
+            batches.append((inbox, found.last))
+        logger.info("making the insert %s again", begun.token)
+        cut = [inbox.cut_at(last) for inbox, last in batches]
+        return Insert(cut, begun.token, begun.partitions)
+
+    def _new(self, waiting: Sequence[PartitionInbox], now: float) -> Insert | None:
+        is_burst = self._flow.is_burst(now)
+        groups = [waiting] if self._is_joint else [[inbox] for inbox in waiting]
+        for group in groups:
+            if are_due(group, self._limits, now, is_burst=is_burst):
+                self._flow.let_go()
+                return Insert.of(self._cut(group))
+        return None
+
+    def _cut(self, inboxes: Sequence[PartitionInbox]) -> list[Batch]:
+        rows, size_bytes = self._limits.rows_max, self._limits.bytes_max
+        batches: list[Batch] = []
+        for inbox in inboxes[:INSERT_PARTITIONS_MAX]:
+            waited_bytes = inbox.size_bytes
+            batch = inbox.cut(rows, size_bytes)
+            batches.append(batch)
+            rows -= len(batch.records)
+            size_bytes -= waited_bytes - inbox.size_bytes
+            if rows <= 0 or size_bytes <= 0:
+                break
+        return batches

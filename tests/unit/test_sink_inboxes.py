@@ -1,0 +1,203 @@
+"""Which insert comes next: joint ones, those begun before, and what is missing for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents.runtime.chunk import Chunk
+from agents.sink.batches import BatchLimits, Begun, Insert
+from agents.sink.inboxes import CREDIT_RECORDS, WAITING_BYTES_MAX, Inboxes
+from tests.unit.test_sink_batches import Partition
+
+LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
+
+
+class Scene:
+    """Inboxes over some partitions, all of which this process has and knows."""
+
+    def __init__(self, partitions: int, *, is_joint: bool = True) -> None:
+        self.parts = [Partition(number) for number in range(partitions)]
+        self.passed: dict[int, int] = {}
+        self.inboxes = Inboxes(LIMITS, is_joint=is_joint, passed_to=self.passed.get)
+        self.inboxes.know(dict.fromkeys(range(partitions)))
+
+    def add(self, number: int, *offsets: int, now: float = 0.0, size: int = 10) -> Chunk:
+        chunk = self.parts[number].chunk(*offsets, size=size, timestamp=1_000)
+        self.inboxes.add(chunk, now, 2_000.0)
+        return chunk
+
+    def next(self, now: float) -> dict[int, tuple[int, int]] | None:
+        """Partition -> first and last offset of the next insert, which then goes in."""
+        insert = self.begin(now)
+        if insert is None:
+            return None
+        self.inboxes.finish(insert)
+        return spans(insert)
+
+    def begin(self, now: float) -> Insert | None:
+        insert = self.inboxes.next_insert(now)
+        if insert is not None:
+            self.inboxes.begin(insert)
+        return insert
+
+    def committable(self) -> list[int | None]:
+        return [part.tracker.committable() for part in self.parts]
+
+    def take_over(self, insert: Insert, *, is_joint: bool = True) -> Scene:
+        """Another process after this one was killed within `insert`."""
+        heir = Scene(len(self.parts), is_joint=is_joint)
+        heir.inboxes.know({b.partition: insert.begun(b) for b in insert.batches})
+        return heir
+
+
+def spans(insert: Insert) -> dict[int, tuple[int, int]]:
+    return {batch.partition: (batch.first, batch.last) for batch in insert.batches}
+
+
+def test_one_insert_takes_what_waits_in_every_partition() -> None:
+    scene = Scene(3)
+    scene.add(0, 0, 1, now=5.0)
+    scene.add(2, 7, now=5.9)
+    assert scene.next(5.9) is None
+    assert scene.inboxes.pause_seconds(5.9) == pytest.approx(0.1)
+    assert scene.next(6.0) == {0: (0, 1), 2: (7, 7)}
+    assert scene.committable() == [2, None, 8]
+    assert scene.inboxes.is_empty
+    assert scene.inboxes.pause_seconds(6.0) is None
+
+
+def test_over_a_server_each_partition_has_its_own() -> None:
+    scene = Scene(2, is_joint=False)
+    scene.add(0, 0, 1, now=5.5)
+    scene.add(1, 7, now=5.0)
+    assert scene.next(6.0) == {1: (7, 7)}
+    assert scene.next(6.0) is None
+    assert scene.next(6.5) == {0: (0, 1)}
+
+
+def test_rows_of_all_partitions_count_and_the_rest_comes_next() -> None:
+    scene = Scene(3)
+    scene.add(1, *range(6), now=5.0)
+    scene.add(0, *range(6), now=5.1)
+    scene.add(2, *range(6), now=5.2)
+    assert scene.next(5.2) == {1: (0, 5), 0: (0, 3)}
+    assert scene.next(5.2) is None
+    # What was cut in two is the oldest that waits.
+    assert scene.next(6.1) == {0: (4, 5), 2: (0, 5)}
+    large = Scene(2)
+    large.add(0, 0, size=9_000)
+    large.add(1, 0, size=9_000)
+    assert large.next(0.0) == {0: (0, 0), 1: (0, 0)}
+
+
+def test_an_insert_that_was_begun_is_made_again_as_it_was() -> None:
+    first = Scene(3)
+    for number in range(3):
+        first.add(number, *range(3))
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = first.take_over(begun)
+    heir.add(0, *range(9), now=2.0)
+    heir.add(1, *range(9), now=2.0)
+    assert heir.next(99.0) is None  # partition 2 has not come yet
+    heir.add(2, 0, 1, 2, now=2.0)
+    again = heir.begin(99.0)
+    assert again is not None
+    assert (again.token, spans(again)) == (begun.token, spans(begun))
+    assert again.begun(again.batches[0]) == begun.begun(begun.batches[0])
+    heir.inboxes.finish(again)
+    assert heir.next(99.0) == {0: (3, 8), 1: (3, 6)}
+
+
+def test_what_was_begun_comes_although_there_is_no_room() -> None:
+    first = Scene(2)
+    first.add(0, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = first.take_over(begun)
+    heir.add(1, 0, size=WAITING_BYTES_MAX)
+    assert heir.inboxes.credit(0, 0.0) == CREDIT_RECORDS
+    assert heir.inboxes.credit(1, 0.0) == 0
+
+
+def test_a_part_that_has_gone_on_shows_that_the_insert_is_in() -> None:
+    """The commit behind it is of each partition; the token keeps the others' rows from coming
+    twice."""
+    first = Scene(2)
+    first.add(0, 0, 1)
+    first.add(1, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = Scene(2)
+    heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: Begun(9, "another", (1,))})
+    heir.add(0, 0, 1)
+    again = heir.begin(1.0)
+    assert again is not None
+    assert (again.token, spans(again)) == (begun.token, {0: (0, 1)})
+
+
+def test_an_insert_waits_for_partitions_that_another_sink_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A part of it under its token would keep the other part out for ever."""
+    first = Scene(2)
+    first.add(0, 0, 1)
+    first.add(1, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = Scene(0)
+    heir.parts = [Partition(0), Partition(1)]
+    heir.inboxes.know({0: begun.begun(begun.batches[0])})
+    heir.add(0, 0, 1)
+    assert heir.next(99.0) is None
+    assert heir.next(99.0) is None
+    assert len(caplog.records) == 1
+    assert "end the other one" in caplog.text
+    heir.inboxes.forget()
+    heir.inboxes.know({batch.partition: begun.begun(batch) for batch in begun.batches})
+    heir.add(1, 0, 1)
+    assert heir.next(99.0) == {0: (0, 1), 1: (0, 1)}
+
+
+def test_over_a_server_a_joint_insert_of_a_folder_is_taken_apart() -> None:
+    first = Scene(2)
+    first.add(0, 0, 1)
+    first.add(1, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = first.take_over(begun, is_joint=False)
+    heir.add(1, *range(5))
+    again = heir.begin(0.0)
+    assert again is not None
+    assert spans(again) == {1: (0, 1)}
+    assert again.partitions == (1,)
+    assert again.token == f"{begun.token}/1"
+
+
+def test_what_the_log_no_longer_has_holds_nothing_up() -> None:
+    first = Scene(3)
+    for number in range(3):
+        first.add(number, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = first.take_over(begun)
+    heir.add(0, 0, 1)
+    heir.add(1, 7, 8)  # the next ones that are there
+    assert heir.next(0.5) is None
+    assert heir.inboxes.pause_seconds(0.5) is not None  # it is looked again, without an arrival
+    heir.passed[2] = 7  # nothing is there
+    assert heir.next(0.5) == {0: (0, 1)}
+    assert heir.next(1.0) == {1: (7, 8)}
+
+
+def test_after_a_rebalance_nothing_is_known() -> None:
+    scene = Scene(2)
+    scene.add(0, 0, 1)
+    insert = scene.begin(1.0)
+    assert insert is not None
+    scene.parts[0].tracker.clear()
+    scene.inboxes.forget()
+    assert not scene.inboxes.is_known
+    assert insert.is_stale
+    scene.inboxes.finish(insert)
+    assert scene.committable() == [None, None]
