@@ -36,10 +36,13 @@ SHARE_RECORDS_MIN: Final = 100  # of one partition in one group, however many ot
 # Input records from which on a group leaves partitions to the next one. Below that the transaction
 # costs more than the deciding, and one for all is cheaper.
 SHARED_OUT_RECORDS: Final = 400
-# From the beginning of a group to that of the next one, unless much waits. A transaction has its
-# price whatever is in it: at 200 jobs/s this halves their number, and what a job waits for here it
-# gains by processors that are free (D2).
-GROUP_EVERY_SECONDS: Final = 0.008
+# From the beginning of a group to that of the next one, unless much waits: twice as long as a
+# transaction takes of late, within these. It has its price whatever is in it, and where it takes
+# longer the processors are busy: what a job waits for here it gains by processors that are free
+# (D2).
+GROUP_EVERY_SECONDS_MIN: Final = 0.008
+GROUP_EVERY_SECONDS_MAX: Final = 0.025
+TOOK_WEIGHT: Final = 0.1  # of the last transaction in "of late"
 IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
 ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 
@@ -50,6 +53,7 @@ class Lane:
     def __init__(self) -> None:
         self._producers: Sequence[TransactionalProducer] = ()
         self._begun_at = 0.0  # monotonic, the last group
+        self._took_seconds = 0.0  # a transaction, of late
         self._free: asyncio.Queue[TransactionalProducer] = asyncio.Queue()
         self._runners: list[PartitionRunner] = []
         self._in_flight: set[PartitionRunner] = set()
@@ -61,6 +65,12 @@ class Lane:
     def transactional_ids(self) -> tuple[str, ...]:
         """Whom the next owner of one of our partitions has to fence; none before `start`."""
         return tuple(producer.transactional_id for producer in self._producers)
+
+    @property
+    def pause_seconds(self) -> float:
+        """From the beginning of a group to that of the next one, unless much waits."""
+        wanted = max(self._took_seconds * 2, GROUP_EVERY_SECONDS_MIN)
+        return min(wanted, GROUP_EVERY_SECONDS_MAX)
 
     async def start(self, producers: Sequence[TransactionalProducer]) -> None:
         """Fence a former process of the same name, then serve."""
@@ -99,7 +109,7 @@ class Lane:
 
     async def _let_gather(self) -> None:
         while sum(runner.waiting for runner in self._runners) < SHARED_OUT_RECORDS:
-            left = self._begun_at + GROUP_EVERY_SECONDS - time.monotonic()
+            left = self._begun_at + self.pause_seconds - time.monotonic()
             if left <= 0:
                 return
             self._work.clear()
@@ -154,6 +164,7 @@ class Lane:
         group: list[PartitionRunner],
         out: OutGroup,
     ) -> None:
+        begun_at = time.monotonic()
         try:
             # 2. One transaction with everything that the group led to.
             crash_point("ledger.before_begin")
@@ -168,6 +179,8 @@ class Lane:
             self._release(producer, group)
             return
         crash_point("ledger.after_commit_before_apply")
+        took = time.monotonic() - begun_at
+        self._took_seconds += (took - self._took_seconds) * TOOK_WEIGHT
         self._finish(producer, group)
 
     def _finish(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:

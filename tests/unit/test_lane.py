@@ -15,7 +15,12 @@ from typing import cast
 import pytest
 
 from agents.ledger import lane as lane_
-from agents.ledger.lane import SHARED_OUT_RECORDS, Lane
+from agents.ledger.lane import (
+    GROUP_EVERY_SECONDS_MAX,
+    GROUP_EVERY_SECONDS_MIN,
+    SHARED_OUT_RECORDS,
+    Lane,
+)
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.transaction import TransactionalProducer
@@ -153,7 +158,8 @@ async def test_producers_take_turns() -> None:
 async def test_a_group_lets_some_time_pass_after_the_last_one_unless_much_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane_, "GROUP_EVERY_SECONDS", 60.0)
+    for bound in ("GROUP_EVERY_SECONDS_MIN", "GROUP_EVERY_SECONDS_MAX"):
+        monkeypatch.setattr(lane_, bound, 60.0)
     async with bench() as here:
         here.want("a")
         await here.until(lambda: here.happened("ack") == "a")
@@ -162,6 +168,18 @@ async def test_a_group_lets_some_time_pass_after_the_last_one_unless_much_waits(
         assert here.happened("decide") == "a"
         here.want("c", waiting=SHARED_OUT_RECORDS)
         await here.until(lambda: sorted(here.happened("ack")) == list("abc"))
+
+
+async def test_where_transactions_take_longer_groups_are_rarer() -> None:
+    async with bench() as here:
+        pauses = []
+        for name in "ab":
+            here.want(name)
+            await here.until(lambda name=name: name in here.happened("ack"))  # type: ignore[misc]
+            pauses.append(here.lane.pause_seconds)
+            here.producers[1].is_held = True
+            asyncio.get_running_loop().call_later(0.2, here.producers[1].let_go)
+        assert pauses == [GROUP_EVERY_SECONDS_MIN, GROUP_EVERY_SECONDS_MAX]
 
 
 async def test_one_group_is_decided_while_another_one_commits() -> None:
