@@ -17,14 +17,8 @@ from typing import Any, ClassVar, cast
 import aiokafka
 import aiokafka.abc
 from aiokafka.consumer.fetcher import FetchError
-from aiokafka.errors import (
-    CommitFailedError,
-    ConsumerStoppedError,
-    IllegalStateError,
-    KafkaError,
-    OffsetOutOfRangeError,
-)
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, OffsetOutOfRangeError
+from aiokafka.structs import TopicPartition
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.consumer import ensure_TPset
 from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
@@ -32,6 +26,7 @@ from faust.transport.drivers.aiokafka import server_list
 from faust.types import TP
 
 from agents.runtime.batches import readable_batches
+from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FatalError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.inputs import InputPartition, InputPolicy
@@ -71,6 +66,7 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
         consumer.kafka.pause(*assigned)
         generation = coordinator.generation
         consumer.app.consumer_generation_id = generation
+        consumer.assignments += 1
         await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
 
 
@@ -87,6 +83,8 @@ class ChunkConsumer(FaustConsumer):
     #: The RoleApp; naming its type here would close a circle of imports.
     app: Any
     _kafka: aiokafka.AIOKafkaConsumer | None = None
+    #: How often partitions were assigned. After each, all that was not committed comes again.
+    assignments = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -415,19 +413,11 @@ class ChunkConsumer(FaustConsumer):
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         if self.app.commit_offsets is not None:
             return bool(await self.app.commit_offsets(offsets))
-        request = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, "")
-            for tp, offset in offsets.items()
-        }
-        try:
-            await self.kafka.commit(request)
-        except (CommitFailedError, IllegalStateError) as error:
-            logger.warning("offsets not committed, their records will come again: %s", error)
-            return False
-        except KafkaError as error:
-            logger.warning("commit failed and will be tried again: %r", error)
-            return False
-        return True
+        return await commit_as_owner(
+            self.kafka,
+            self.app.consumer_generation_id,
+            {tp: (offset, "") for tp, offset in offsets.items()},
+        )
 
     async def on_task_error(self, exc: BaseException) -> None:
         """Never commit because something failed."""

@@ -2,7 +2,7 @@
 
 Owns batches, their borders, inserts and their repeats. Refuses to know what an event means, and
 who reads the rows. The modules: `records` (a record's bytes -> a row's bytes, or a refusal),
-`batches` (which records make the next insert), `borders` (where a batch begins and ends, written
-down in the group's committed offsets), `writer` (the loop: borders, insert, ack), `main` (the
-processes).
+`batches` (which records make a batch, which batches an insert), `inboxes` (which insert comes
+next), `borders` (where a batch begins and ends, written down in the group's committed offsets),
+`writer` (the loop: borders, insert, ack), `main` (the processes).
 """

@@ -19,7 +19,7 @@ from typing import Final
 from agents.runtime.batches import RECORD_OVERHEAD_BYTES, size_of
 from agents.runtime.chunk import Chunk, Record
 
-# Bytes of the values of one batch: some 30,000 events of the usual size.
+# Bytes of the values of one insert: some 30,000 events of the usual size.
 BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 # Partitions of one insert: their numbers stand in each one's note, whose length Kafka bounds.
 INSERT_PARTITIONS_MAX: Final = 64
@@ -151,8 +151,12 @@ class Insert:
 
     @property
     def is_stale(self) -> bool:
-        """True once one of its partitions was revoked: that one comes again, and so do all."""
-        return any(batch.is_stale for batch in self.batches)
+        """True once all of its partitions were revoked: they come again.
+
+        A rebalance takes all at once. A single one may lose its place in the log; then the rows of
+        the others must go in, for they do not come again.
+        """
+        return all(batch.is_stale for batch in self.batches)
 
     def begun(self, batch: Batch) -> Begun:
         """The borders of one of its batches."""

@@ -4,28 +4,25 @@ Owns the note beside the group's committed offset: the offset is where the batch
 says where it ends, which insert it is part of and which partitions that one has. Refuses to know
 what is in a batch.
 
-Kafka keeps both with the commit of an offset and refuses them from a member that has lost the
-partition, so a process that was stopped for a while and then goes on cannot write borders over
-those of its successor. All commits of the sink go through `Borders`, one at a time: one that
+Kafka keeps both with the commit of an offset, which only the owner of a partition makes
+(`commit_as_owner`), so a process that was stopped for a while and then goes on cannot write borders
+over those of its successor. All commits of the sink go through `Borders`, one at a time: one that
 overtook another could take the note away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from agents.runtime.app import RoleApp
+from agents.runtime.commits import commit_as_owner
 from agents.sink.batches import Begun, Insert
-
-logger = logging.getLogger("tidemill.sink")
 
 _NOTE: Final = re.compile(
     r"^tidemill-sink/2 last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"
@@ -95,17 +92,8 @@ class Borders:
             return not wanted or await self._commit(wanted)
 
     async def _commit(self, wanted: Mapping[TP, tuple[int, str]]) -> bool:
-        request: dict[Any, Any] = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, note)
-            for tp, (offset, note) in wanted.items()
-        }
-        try:
-            await self._app.chunks.kafka.commit(request)
-        except (CommitFailedError, IllegalStateError) as error:
-            logger.warning("offsets not committed, their records will come again: %s", error)
-            return False
-        except KafkaError as error:
-            logger.warning("commit failed and will be tried again: %r", error)
+        generation = self._app.consumer_generation_id
+        if not await commit_as_owner(self._app.chunks.kafka, generation, wanted):
             return False
         self._written.update(wanted)
         return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.runtime.chunk import Chunk
@@ -40,8 +40,28 @@ LOOK_SECONDS_MIN: Final = 0.01
 BURST_LOOK_SECONDS: Final = 0.25
 # Between two looks whether the records of a batch that was begun are gone from the log.
 BEGUN_LOOK_SECONDS: Final = 1.0
+# An insert that was begun lacks something for so long: then, and each time again, it is said.
+STUCK_SECONDS: Final = 10.0
 # Records that one partition may have now when there is no bound to respect.
 CREDIT_RECORDS: Final = 1_000_000
+
+
+@dataclass(slots=True)
+class _Stuck:
+    """Since when an insert that was begun has lacked something; says so now and then."""
+
+    since: float | None = None
+    said_at: float = 0.0
+
+    def note(self, lacks: str, now: float) -> None:
+        """What it lacks now; nothing when it is ""."""
+        if not lacks:
+            self.since = None
+        elif self.since is None:
+            self.since = self.said_at = now
+        elif now - self.said_at >= STUCK_SECONDS:
+            self.said_at = now
+            logger.warning("since %.0f s %s", now - self.since, lacks)
 
 
 class Inboxes:
@@ -62,7 +82,9 @@ class Inboxes:
         # Partition -> the batch that was begun there, for all partitions that this process has.
         self._begun: dict[int, Begun | None] = {}
         self._is_known = False
-        self._missing: frozenset[int] = frozenset()
+        # Partitions of the insert that is on its way.
+        self._under_way: frozenset[int] = frozenset()
+        self._stuck = _Stuck()
 
     # -- in ------------------------------------------------------------------------------------
 
@@ -77,14 +99,26 @@ class Inboxes:
 
     def credit(self, partition: int, now: float) -> int:
         """How many more records of a partition may come now."""
-        if not self._has_enough(now):
-            return CREDIT_RECORDS
-        # The rest of a batch that was begun must come, or it could never be inserted.
-        return CREDIT_RECORDS if self._begun.get(partition) is not None else 0
+        begun = self._waiting_again(partition)
+        if begun is not None:
+            # All of it must come, or it could never be inserted; and nothing behind it before.
+            inbox = self._inboxes.get(partition)
+            return 0 if inbox is not None and inbox.holds(begun.last) else CREDIT_RECORDS
+        return 0 if self._has_enough(now) else CREDIT_RECORDS
+
+    def _waiting_again(self, partition: int) -> Begun | None:
+        """The batch that was begun there and waits to be made again."""
+        return None if partition in self._under_way else self._begun.get(partition)
 
     def _has_enough(self, now: float) -> bool:
-        """Whether what comes next is better left in the log for now."""
-        inboxes = self._inboxes.values()
+        """Whether what comes next is better left in the log for now.
+
+        What waits to be made again does not count: it may wait for long, and others go on.
+        """
+        inboxes = [
+            inbox for inbox in self._inboxes.values()
+            if self._waiting_again(inbox.partition) is None
+        ]
         if sum(inbox.size_bytes for inbox in inboxes) >= WAITING_BYTES_MAX:
             return True
         if sum(inbox.rows for inbox in inboxes) < HELD_ROWS or not self._flow.is_burst(now):
@@ -101,7 +135,7 @@ class Inboxes:
 
     def forget(self) -> None:
         """A rebalance: what is begun must be told again, and what was revoked comes again."""
-        self._begun.clear()
+        self._begun = {}
         self._is_known = False
         self._flow.let_go()
         for inbox in self._inboxes.values():
@@ -109,6 +143,7 @@ class Inboxes:
 
     def know(self, begun: Mapping[int, Begun | None]) -> None:
         """What was begun in every partition of this process, by whoever."""
+        self._begun = {}
         for partition, found in begun.items():
             # Only an engine of its own takes partitions together. What it began with others is in
             # its folder or nowhere, so over a server each of them is an insert of its own.
@@ -119,11 +154,13 @@ class Inboxes:
 
     def begin(self, insert: Insert) -> None:
         """The borders of its batches are written down."""
+        self._under_way = frozenset(insert.partitions)
         for batch in insert.batches:
             self._begun[batch.partition] = insert.begun(batch)
 
     def finish(self, insert: Insert) -> None:
         """It is in: its offsets may be committed."""
+        self._under_way = frozenset()
         for batch in insert.batches:
             if not batch.is_stale:
                 self._begun[batch.partition] = None
@@ -144,59 +181,79 @@ class Inboxes:
             inbox.due_at(self._limits, is_burst=is_burst)
             for inbox in waiting if self._begun.get(inbox.partition) is None
         ]
+        if len(due) < len(waiting):
+            due.append(now + BEGUN_LOOK_SECONDS)
         if not due:
-            return BEGUN_LOOK_SECONDS if waiting else None
+            return None
         # A burst may end unseen by any arrival. What is due was not when it was looked at.
         longest = BURST_LOOK_SECONDS if is_burst else self._limits.seconds_max
         return max(LOOK_SECONDS_MIN, min(min(due) - now, longest))
 
     def next_insert(self, now: float) -> Insert | None:
-        """What was begun before, else what is due, that which has waited longest first."""
+        """What was begun before, else what is due, that which has waited longest first.
+
+        The insert before it is over, in whatever way.
+        """
+        self._under_way = frozenset()
         for inbox in self._inboxes.values():
             inbox.drop_stale()
         for partition, begun in self._begun.items():
-            if begun is not None and self._is_behind(partition, begun):
+            if begun is not None and self._is_past(partition, begun):
                 self._begun[partition] = None
         waiting = [inbox for inbox in self._inboxes.values() if inbox]
+        if any(inbox.partition not in self._begun for inbox in waiting):
+            self._is_known = False
+            return None
         waiting.sort(key=lambda inbox: inbox.waits_since)
+        lacks = ""
         for inbox in waiting:
-            begun = self._begun.get(inbox.partition)
-            again = None if begun is None else self._again(begun)
-            if again is not None:
-                return again
-        return self._new([x for x in waiting if self._begun.get(x.partition) is None], now)
+            begun = self._begun[inbox.partition]
+            if begun is None:
+                continue
+            lacks = self._lacks(begun)
+            if not lacks:
+                return self._again(begun)
+        self._stuck.note(lacks, now)
+        return self._new([x for x in waiting if self._begun[x.partition] is None], now)
 
-    def _is_behind(self, partition: int, begun: Begun) -> bool:
-        """Whether a batch never comes again: it was inserted whole and only the commit behind it
-        was lost, or the log no longer has it."""
+    def _is_past(self, partition: int, begun: Begun) -> bool:
+        """Whether reading is past a batch, which then never comes again: it was inserted whole and
+        only the commit behind it was lost, or the log no longer has it."""
         inbox = self._inboxes.get(partition)
         at = inbox.first_offset if inbox else self._passed_to(partition)
         return at is not None and at > begun.last
 
-    def _again(self, begun: Begun) -> Insert | None:
-        """An insert that was begun before, once all records of it have arrived."""
-        missing = frozenset(begun.partitions) - self._begun.keys()
-        if missing != self._missing:
-            self._missing = missing
-            if missing:
-                logger.warning(
-                    "%s waits for partitions %s, which another sink has; rows in a folder have one "
-                    "sink: end the other one", begun.token, sorted(missing),
-                )
-        if missing:
-            return None
-        # One that has gone on since then shows that the insert is in: its token is known.
-        batches: list[tuple[PartitionInbox, int]] = []
+    def _parts(self, begun: Begun) -> dict[int, int]:
+        """Partition -> last offset of its batch, for the parts that must be made again.
+
+        An insert is made only after all of its notes were written, and a note goes only when the
+        insert is in or the log no longer has that part. So where one has gone, the token tells
+        ClickHouse whether the others are in.
+        """
+        parts: dict[int, int] = {}
         for partition in begun.partitions:
             found = self._begun[partition]
-            if found is None or found.token != begun.token:
-                continue
+            if found is not None and found.token == begun.token:
+                parts[partition] = found.last
+        return parts
+
+    def _lacks(self, begun: Begun) -> str:
+        """What an insert that was begun waits for; "" when it can be made again."""
+        missing = sorted(set(begun.partitions) - self._begun.keys())
+        if missing:
+            return (
+                f"{begun.token} waits for partitions {missing}, which another sink has; a folder "
+                "has one sink, end the other one"
+            )
+        for partition, last in self._parts(begun).items():
             inbox = self._inboxes.get(partition)
-            if inbox is None or not inbox.holds(found.last):
-                return None
-            batches.append((inbox, found.last))
+            if inbox is None or not inbox.holds(last):
+                return f"{begun.token} waits for partition {partition} up to offset {last}"
+        return ""
+
+    def _again(self, begun: Begun) -> Insert:
         logger.info("making the insert %s again", begun.token)
-        cut = [inbox.cut_at(last) for inbox, last in batches]
+        cut = [self._inboxes[part].cut_at(last) for part, last in self._parts(begun).items()]
         return Insert(cut, begun.token, begun.partitions)
 
     def _new(self, waiting: Sequence[PartitionInbox], now: float) -> Insert | None:

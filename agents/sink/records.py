@@ -5,7 +5,7 @@ Owns the form of a row on its way in, and the check of an event. Refuses to know
 ClickHouse takes the record's JSON nearly as it is: only partition and offset are put in front, and
 the table's EPHEMERAL columns take what is nested. So the usual event is not parsed in Python, which
 would cost as much as everything else. One record that ClickHouse cannot take makes it refuse the
-whole insert; then, and only then, every record of the batch is read and checked (`is_careful`).
+whole insert; then, and only then, every record of it is read and checked (`is_careful`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INSERT_SETTINGS: Final[dict[str, object]] = {
     "input_format_null_as_default": 1,
     "input_format_json_read_objects_as_strings": 1,  # `data` stays JSON text
     "input_format_skip_unknown_fields": 0,
-    # A batch is one block: all of it or nothing, and one token.
+    # An insert is one block: all of it or nothing, and one token.
     "max_insert_block_size": 1_048_576,
     "input_format_parallel_parsing": 0,
 }
@@ -67,7 +67,7 @@ class Encoded:
 
     @property
     def data(self) -> bytes:
-        """The body of the insert."""
+        """The rows as they stand in the body of an insert."""
         return b"\n".join(self.rows)
 
 

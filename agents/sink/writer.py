@@ -38,7 +38,7 @@ from schemas.record_pages import OutRecord
 logger = logging.getLogger("tidemill.sink")
 
 TABLE: Final = "job_events"
-# The tokens of a batch hold in the views' tables as well: a batch cut short is completed there.
+# The token holds in the views' tables as well: an insert cut short is completed there.
 DEDUPLICATION: Final[dict[str, object]] = {
     "insert_deduplicate": 1,
     "deduplicate_blocks_in_dependent_materialized_views": 1,
@@ -111,7 +111,7 @@ class SinkWriter:
             is_joint=engine.dsn.startswith(CHDB_SCHEME),
             passed_to=lambda partition: app.chunks.passed_to(topic, partition),
         )
-        self._generation: int | None = None
+        self._assignments = 0
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,9 +143,10 @@ class SinkWriter:
         return self._inboxes.credit(partition, time.monotonic())
 
     def _notice_rebalance(self) -> None:
-        generation = self._app.consumer_generation_id
-        if generation != self._generation:
-            self._generation = generation
+        # Not the generation of the group: one who joins again may get the same.
+        assignments = self._app.chunks.assignments
+        if assignments != self._assignments:
+            self._assignments = assignments
             self._borders.forget()
             self._inboxes.forget()
             self._app.chunks.wake()
@@ -198,11 +199,11 @@ class SinkWriter:
             return None
         self._notice_rebalance()
         if not self._inboxes.is_known:
-            generation = self._generation
+            assignments = self._assignments
             mine = {tp for tp in self._app.chunks.assignment() if tp.topic == self._topic}
             begun = await self._borders.read(mine)
             self._notice_rebalance()
-            if generation != self._generation:
+            if assignments != self._assignments:
                 return None
             self._inboxes.know({tp.partition: found for tp, found in begun.items()})
             self._app.chunks.wake()  # the rest of what was begun may come now, whatever waits
@@ -225,7 +226,7 @@ class SinkWriter:
             return
         # 4. What could not become a row is kept for a person.
         for batch, found in zip(insert.batches, inserted, strict=True):
-            if not await self._send_dead(batch, found.refused):
+            if not await self._send_dead(insert, batch, found.refused):
                 return
         crash_point("sink.after_insert_before_commit")
         # 5. The offsets may be committed; the runtime does it soon, or the next borders do.
@@ -240,7 +241,7 @@ class SinkWriter:
         ]
 
     async def _insert_rows(self, insert: Insert, encoded: list[Encoded]) -> list[Encoded] | None:
-        """Insert until it is in; None when a part of it was revoked meanwhile."""
+        """Insert until it is in; None when all of it was revoked meanwhile."""
         is_careful = False
         while True:
             try:
@@ -274,8 +275,10 @@ class SinkWriter:
             settings={**INSERT_SETTINGS, **DEDUPLICATION, "insert_deduplication_token": token},
         )
 
-    async def _send_dead(self, batch: Batch, refused: list[tuple[Record, Refusal]]) -> bool:
-        """Refused records to the dead letters, acknowledged; False when the batch was revoked."""
+    async def _send_dead(
+        self, insert: Insert, batch: Batch, refused: list[tuple[Record, Refusal]]
+    ) -> bool:
+        """Refused records to the dead letters, acknowledged; False when all was revoked."""
         if not refused:
             return True
         records = [self._dead_letter(batch, record, refusal) for record, refusal in refused]
@@ -287,7 +290,7 @@ class SinkWriter:
             else:
                 logger.warning("%s: %s records to %s", batch.token, len(records), self._dead_topic)
                 return True
-            if batch.is_stale:
+            if insert.is_stale:
                 return False
             await asyncio.sleep(RETRY_SECONDS_MAX)
 

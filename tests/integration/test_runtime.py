@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiokafka
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from faust.types import TP
 
 from agents.runtime import restore
 from agents.runtime.batches_out import RECORD_BYTES_MAX
 from agents.runtime.clients import client_settings, take_arrived
+from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FencedError, PoisonMessage
 from agents.runtime.failstop import EXIT_FAIL_STOP
 from agents.runtime.producer import OutboxProducer
@@ -279,6 +282,27 @@ async def test_an_older_owner_is_fenced_and_its_group_is_never_seen(
     seen.read_until(2)
     seen.close()
     assert seen.values == {0: [0, 4], 1: [], 2: [], 3: []}
+
+
+async def test_who_is_no_member_any_more_sets_no_offsets_back(app_id: str, kafka: str) -> None:
+    topic = f"{app_id}.requested"
+    settings: dict[str, Any] = {
+        "bootstrap_servers": kafka, "group_id": app_id, "enable_auto_commit": False
+    }
+    place = TP(topic, 0)
+    owner = aiokafka.AIOKafkaConsumer(topic, **settings)
+    await owner.start()
+    generation = owner._coordinator.generation
+    assert await commit_as_owner(owner, generation, {place: (5, "a note")})
+    await owner.stop()
+    # The group is empty now, and an empty group takes offsets from anybody.
+    stranger = aiokafka.AIOKafkaConsumer(**settings)
+    stranger.assign([aiokafka.TopicPartition(*place)])
+    await stranger.start()
+    await stranger.commit({aiokafka.TopicPartition(*place): 4})
+    assert not await commit_as_owner(stranger, generation, {place: (3, "")})
+    await stranger.stop()
+    assert committed(kafka, app_id, topic)[0] == 4
 
 
 async def test_a_record_that_is_too_large_is_poison_and_leaves_nothing(

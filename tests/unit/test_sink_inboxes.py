@@ -109,15 +109,41 @@ def test_an_insert_that_was_begun_is_made_again_as_it_was() -> None:
     assert heir.next(99.0) == {0: (3, 8), 1: (3, 6)}
 
 
-def test_what_was_begun_comes_although_there_is_no_room() -> None:
-    first = Scene(2)
+def test_what_was_begun_comes_although_there_is_no_room_and_no_more() -> None:
+    first = Scene(3)
     first.add(0, 0, 1)
+    first.add(1, 0, 1)
     begun = first.begin(1.0)
     assert begun is not None
     heir = first.take_over(begun)
-    heir.add(1, 0, size=WAITING_BYTES_MAX)
-    assert heir.inboxes.credit(0, 0.0) == CREDIT_RECORDS
-    assert heir.inboxes.credit(1, 0.0) == 0
+    heir.add(2, 0, size=WAITING_BYTES_MAX)
+    assert [heir.inboxes.credit(number, 0.0) for number in range(3)] == [CREDIT_RECORDS] * 2 + [0]
+    heir.add(0, 0, 1, size=WAITING_BYTES_MAX)
+    assert heir.inboxes.credit(0, 0.0) == 0
+
+
+def test_a_partition_whose_rows_are_on_their_way_has_the_same_bounds_as_others() -> None:
+    scene = Scene(2)
+    scene.add(0, 0)
+    assert scene.begin(1.0) is not None
+    assert scene.inboxes.credit(0, 1.0) == CREDIT_RECORDS
+    scene.add(0, 1, size=WAITING_BYTES_MAX)
+    assert [scene.inboxes.credit(number, 1.0) for number in range(2)] == [0, 0]
+
+
+def test_what_waits_for_another_sink_takes_no_room_from_others() -> None:
+    first = Scene(3)
+    first.add(0, 0, 1)
+    first.add(1, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = Scene(3)
+    heir.inboxes.know({0: begun.begun(begun.batches[0]), 2: None})
+    heir.add(0, 0, 1, size=WAITING_BYTES_MAX)
+    assert heir.next(99.0) is None
+    assert heir.inboxes.credit(2, 99.0) == CREDIT_RECORDS
+    heir.add(2, 5, now=98.0)
+    assert heir.next(99.0) == {2: (5, 5)}
 
 
 def test_a_part_that_has_gone_on_shows_that_the_insert_is_in() -> None:
@@ -145,14 +171,16 @@ def test_an_insert_waits_for_partitions_that_another_sink_has(
     first.add(1, 0, 1)
     begun = first.begin(1.0)
     assert begun is not None
-    heir = Scene(0)
-    heir.parts = [Partition(0), Partition(1)]
+    heir = Scene(2)
     heir.inboxes.know({0: begun.begun(begun.batches[0])})
     heir.add(0, 0, 1)
-    assert heir.next(99.0) is None
-    assert heir.next(99.0) is None
+    for now in (50.0, 59.9):  # a rebalance may give us the others
+        assert heir.next(now) is None
+    assert not caplog.records
+    for now in (60.0, 69.9):
+        assert heir.next(now) is None
     assert len(caplog.records) == 1
-    assert "end the other one" in caplog.text
+    assert "[1], which another sink has" in caplog.text
     heir.inboxes.forget()
     heir.inboxes.know({batch.partition: begun.begun(batch) for batch in begun.batches})
     heir.add(1, 0, 1)
@@ -188,6 +216,42 @@ def test_what_the_log_no_longer_has_holds_nothing_up() -> None:
     heir.passed[2] = 7  # nothing is there
     assert heir.next(0.5) == {0: (0, 1)}
     assert heir.next(1.0) == {1: (7, 8)}
+
+
+def test_a_partition_that_lost_its_place_takes_no_rows_of_others_along() -> None:
+    """Retention has passed its position while the insert was tried again and again."""
+    scene = Scene(2)
+    scene.add(0, 0, 1)
+    scene.add(1, 0, 1)
+    insert = scene.begin(1.0)
+    assert insert is not None
+    scene.parts[1].tracker.clear()
+    assert not insert.is_stale
+    scene.inboxes.finish(insert)
+    assert scene.committable() == [2, None]
+    scene.add(1, 7)  # from where the log begins now
+    assert scene.next(1.0) == {1: (7, 7)}
+
+
+def test_a_partition_of_which_nothing_is_known_makes_no_insert() -> None:
+    scene = Scene(2)
+    scene.inboxes.forget()
+    scene.inboxes.know({1: None})
+    scene.add(0, 0)
+    assert scene.next(99.0) is None
+    assert not scene.inboxes.is_known
+
+
+def test_what_lacks_something_is_looked_at_again_beside_what_is_due() -> None:
+    first = Scene(2)
+    first.add(0, 0, 1)
+    begun = first.begin(1.0)
+    assert begun is not None
+    heir = first.take_over(begun)
+    heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: None})
+    heir.add(0, 0)
+    heir.add(1, 0, now=60.0)
+    assert heir.inboxes.pause_seconds(0.0) == 1.0
 
 
 def test_after_a_rebalance_nothing_is_known() -> None:

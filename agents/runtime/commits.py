@@ -1,0 +1,63 @@
+"""Commits of a consumer's offsets, by the member that was given the partitions or by nobody.
+
+Owns the one request and what its errors mean. Refuses to know when a commit is due and what a note
+beside an offset says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiokafka.errors import (
+    IllegalGenerationError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.types import TP
+
+logger = logging.getLogger("tidemill.runtime")
+
+# The partitions are another member's by now, or about to be.
+_LOST: Final = (IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
+
+
+async def commit_as_owner(
+    kafka: Any, generation: int, offsets: Mapping[TP, tuple[int, str]]
+) -> bool:
+    """Commit offsets and their notes, asked once; False when they were not taken, or may not be.
+
+    `generation` is the one that gave the partitions to this process. A group without members takes
+    offsets from anybody, and aiokafka asks again as whoever it is by then. So an owner that was
+    stopped and forgotten would set back the offsets of a successor that has ended meanwhile.
+    """
+    request = {
+        TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(*found)
+        for tp, found in offsets.items()
+    }
+    coordinator = kafka._coordinator
+    try:
+        await coordinator.ensure_coordinator_known()
+        # A commit that is on its way ends, whoever no longer waits for it.
+        await asyncio.shield(_ask(coordinator, generation, request))
+    except _LOST as error:
+        logger.warning("offsets not committed, their records will come again: %r", error)
+        return False
+    except KafkaError as error:
+        logger.warning("commit failed and will be tried again: %r", error)
+        return False
+    return True
+
+
+async def _ask(
+    coordinator: Any, generation: int, request: Mapping[TopicPartition, OffsetAndMetadata]
+) -> None:
+    async with coordinator._commit_lock:
+        # Up to here it may have become another member's; what follows is one step to the request.
+        if coordinator.generation != generation:
+            raise IllegalGenerationError(f"generation {generation} is over")
+        await coordinator._do_commit_offsets(None, request)
