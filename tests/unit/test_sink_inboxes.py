@@ -43,11 +43,23 @@ class Scene:
     def committable(self) -> list[int | None]:
         return [part.tracker.committable() for part in self.parts]
 
-    def take_over(self, insert: Insert, *, is_joint: bool = True) -> Scene:
-        """Another process after this one was killed within `insert`."""
-        heir = Scene(len(self.parts), is_joint=is_joint)
-        heir.inboxes.know({b.partition: insert.begun(b) for b in insert.batches})
-        return heir
+
+def cut_short(*numbers: int) -> Insert:
+    """An insert of records 0 and 1 of these partitions, within which its process was killed."""
+    scene = Scene(max(numbers) + 1)
+    for number in numbers:
+        scene.add(number, 0, 1)
+    insert = scene.begin(1.0)
+    assert insert is not None
+    return insert
+
+
+def heir_of(insert: Insert, partitions: int, *, is_joint: bool = True) -> Scene:
+    """Another process, which has all partitions and knows what the notes tell."""
+    heir = Scene(partitions, is_joint=is_joint)
+    known: dict[int, Begun | None] = dict.fromkeys(range(partitions))
+    heir.inboxes.know({**known, **{b.partition: insert.begun(b) for b in insert.batches}})
+    return heir
 
 
 def spans(insert: Insert) -> dict[int, tuple[int, int]]:
@@ -91,31 +103,23 @@ def test_rows_of_all_partitions_count_and_the_rest_comes_next() -> None:
 
 
 def test_an_insert_that_was_begun_is_made_again_as_it_was() -> None:
-    first = Scene(3)
-    for number in range(3):
-        first.add(number, *range(3))
-    begun = first.begin(1.0)
-    assert begun is not None
-    heir = first.take_over(begun)
+    begun = cut_short(0, 1, 2)
+    heir = heir_of(begun, 3)
     heir.add(0, *range(9), now=2.0)
     heir.add(1, *range(9), now=2.0)
     assert heir.next(99.0) is None  # partition 2 has not come yet
-    heir.add(2, 0, 1, 2, now=2.0)
+    heir.add(2, 0, 1, now=2.0)
     again = heir.begin(99.0)
     assert again is not None
     assert (again.token, spans(again)) == (begun.token, spans(begun))
     assert again.begun(again.batches[0]) == begun.begun(begun.batches[0])
     heir.inboxes.finish(again)
-    assert heir.next(99.0) == {0: (3, 8), 1: (3, 6)}
+    assert heir.next(99.0) == {0: (2, 8), 1: (2, 4)}
 
 
 def test_what_was_begun_comes_although_there_is_no_room_and_no_more() -> None:
-    first = Scene(3)
-    first.add(0, 0, 1)
-    first.add(1, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
-    heir = first.take_over(begun)
+    begun = cut_short(0, 1)
+    heir = heir_of(begun, 3)
     heir.add(2, 0, size=WAITING_BYTES_MAX)
     assert [heir.inboxes.credit(number, 0.0) for number in range(3)] == [CREDIT_RECORDS] * 2 + [0]
     heir.add(0, 0, 1, size=WAITING_BYTES_MAX)
@@ -132,11 +136,7 @@ def test_a_partition_whose_rows_are_on_their_way_has_the_same_bounds_as_others()
 
 
 def test_what_waits_for_another_sink_takes_no_room_from_others() -> None:
-    first = Scene(3)
-    first.add(0, 0, 1)
-    first.add(1, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
+    begun = cut_short(0, 1)
     heir = Scene(3)
     heir.inboxes.know({0: begun.begun(begun.batches[0]), 2: None})
     heir.add(0, 0, 1, size=WAITING_BYTES_MAX)
@@ -149,11 +149,7 @@ def test_what_waits_for_another_sink_takes_no_room_from_others() -> None:
 def test_a_part_that_has_gone_on_shows_that_the_insert_is_in() -> None:
     """The commit behind it is of each partition; the token keeps the others' rows from coming
     twice."""
-    first = Scene(2)
-    first.add(0, 0, 1)
-    first.add(1, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
+    begun = cut_short(0, 1)
     heir = Scene(2)
     heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: Begun(9, "another", (1,))})
     heir.add(0, 0, 1)
@@ -166,11 +162,7 @@ def test_an_insert_waits_for_partitions_that_another_sink_has(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A part of it under its token would keep the other part out for ever."""
-    first = Scene(2)
-    first.add(0, 0, 1)
-    first.add(1, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
+    begun = cut_short(0, 1)
     heir = Scene(2)
     heir.inboxes.know({0: begun.begun(begun.batches[0])})
     heir.add(0, 0, 1)
@@ -188,12 +180,8 @@ def test_an_insert_waits_for_partitions_that_another_sink_has(
 
 
 def test_over_a_server_a_joint_insert_of_a_folder_is_taken_apart() -> None:
-    first = Scene(2)
-    first.add(0, 0, 1)
-    first.add(1, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
-    heir = first.take_over(begun, is_joint=False)
+    begun = cut_short(0, 1)
+    heir = heir_of(begun, 2, is_joint=False)
     heir.add(1, *range(5))
     again = heir.begin(0.0)
     assert again is not None
@@ -203,12 +191,8 @@ def test_over_a_server_a_joint_insert_of_a_folder_is_taken_apart() -> None:
 
 
 def test_what_the_log_no_longer_has_holds_nothing_up() -> None:
-    first = Scene(3)
-    for number in range(3):
-        first.add(number, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
-    heir = first.take_over(begun)
+    begun = cut_short(0, 1, 2)
+    heir = heir_of(begun, 3)
     heir.add(0, 0, 1)
     heir.add(1, 7, 8)  # the next ones that are there
     assert heir.next(0.5) is None
@@ -243,11 +227,8 @@ def test_a_partition_of_which_nothing_is_known_makes_no_insert() -> None:
 
 
 def test_what_lacks_something_is_looked_at_again_beside_what_is_due() -> None:
-    first = Scene(2)
-    first.add(0, 0, 1)
-    begun = first.begin(1.0)
-    assert begun is not None
-    heir = first.take_over(begun)
+    begun = cut_short(0)
+    heir = heir_of(begun, 2)
     heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: None})
     heir.add(0, 0)
     heir.add(1, 0, now=60.0)
