@@ -209,11 +209,6 @@ class PartitionInbox:
         self.rows += len(chunk)
         self.size_bytes += chunk.size_bytes
 
-    def clear(self) -> None:
-        """Forget what waits: the partition was revoked, and it comes again."""
-        self._waiting.clear()
-        self.rows = self.size_bytes = 0
-
     def drop_stale(self) -> None:
         """Forget what waits when it was revoked."""
         if self._waiting and self._waiting[0].chunk.is_stale:

@@ -102,9 +102,13 @@ class Inboxes:
         begun = self._waiting_again(partition)
         if begun is not None:
             # All of it must come, or it could never be inserted; and nothing behind it before.
-            inbox = self._inboxes.get(partition)
-            return 0 if inbox is not None and inbox.holds(begun.last) else CREDIT_RECORDS
+            return 0 if self._holds(partition, begun.last) else CREDIT_RECORDS
         return 0 if self._has_enough(now) else CREDIT_RECORDS
+
+    def _holds(self, partition: int, last: int) -> bool:
+        """Whether the record at offset `last` of a partition has arrived, or one behind it."""
+        inbox = self._inboxes.get(partition)
+        return inbox is not None and inbox.holds(last)
 
     def _waiting_again(self, partition: int) -> Begun | None:
         """The batch that was begun there and waits to be made again."""
@@ -246,8 +250,7 @@ class Inboxes:
                 "has one sink, end the other one"
             )
         for partition, last in self._parts(begun).items():
-            inbox = self._inboxes.get(partition)
-            if inbox is None or not inbox.holds(last):
+            if not self._holds(partition, last):
                 return f"{begun.token} waits for partition {partition} up to offset {last}"
         return ""
 
