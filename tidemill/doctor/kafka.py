@@ -1,0 +1,64 @@
+"""The broker and its topics.
+
+Owns whether Kafka answers and holds what is planned. Refuses to change a topic.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from agents import topics as topics_
+from agents.runtime.clients import client_settings
+from agents.settings import CommonSettings
+from schemas.topics import Topics
+from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+
+
+def reachable(settings: CommonSettings) -> Finding:
+    kafka = settings.kafka
+    begun = time.monotonic()
+    try:
+        found = AdminClient(client_settings(kafka, "tidemill-doctor", {})).list_topics(
+            timeout=ANSWER_SECONDS
+        )
+    except KafkaException as error:
+        return Finding(
+            "kafka", "failed", f"{kafka}: {error.args[0].str()}",
+            "start it with `tidemill dev` or `tidemill broker start`, or set --kafka",
+        )
+    took_ms = (time.monotonic() - begun) * 1000
+    return Finding("kafka", "ok", f"{kafka}: {len(found.brokers)} broker(s), {took_ms:.0f} ms")
+
+
+def as_planned(settings: CommonSettings) -> Finding:
+    topics = Topics(settings.topic_prefix)
+    # With the partitions that are there: a wrong number is the next check's finding.
+    number = topics_.found_partitions(settings.kafka, topics) or settings.partitions
+    changes = topics_.plan(settings.kafka, topics, number)
+    if changes:
+        found = "; ".join(f"{one.topic}: {one.action} {one.detail}" for one in changes)
+        return Finding("topics", "failed", found, "run `tidemill topics apply`")
+    return Finding("topics", "ok", "all there and as planned")
+
+
+def partitions(settings: CommonSettings) -> Finding:
+    found = topics_.found_partitions(settings.kafka, Topics(settings.topic_prefix))
+    if found is None:
+        return Finding("partitions", "failed", "no state topic", "run `tidemill topics apply`")
+    if found != settings.partitions:
+        return Finding(
+            "partitions", "failed", f"{found} in Kafka, {settings.partitions} in the settings",
+            f"use --partitions {found} or TIDEMILL_PARTITIONS={found} for every role",
+        )
+    return Finding("partitions", "ok", str(found))
+
+
+CHECKS: Final = (
+    Check("kafka", reachable),
+    Check("topics", as_planned, needs="kafka"),
+    Check("partitions", partitions, needs="kafka"),
+)
