@@ -15,7 +15,7 @@ import orjson
 from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
 from streams import limits
 from streams.commands import Submit
-from streams.job import JobKey, Spec
+from streams.job import Job, JobKey, Spec
 from streams.policy import Policy
 
 _Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
@@ -85,6 +85,11 @@ def resolved(spec: Spec, policy: Policy) -> Spec:
 
 def is_expired(spec: Spec, now: int) -> bool:
     return spec.expires_at is not None and spec.expires_at <= now
+
+
+def is_too_late(job: Job, now: int) -> bool:
+    """Whether the job has expired. What was dispatched once never does."""
+    return job.epoch == 0 and is_expired(job.spec, now)
 
 
 def is_duplicate(spec: Spec, situation: Situation) -> bool:

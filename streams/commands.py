@@ -58,9 +58,10 @@ class Dispatch:
 
 @dataclass(slots=True)
 class Defer:
-    """A limit does not let the job start before `due_at` (epoch ms)."""
+    """The job cannot start: a limit does not let it, or nobody is there who could run it."""
 
-    due_at: int
+    due_at: int | None  # epoch ms; None when nobody can say
+    reason: Reason = Reason.RATE_LIMITED
 
 
 @dataclass(slots=True)

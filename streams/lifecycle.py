@@ -298,10 +298,8 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
         case Dispatch():
             return Story(job, now, None).tell(_DISPATCHED).done()
         case Defer():
-            deferred = Story(job, now, None)
-            return deferred.tell(
-                _E.DEFERRED, reason=Reason.RATE_LIMITED, due_at=command.due_at
-            ).done()
+            put_off = Story(job, now, None)
+            return put_off.tell(_E.DEFERRED, reason=command.reason, due_at=command.due_at).done()
         case Refuse():
             return _refuse(job, command, now, situation)
         case Resolve():
@@ -362,6 +360,8 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
     if job is None:
         raise InvalidTransition(None, _E.SCHEDULED)
     story = Story(job, now, None)
+    if admission.is_too_late(job, now):
+        return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
     policy = command.policy
     if policy is None:
         error = admission.unknown_type_error(job.spec.type)
@@ -488,9 +488,8 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
         is_over = job.state in TERMINAL_STATES
         reason = Reason.ALREADY_ENDED if is_over else Reason.NOT_ENDED
         return Rejected(reason, _E.COMMAND_REFUSED)
-    spec = job.spec
-    key = spec.unique_key
-    if key is not None and situation.unique_holder(spec.user_id, key) is not None:
+    key = job.spec.unique_key
+    if key is not None and situation.unique_holder(job.spec.user_id, key) is not None:
         return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)
     data = {"actor": command.actor, "reason": command.reason}
     story = Story(job, now, command.cause)

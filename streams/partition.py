@@ -16,7 +16,7 @@ from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
 from schemas.words import TERMINAL_STATES, Reason, State
 from streams import limits
-from streams.admission import is_expired
+from streams.admission import is_too_late
 from streams.commands import (
     Defer,
     Dispatch,
@@ -44,6 +44,7 @@ DECISIONS_MAX: Final = 2_000
 DECISION_BYTES: Final = 4_096
 NO_END: Final = 2**62  # ms; later than every instant
 _DISPATCH: Final = Dispatch()
+_EXPIRE: Final = Expire()
 _PENDING: Final = State.PENDING
 
 
@@ -255,8 +256,8 @@ class Partition:
                 self.schedule.make_ready(job)
         elif kind is TimerKind.EXPIRES:
             # The timer may be that of an earlier job of this id.
-            if job.epoch == 0 and is_expired(job.spec, now_ms):
-                self._desk.decide(name, job, Expire())
+            if is_too_late(job, now_ms):
+                self._desk.decide(name, job, _EXPIRE)
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
             self._desk.resolve(name, job, self.state.policy(job.spec.type))
         return _cost(job)
@@ -277,7 +278,8 @@ class Partition:
         while len(gate) and free > 0:
             key = gate.pop()
             job = jobs.get(key)
-            if job is not None and _is_held_by_limit(job):
+            # One that has expired takes no start away: its own timer ends it.
+            if job is not None and _is_held_by_limit(job) and not is_too_late(job, now_ms):
                 self.schedule.make_ready(job, is_first=True)
                 gate.through[key] = None
                 free -= 1
@@ -353,6 +355,10 @@ class Partition:
                 left -= 1
                 continue
             left -= _cost(job)
+            # Asked here and not of the timer alone, which may be far behind.
+            if is_too_late(job, now_ms):
+                self._desk.decide(key, job, _EXPIRE)
+                continue
             if self._is_held_back(key, job, now_ms):
                 continue
             self._desk.decide(key, job, _DISPATCH)
