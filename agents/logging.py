@@ -14,6 +14,10 @@ from typing import Any, Final, Literal
 import structlog
 
 READY_EVENT: Final = "role_ready"
+EXTRA_FIELDS: Final = (
+    "job", "user", "type", "attempt", "code", "reason", "stage", "field", "source"
+)
+"""What lines about jobs name apart from their words."""
 
 # Libraries that tell at INFO what only their authors want to know.
 _QUIET: Final = {
@@ -41,6 +45,8 @@ def configure_logging(
         structlog.processors.format_exc_info,
         _with_role(role),
     ]
+    # Fields of a standard line's `extra`.
+    foreign: list[Any] = [*shared, structlog.stdlib.ExtraAdder(allow=EXTRA_FIELDS)]
     renderer: Any = (
         structlog.processors.JSONRenderer(sort_keys=True)
         if log_format == "json"
@@ -55,7 +61,7 @@ def configure_logging(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=foreign,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )

@@ -174,6 +174,11 @@ class WorkerSettings(CommonSettings):
         ge=0,
         description="How long running jobs may finish on a stop; then they are given back.",
     )
+    traces: bool = Field(
+        default=True,
+        description="Keep the stack trace of an attempt that raised in its event, 8,192 "
+        "characters at most. It may hold what an exception says.",
+    )
 
     @field_validator("queues", mode="before")
     @classmethod

@@ -71,7 +71,8 @@ class JobEvent(BaseModel):
     cause: Cause | None
     data: dict[str, Any] | None = Field(
         description="requested: payload and resolved policy; succeeded: result; progressed: "
-        "percent, stage, message; others: null."
+        "percent, stage, message; attempt_failed: trace, where the handler raised one; others: "
+        "null."
     )
 
 

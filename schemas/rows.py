@@ -30,6 +30,7 @@ JOB_EVENTS: Final[dict[str, tuple[str, str]]] = {
     "error_code": ("LowCardinality(String)", "'' when there is no error."),
     "error_message": ("String", "'' when there is no error."),
     "error_retryable": ("Bool", "false when there is no error."),
+    "error_trace": ("String", "Of attempt_failed: where the handler raised; '' when not known."),
     "worker_id": ("LowCardinality(String)", "'' when no worker is concerned."),
     "due_at": ("Nullable(DateTime64(3, 'UTC'))", "When the job goes on."),
     "wait_ms": ("Nullable(UInt64)", "From requested to the last start."),

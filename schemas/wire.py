@@ -80,7 +80,7 @@ class Outcome(BaseModel):
     finished_at: int | None = Field(default=None, description="Epoch ms; None while running.")
     result: Any = None
     error: dict[str, Any] | None = Field(
-        default=None, description="failed: code, message, retryable."
+        default=None, description="failed: code, message, retryable, and trace where one is kept."
     )
     retry_after_ms: int | None = Field(default=None, description="From `Retry(after_seconds=)`.")
     reason: str | None = Field(default=None, description="skipped, returned: why.")

@@ -19,6 +19,7 @@ from streams.policy import Policy
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
+TRACE_LENGTH_MAX: Final = 8_192  # characters of a stack trace, in its event alone
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
 NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
@@ -70,6 +71,12 @@ def error_of(outcome: dict[str, Any]) -> dict[str, Any]:
         "message": _text(given.get("message"), ERROR_MESSAGE_LENGTH_MAX) or "",
         "retryable": bool(given.get("retryable", True)),
     }
+
+
+def trace_of(outcome: dict[str, Any]) -> dict[str, Any] | None:
+    """The `data` of a failed attempt: where the handler raised; None when that is not known."""
+    trace = _text((outcome.get("error") or {}).get("trace"), TRACE_LENGTH_MAX)
+    return None if trace is None else {"trace": trace}
 
 
 def delay_ms(job: Job, outcome: dict[str, Any], policy: Policy | None) -> int:

@@ -440,7 +440,7 @@ def _attempt_failed(
     started_at, wait_ms, run_ms = attempts.times(job, command.outcome, now)
     story.tell(
         _E.ATTEMPT_FAILED, worker=command.worker, started_at=started_at, wait_ms=wait_ms,
-        run_ms=run_ms, error=error,
+        run_ms=run_ms, error=error, data=attempts.trace_of(command.outcome),
     )
     if job.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, run_ms=run_ms)

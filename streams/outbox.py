@@ -7,7 +7,7 @@ transactions: it hands over a list.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -48,6 +48,20 @@ def carried_bytes(
     return size
 
 
+class Buried(NamedTuple):
+    """What is said of one dead letter; "" where something is not known."""
+
+    stage: str  # "attempt": a job that failed for good; else what of a record was refused
+    code: str
+    user_id: str
+    job_id: str
+    type: str
+    attempts: int
+    reason: str
+    field: str
+    origin: str  # of a refused record: topic/partition/offset
+
+
 class Outbox:
     """The records of one group, those of a topic in the order in which they were caused."""
 
@@ -70,6 +84,7 @@ class Outbox:
         self._retry = RecordPages(topics.retry, partition)
         self._loose: list[OutRecord] = []
         self._ready = {}
+        self.buried: list[Buried] = []
 
     def group(self) -> OutGroup:
         """All records of the group."""
@@ -111,6 +126,12 @@ class Outbox:
             attempts=event.attempt,
         )
         self._dead.add(spec.user_id.encode(), value, headers)
+        self.buried.append(
+            Buried(
+                "attempt", str(error.get("code", "")), spec.user_id, spec.job_id, spec.type,
+                event.attempt, event.reason or "", "", "",
+            )
+        )
 
     def dead_record(
         self,
@@ -136,6 +157,12 @@ class Outbox:
             user_id=refusal.user_id, job_id=refusal.job_id,
         )
         self._dead.add(key, value, ours)
+        self.buried.append(
+            Buried(
+                stage, refusal.code.value, refusal.user_id or "", refusal.job_id or "",
+                refusal.type or "", 0, "", refusal.field or "", f"{topic}/{partition}/{offset}",
+            )
+        )
 
     def retry(self, job: Job, event: Event) -> None:
         """News on jobs.retry."""

@@ -27,6 +27,7 @@ from streams.desk import Desk
 from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
+from streams.outbox import Buried
 from streams.schedule import LineName, TimerKind, waits_for_type
 from streams.state import PartitionState
 
@@ -201,6 +202,11 @@ class Partition:
             )
         self.state.write_rows(outbox.state)
         return outbox.group()
+
+    @property
+    def buried(self) -> list[Buried]:
+        """What the group at hand has put on jobs.dead; to be told once it is committed."""
+        return self._desk.outbox.buried
 
     def settle(self) -> None:
         """The transaction is committed."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from schemas.safe_text import safe_text
 from schemas.words import EventKind, State
 
 DASH: Final = "–"  # shown where there is no number
@@ -21,6 +22,8 @@ SECOND_MS: Final = 1_000.0
 MINUTE_MS: Final = 60 * SECOND_MS
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
+
+_SHOWN_APART: Final = ("payload", "result", "trace")
 
 TONES: Final[dict[str, str]] = {
     State.SCHEDULED: "wait",
@@ -160,6 +163,7 @@ class Step:
     is_audit: bool
     is_new_run: bool
     tells_error: bool  # False where the step before told the same one
+    trace: str  # where the attempt raised; "" when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +220,11 @@ def _step(
         gap_ms=milliseconds_between(before[-1].at, at) if before else None,
         event=event,
         note=_note(event, data),
-        data={k: v for k, v in (data or {}).items() if k not in ("payload", "result")} or None,
+        data={k: v for k, v in (data or {}).items() if k not in _SHOWN_APART} or None,
         is_audit=is_audit,
         is_new_run=kind == EventKind.REDRIVEN,
         tells_error=bool(event["error_code"]) and not is_told,
+        trace=safe_text(str((data or {}).get("trace", ""))),
     )
 
 

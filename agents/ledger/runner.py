@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from agents.ledger.burials import BURIALS
 from agents.ledger.claim import Claim
 from agents.ledger.workers import WorkerBook
 from agents.runtime.batches import size_of
@@ -86,6 +87,7 @@ class PartitionRunner:
 
     def settle(self) -> None:
         """The group's transaction is committed: its decisions stand."""
+        BURIALS.tell(self.partition.buried)
         self.partition.settle()
 
     def ack(self) -> None:

@@ -210,6 +210,7 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    FAILURES.tells_ends = False  # the parent does
     child = Child(connection)
     try:
         try:

@@ -29,13 +29,20 @@ End = dict[str, Any]
 logger = logging.getLogger("tidemill.worker")
 
 
-def failure(code: str, message: str, *, retryable: bool, retry_after_ms: int | None = None) -> End:
+def failure(
+    code: str,
+    message: str,
+    *,
+    retryable: bool,
+    retry_after_ms: int | None = None,
+    trace: str | None = None,
+) -> End:
     """A failed attempt. The message is cut and made valid UTF-8: any exception's text may come."""
     text = valid_text(message)[:MESSAGE_LENGTH_MAX]
-    end: End = {
-        "kind": "failed",
-        "error": {"code": valid_text(code), "message": text, "retryable": retryable},
-    }
+    said: dict[str, Any] = {"code": valid_text(code), "message": text, "retryable": retryable}
+    if trace is not None:
+        said["trace"] = trace
+    end: End = {"kind": "failed", "error": said}
     if retry_after_ms is not None:
         end["retry_after_ms"] = retry_after_ms
     return end
@@ -96,30 +103,38 @@ def invalid_payload(handler: Handler, error: ValidationError) -> End:
 def error(raised: BaseException, job: Mapping[str, Any]) -> End:
     """The handler raised. Steering words are ends of their own; the rest is a failed attempt.
 
-    The stack trace goes to the log, never into the outcome.
+    The stack trace goes to the log and, bounded, beside the error: `failure_log`.
     """
     try:
-        end = _steered(raised)
+        end = _steered(raised, job)
     except Exception:
         # A user's class may lack what its base has, or hold something else there.
         logger.exception("a %s of job %s says not what it wants", type(raised), job["job_id"])
         is_final = isinstance(raised, NonRetryable)
-        return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=not is_final)
+        return failure(
+            ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=not is_final,
+            trace=FAILURES.trace_of(raised, job),
+        )
     if end is not None:
         return end
-    FAILURES.note(raised, job)
-    return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True)
+    trace = FAILURES.note(raised, job)
+    return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True, trace=trace)
 
 
-def _steered(raised: BaseException) -> End | None:
+def _steered(raised: BaseException, job: Mapping[str, Any]) -> End | None:
     if isinstance(raised, Skip):
         return {"kind": "skipped", "reason": valid_text(raised.reason)}
     if isinstance(raised, NonRetryable):
-        return failure(raised.code, str(raised), retryable=False)
+        return failure(
+            raised.code, str(raised), retryable=False, trace=FAILURES.trace_of(raised, job)
+        )
     if isinstance(raised, Retry):
         after = raised.after_seconds
         after_ms = None if after is None else round(after * 1000)
-        return failure(raised.code, str(raised), retryable=True, retry_after_ms=after_ms)
+        return failure(
+            raised.code, str(raised), retryable=True, retry_after_ms=after_ms,
+            trace=FAILURES.trace_of(raised, job),
+        )
     return None
 
 
@@ -137,8 +152,11 @@ def _words_of(raised: BaseException) -> str:
 
 def encode(job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int) -> bytes:
     """The outcome as JSON. A result that cannot travel becomes a failure that says so."""
+    kind = end["kind"]
+    if kind == "failed":
+        FAILURES.note_end(job, end["error"])
     outcome: dict[str, Any] = {
-        "kind": end["kind"],
+        "kind": kind,
         "user_id": job["user_id"],
         "job_id": job["job_id"],
         "run": job["run"],

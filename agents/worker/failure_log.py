@@ -1,91 +1,110 @@
-"""Lines about attempts that raised: some of a kind whole, the others counted.
+"""What is said of attempts that failed: a line each, a trace for some of a kind, a count of others.
 
-Owns how many stack traces a second reach the log. Refuses to know what becomes of the attempt: the
-message of each one is in its event, whatever is logged.
+Owns how many lines and traces a second reach the log, and how many traces reach events. Refuses to
+know what becomes of the attempt: the message of each one is in its event, whatever is logged.
 
-A trace costs as much as some ten attempts. When something that every job needs is away, all of them
-fail alike: a trace of each would take the worker's time and hide everything else in the log.
+A trace costs as much as some ten attempts, so of a storm some are kept whole and the others name
+the place that raised them. No line holds a payload; names from strangers are made safe.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-TRACES_A_SECOND: Final = 5  # of failures of one kind
-KIND_SECONDS: Final = 1.0
+from agents.tally import LINES_A_SECOND, Tally
+from agents.worker.traces import place_of, trace_text
+from schemas.safe_text import safe_line
+from schemas.words import ErrorCode
+
+TRACES_A_SECOND: Final = LINES_A_SECOND  # in the log, of failures of one kind
+# In events, of one kind: at 8 KiB each less than half a megabyte a second.
+TRACES_KEPT_A_SECOND: Final = 50
+# Failures that may be tried again and yet get a line: nothing in the handler's words tells of them.
+_TOLD_CODES: Final = frozenset({ErrorCode.TIMEOUT.value, ErrorCode.PROCESS_DIED.value})
 
 logger = logging.getLogger("tidemill.worker")
 
-FailureKind = tuple[str, type[BaseException], str]
-"""The job's type, the exception's class, and the place that raised it."""
 
+class FailureKind(NamedTuple):
+    """What failures that are counted together share."""
 
-class _Count:
-    """What was seen of one kind since an instant."""
-
-    __slots__ = ("since", "total")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.total = 0
+    type_name: str
+    what: str  # the exception's class, or the code
+    place: str  # that raised it; "" when nothing was raised
 
 
 class FailureLog:
     """Used from the loop and from handlers' threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._counts: dict[FailureKind, _Count] = {}
+        self._tally: Tally[FailureKind] = Tally(clock)
+        self._kept: Tally[FailureKind] = Tally(clock)
+        #: Whether traces go into events (`TIDEMILL_TRACES`).
+        self.keeps_traces = True
+        #: False in a child process, whose parent tells how each attempt ended.
+        self.tells_ends = True
 
-    def note(self, raised: BaseException, job: Mapping[str, Any]) -> None:
-        """An attempt of `job` raised."""
-        kind = _kind_of(raised, job["type"])
-        with self._lock:
-            count = self._counts.get(kind)
-            if count is None:
-                count = self._counts[kind] = _Count(self._clock())
-            count.total += 1
-            is_told = count.total <= TRACES_A_SECOND
-        if is_told:
+    def note(self, raised: BaseException, job: Mapping[str, Any]) -> str | None:
+        """An attempt of `job` raised: its trace to the log; answers with what its event keeps."""
+        place = place_of(raised)
+        count = self._tally.count(FailureKind(job["type"], type(raised).__name__, place))
+        if count <= TRACES_A_SECOND:
             logger.warning(
-                "attempt %s of job %s (%s) of user %s raised",
-                job["attempt"], job["job_id"], job["type"], job["user_id"],
-                exc_info=raised,
+                "attempt %s of job %s (%s) of user %s raised\n%s",
+                job["attempt"], safe_line(job["job_id"]), safe_line(job["type"]),
+                safe_line(job["user_id"]), trace_text(raised),
+            )
+        return self._kept_of(raised, job["type"], place)
+
+    def trace_of(self, raised: BaseException, job: Mapping[str, Any]) -> str | None:
+        """What the event keeps of an exception that gets no trace in the log."""
+        return self._kept_of(raised, job["type"], place_of(raised))
+
+    def _kept_of(self, raised: BaseException, type_name: str, place: str) -> str | None:
+        if not self.keeps_traces:
+            return None
+        kind = FailureKind(type_name, type(raised).__name__, place)
+        if self._kept.count(kind) <= TRACES_KEPT_A_SECOND:
+            return trace_text(raised)
+        return f"{safe_line(place, 500)} (one of many alike; the first of a second keep all of it)"
+
+    def note_end(self, job: Mapping[str, Any], error: dict[str, Any]) -> None:
+        """An attempt failed: a line with whose it was, where no trace has told of it."""
+        if not self.keeps_traces:
+            error.pop("trace", None)  # of a child process, which knows no settings
+        code = error["code"]
+        if not self.tells_ends or code == ErrorCode.CANCELLED.value:
+            return
+        if error["retryable"] and code not in _TOLD_CODES:
+            return
+        if self._tally.count(FailureKind(job["type"], code, "")) <= LINES_A_SECOND:
+            logger.warning(
+                "an attempt failed",
+                extra={
+                    "job": safe_line(job["job_id"]), "user": safe_line(job["user_id"]),
+                    "type": safe_line(job["type"]), "attempt": job["attempt"],
+                    "code": safe_line(code),
+                },
             )
 
     def tell_rest(self, *, is_last: bool = False) -> None:
         """A line for each kind of which more was seen than told; called often, and at the end."""
-        if not self._counts:
-            return
-        with self._lock:
-            now = self._clock()
-            over = [
-                (kind, count) for kind, count in self._counts.items()
-                if is_last or now - count.since >= KIND_SECONDS
-            ]
-            for kind, _ in over:
-                del self._counts[kind]
-        for (type_name, raised, place), count in over:
-            more = count.total - TRACES_A_SECOND
-            if more > 0:
+        self._kept.untold(is_last=is_last)
+        for kind, more, seconds in self._tally.untold(is_last=is_last):
+            if kind.place:
                 logger.warning(
                     "%d more attempts of %s raised %s at %s within %.1f s; what each of them said "
-                    "is in its event", more, type_name, raised.__name__, place, now - count.since,
+                    "is in its event", more, safe_line(kind.type_name), kind.what, kind.place,
+                    seconds,
                 )
-
-
-def _kind_of(raised: BaseException, type_name: str) -> FailureKind:
-    trace = raised.__traceback__
-    if trace is None:
-        return type_name, type(raised), "an unknown place"
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return type_name, type(raised), f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+            else:
+                logger.warning(
+                    "%d more attempts of %s failed with %s within %.1f s", more,
+                    safe_line(kind.type_name), safe_line(kind.what), seconds,
+                )
 
 
 FAILURES: Final = FailureLog()

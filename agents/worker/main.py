@@ -29,6 +29,7 @@ from agents.topics import TopicsError, ensure_ready_topics
 from agents.worker.control import ControlReader
 from agents.worker.errors import ModuleLoadError, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
+from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.heartbeat import HeartbeatThread, KafkaBeats, Snapshot
 from agents.worker.intake import Intake
@@ -84,6 +85,7 @@ class Worker:
             incarnation=self._incarnation,
             loop=self._loop,
         )
+        FAILURES.keeps_traces = settings.traces
         self._executor = Executor(
             handlers,
             self._writer,

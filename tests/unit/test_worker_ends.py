@@ -98,10 +98,12 @@ def test_the_largest_result_passes_and_one_byte_more_does_not() -> None:
 
 def test_what_a_handler_raises() -> None:
     retry = encoded(ends.error(Retry("later", after_seconds=1.5, code="BUSY"), JOB))
+    assert retry["error"].pop("trace") == "agents.worker.errors.Retry: later"
     assert retry["error"] == {"code": "BUSY", "message": "later", "retryable": True}
     assert retry["retry_after_ms"] == 1_500
     assert "retry_after_ms" not in encoded(ends.error(Retry(), JOB))
     gone = encoded(ends.error(NonRetryable(code="GONE"), JOB))
+    assert gone["error"].pop("trace").startswith("agents.worker.errors.NonRetryable: ")
     assert gone["error"] == {
         "code": "GONE", "message": "the handler gave up with GONE", "retryable": False
     }
@@ -109,7 +111,7 @@ def test_what_a_handler_raises() -> None:
     assert (skip["kind"], skip["reason"]) == ("skipped", "stale")
 
 
-def test_any_other_exception_is_a_failed_attempt_without_a_trace(
+def test_any_other_exception_is_a_failed_attempt_with_its_trace(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Odd(Exception):
@@ -124,6 +126,7 @@ def test_any_other_exception_is_a_failed_attempt_without_a_trace(
     assert outcome["error"]["message"].startswith("ValueError: bad ? text")
     assert len(outcome["error"]["message"]) == ends.MESSAGE_LENGTH_MAX
     assert "Traceback" in caplog.text
+    assert outcome["error"]["trace"].startswith("Traceback")
     assert encoded(ends.error(Odd(), JOB))["error"]["message"] == "Odd"
     assert encoded(ends.error(KeyError(), JOB))["error"]["message"] == "KeyError"
 

@@ -86,7 +86,7 @@ async def test_what_the_broker_refuses_for_its_size_goes_alone_and_then_as_a_ref
     writer = writer_of(sink)
     settled: list[str] = []
     pack = Pack(QueueState("q"), 0, 3, 0.0, lambda: settled.append("pack"))
-    job = {"user_id": "u", "job_id": "1", "run": 1, "attempt": 1, "epoch": 1}
+    job = {"user_id": "u", "job_id": "1", "type": "t", "run": 1, "attempt": 1, "epoch": 1}
     for number in range(3):
         result = "x" * 3_000 if number == 1 else "fits"
         attempt = Attempt(pack, {**job, "job_id": str(number)}, None)
