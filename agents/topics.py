@@ -31,6 +31,8 @@ from agents.runtime.clients import client_settings
 from schemas.topics import READY_PARTITIONS, Topics, TopicSpec
 
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
+AWAITED_POLL_SECONDS: Final = 0.25  # between two looks for topics that somebody else makes
+AWAITED_TOLD_SECONDS: Final = 30.0  # then it is said again what is missing
 VISIBLE_POLL_SECONDS: Final = 0.02  # between two looks at whether a change is visible
 REPLICATION: Final = 3  # the usual for data that must survive the loss of one machine
 MIN_INSYNC: Final = 2  # with three copies: one machine may be away and acks=all still holds
@@ -103,6 +105,28 @@ def check_partitions(kafka: str, topics: Topics, partitions: int) -> None:
     found = found_partitions(kafka, topics)
     if found is not None and found != partitions:
         raise PartitionsMismatch(partitions, found, topics.state)
+
+
+def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -> None:
+    """Return once all of `names` are there; says what is missing, at once and now and then.
+
+    Raises TopicsError when Kafka does not answer.
+    """
+    admin = admin_client(kafka)
+    wanted_names = list(names)
+    told_at: float | None = None
+    while missing := [name for name in wanted_names if name not in (found := _counts(admin))]:
+        now = time.monotonic()
+        if told_at is None or now - told_at > AWAITED_TOLD_SECONDS:
+            told_at = now
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            say(
+                f"waiting: topic {missing[0]}{others} is not at {kafka}, which has {len(found)} "
+                "topics; run `tidemill topics apply` with the same --topic-prefix"
+            )
+        time.sleep(AWAITED_POLL_SECONDS)
+    if told_at is not None:
+        say("all topics are there")
 
 
 def plan(kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()) -> list[Change]:

@@ -27,7 +27,7 @@ from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
 from agents.runtime.transaction import TransactionalProducer
 from agents.settings import LedgerSettings
-from agents.topics import check_partitions
+from agents.topics import await_topics, check_partitions
 from schemas.native import core
 from schemas.topics import Topics
 from streams.homes import Homes
@@ -129,10 +129,22 @@ class Ledger:
         for number in partitions:
             self._runners[number].is_active = True
         self._wake_all()
-        logger.info("owns partitions %s", sorted(partitions))
+        owned = sorted(partitions)
+        if self.app is not None and self.app.misfit is not None:
+            logger.info("owns partitions %s for now: %s", owned, self.app.misfit)
+            return
+        if owned:
+            logger.info("owns partitions %s", owned)
+        else:
+            logger.info(
+                "standby: other processes own all %s partitions; this one takes over when one of "
+                "them ends", self._settings.partitions,
+            )
         if not self._is_announced:
             self._is_announced = True
-            announce_ready("ledger", partitions=sorted(partitions), core=str(core))
+            announce_ready(
+                "ledger", partitions=owned, is_standby=not owned, core=str(core)
+            )
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
@@ -185,5 +197,8 @@ def run_ledger(settings: LedgerSettings) -> int:
     """Run the ledger until SIGTERM or SIGINT; returns the exit code."""
     configure_logging("ledger", settings.log_format, settings.log_level)
     gc.set_threshold(*GC_THRESHOLDS)
-    check_partitions(settings.kafka, Topics(settings.topic_prefix), settings.partitions)
+    topics = Topics(settings.topic_prefix)
+    check_partitions(settings.kafka, topics, settings.partitions)
+    await_topics(settings.kafka, (spec.name for spec in topics.fixed()), logger.warning)
+    check_partitions(settings.kafka, topics, settings.partitions)
     return run_app(lambda: build_ledger(settings))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import faust
 import faust.streams
@@ -22,6 +22,7 @@ from yarl import URL
 
 from agents.runtime.failstop import fail_stop
 from agents.runtime.inputs import InputPolicy
+from agents.runtime.membership import GroupAssignor
 from agents.runtime.store import PartitionOwner, PartitionTable
 from agents.runtime.transport import ChunkConsumer, ChunkTransport
 
@@ -35,6 +36,8 @@ HEARTBEAT_INTERVAL_SECONDS = 2.0
 REBALANCE_TIMEOUT_SECONDS = 300.0
 # Faust's recovery ends for good when one of its steps takes longer; the watchdog notices that.
 REQUEST_TIMEOUT_SECONDS = 90.0
+# How soon partitions that come while a role runs are noticed: one small request each time.
+METADATA_SECONDS = 10.0
 # Committed offsets are a hint for ledgers; for workers this bounds what runs again after a crash.
 COMMIT_INTERVAL_SECONDS = 0.5
 # Bytes of one partition in one fetch; a larger record is fetched alone.
@@ -66,6 +69,11 @@ class RoleApp(faust.App):
         #: Bytes that a fetch waits for, within FETCH_WAIT_MS_MAX: 1 is for roles whose next record
         #: somebody waits for.
         self.fetch_bytes_min = 1
+        #: Topic -> N, for topics of which partition p belongs to whoever has partition p mod N of
+        #: the others, however many partitions there are.
+        self.folded_topics: dict[str, int] = {}
+        #: Called with the partition counts of the topics that are read, whenever Kafka tells them.
+        self.on_counts: Callable[[Mapping[str, int]], None] | None = None
         #: Awaited at a graceful stop while records still flow, for a role that hands work back.
         self.before_stop: Callable[[], Awaitable[None]] | None = None
         #: Awaited when a rebalance begins: before acked offsets are committed, the rest goes stale.
@@ -115,6 +123,26 @@ class RoleApp(faust.App):
         """True when partitions are assigned and restored, and records flow."""
         tables: Any = self.tables
         return bool(tables.recovery.completed.is_set()) and not self.rebalancing
+
+    @property
+    def misfit(self) -> str | None:
+        """Why the group's assignment is not made for what this process reads; None when it is.
+
+        Each topic then has its way in: partitions of it are here, or the group knows another owner.
+        """
+        return cast(GroupAssignor, self.assignor).misfit
+
+    @property
+    def is_serving(self) -> bool:
+        """True when records flow from every topic of this process that has partitions here."""
+        return bool(self.started) and self.is_flowing and self.misfit is None
+
+    def seen_counts(self, topics: Iterable[str]) -> dict[str, int]:
+        """Topic -> its partitions as this process knows them now; topics that it does not know are
+        left out."""
+        cluster = self.chunks.kafka._client.cluster
+        found = {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in topics}
+        return {topic: count for topic, count in found.items() if count}
 
     # -- what the consumer asks ----------------------------------------------------------------
 
@@ -193,9 +221,11 @@ def create_app(
         "broker_request_timeout": REQUEST_TIMEOUT_SECONDS,
         "broker_session_timeout": session_timeout_seconds,
         "consumer_group_instance_id": instance_id,
+        "consumer_metadata_max_age_ms": int(METADATA_SECONDS * 1000),
         "consumer_max_fetch_size": FETCH_BYTES_MAX,
         "cython_optimizations": True,
         "processing_guarantee": "at_least_once",
+        "PartitionAssignor": GroupAssignor,
         "TableManager": PromptTableManager,
         "store": "memory://",
         "stream_buffer_maxsize": STREAM_BUFFER_CHUNKS_MAX,

@@ -17,7 +17,11 @@ from typing import Any, ClassVar, cast
 import aiokafka
 import aiokafka.abc
 from aiokafka.consumer.fetcher import FetchError
-from aiokafka.errors import ConsumerStoppedError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from aiokafka.structs import TopicPartition
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.consumer import ensure_TPset
@@ -30,6 +34,7 @@ from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FatalError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.inputs import InputPartition, InputPolicy
+from agents.runtime.membership import FitKeeper, Subscriptions
 
 logger = logging.getLogger("tidemill.runtime")
 
@@ -40,8 +45,7 @@ FETCH_WAIT_MS_MAX = 200
 PASS_CHUNKS_MAX = 4
 # A commit before a rebalance that takes longer is given up; the group waits for this member.
 REVOKE_COMMIT_SECONDS_MAX = 5.0
-# What aiokafka answers for a partition without a committed offset.
-_UNKNOWN_OFFSET = -1
+_UNKNOWN_OFFSET = -1  # what aiokafka answers for a partition without a committed offset
 
 
 class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore[misc]  # untyped base
@@ -67,6 +71,8 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
         generation = coordinator.generation
         consumer.app.consumer_generation_id = generation
         consumer.assignments += 1
+        if consumer._fit is not None:
+            consumer._fit.look()
         await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
 
 
@@ -93,6 +99,7 @@ class ChunkConsumer(FaustConsumer):
         self._waiter: asyncio.Future[None] | None = None
         self._revocations = 0
         self._listener = RebalanceListener(self)
+        self._fit: FitKeeper | None = None
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
         self.pumped_at = time.monotonic()
         #: Monotonic instant since when acked offsets wait for a commit that succeeds, or None.
@@ -110,9 +117,12 @@ class ChunkConsumer(FaustConsumer):
     async def on_start(self) -> None:
         self._kafka = self._new_kafka_consumer()
         await self._kafka.start()
+        self._fit = FitKeeper(self.app, self._kafka)
 
     async def on_stop(self) -> None:
         """Commit what is acked and leave; nothing unacked is waited for."""
+        if self._fit is not None:
+            self._fit.stop()
         await super().on_stop()
         if self._kafka is not None:
             await self._kafka.stop()
@@ -120,7 +130,7 @@ class ChunkConsumer(FaustConsumer):
     def _new_kafka_consumer(self) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         transport = cast(Any, self.transport)
-        return aiokafka.AIOKafkaConsumer(
+        made = aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
             group_instance_id=conf.consumer_group_instance_id,
@@ -141,6 +151,8 @@ class ChunkConsumer(FaustConsumer):
             isolation_level="read_committed",
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
         )
+        made._subscription = Subscriptions()
+        return made
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         self.kafka.subscribe(topics=set(topics), listener=self._listener)
@@ -258,6 +270,8 @@ class ChunkConsumer(FaustConsumer):
 
     def _on_fetch_error(self, entry: InputPartition, failure: FetchError) -> None:
         error = failure._error
+        if isinstance(error, NoOffsetForPartitionError):
+            return  # of an assignment that is over: here every position is sought
         if not isinstance(error, OffsetOutOfRangeError):
             fail_stop(f"fetching {entry.tp.topic}-{entry.tp.partition} failed: {error!r}", error)
         wanted = self._position_of(entry.tp)

@@ -34,6 +34,7 @@ from agents.runtime.run import run_app
 from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from agents.sink.batches import BatchLimits
 from agents.sink.writer import SinkWriter
+from agents.topics import await_topics
 from schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.sink")
@@ -160,7 +161,7 @@ def _announcing(app: RoleApp, **fields: Any) -> asyncio.Task[None]:
     """Say that the role is ready once records flow."""
 
     async def announce() -> None:
-        while not (app.started and app.is_flowing):  # noqa: ASYNC110  # Faust has no such event
+        while not app.is_serving:  # noqa: ASYNC110  # Faust has no such event
             await asyncio.sleep(FLOW_POLL_SECONDS)
         announce_ready("sink", **fields)
 
@@ -171,6 +172,9 @@ def _run(settings: SinkSettings, engine: Engine, **ready_fields: Any) -> int:
     announcing: list[asyncio.Task[None]] = []
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+    topics = Topics(settings.topic_prefix)
+    await_topics(settings.kafka, (topics.events, topics.dead), logger.warning)
 
     def build() -> RoleApp:
         app = build_sink(settings, engine)

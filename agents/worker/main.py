@@ -25,7 +25,7 @@ from agents.runtime.failstop import leave_within
 from agents.runtime.run import new_event_loop, run_through_exits, serve
 from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
-from agents.topics import TopicsError, ensure_ready_topics
+from agents.topics import TopicsError, await_topics, ensure_ready_topics
 from agents.worker.control import ControlReader
 from agents.worker.errors import ModuleLoadError, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
@@ -118,7 +118,7 @@ class Worker:
         is_announced = False
         while True:
             self._beat.update(self._snapshot())
-            if not is_announced and self._beat.sent_total and self._is_flowing():
+            if not is_announced and self._beat.sent_total and self.app.is_serving:
                 is_announced = True
                 announce_ready(
                     "worker",
@@ -289,8 +289,10 @@ def _prepare(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> None:
     """Topics and definitions, for as long as Kafka needs to come up."""
     topics = Topics(settings.topic_prefix)
     queues = queues_of(handlers, settings.queues)
+    needed = (topics.outcomes, topics.heartbeats, topics.control, topics.definitions)
     while True:
         try:
+            await_topics(settings.kafka, needed, logger.warning)
             ensure_ready_topics(settings.kafka, topics, queues)
             publish_definitions(settings.kafka, topics.definitions, handlers)
             return
