@@ -114,7 +114,7 @@ class PlainRequest:
         self.payload = payload
 
 
-def _plain_request(body: dict[str, Any]) -> PlainRequest | None:
+def plain_request(body: dict[str, Any]) -> PlainRequest | None:
     """The request when it has only common fields and they are right, else None: ask the model."""
     get = body.get
     type_name, user_id, job_id, payload = (
@@ -438,7 +438,7 @@ def _fitted(text: bytes) -> bytes:
 
 def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decoded | Refusal:
     """A parsed body -> the checked request, or why it is refused."""
-    plain = _plain_request(body)
+    plain = plain_request(body)
     if plain is not None:
         payload = plain.payload
         try:

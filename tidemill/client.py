@@ -93,7 +93,7 @@ class _Core:
         )
 
     def enqueue(self, request: Request) -> Sending:
-        job_id = request.job_id or self._ids.next()
+        job_id = self._ids.next() if request.job_id is None else request.job_id
         value = encode(request, job_id)
         now_ms = time.time_ns() // 1_000_000
         topic = self.topics.requested
@@ -119,7 +119,7 @@ class _Core:
         now_ms = time.time_ns() // 1_000_000
         next_id = self._ids.next
         for number, request in enumerate(requests):
-            job_id = request.job_id or next_id()
+            job_id = next_id() if request.job_id is None else request.job_id
             try:
                 value = encode(request, job_id)
             except InvalidRequest as error:

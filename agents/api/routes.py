@@ -21,7 +21,8 @@ from agents.api.metrics import Metrics
 from agents.api.problems import Problem
 from agents.api.producer import Enqueuer
 from agents.api.reader import Reader, ReadFailed, Rows
-from schemas.codec import Refusal, check_request, parse_json
+from schemas.codec import Refusal, parse_json
+from schemas.doors import Refused, encode_request
 from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
 from schemas.words import State
 
@@ -267,20 +268,21 @@ def _add_enqueue(router: APIRouter, enqueuer: Enqueuer, metrics: Metrics) -> Non
     ) -> JSONResponse:
         body = await _read_body(request)
         job_id = _job_id(body, idempotency_key)
-        decoded = check_request(body | {"job_id": job_id})
-        if isinstance(decoded, Refusal):
-            raise _refused(decoded)
+        try:
+            value = encode_request(body | {"job_id": job_id})
+        except Refused as error:
+            raise _refused(error.refusal) from None
         traceparent = request.headers.get("traceparent")
         headers: list[tuple[str, str | bytes | None]] = (
             [("traceparent", traceparent)] if traceparent else []
         )
-        asked = decoded.request
-        await enqueuer.send(asked.user_id, orjson.dumps(body | {"job_id": job_id}), headers)
+        user_id: str = body["user_id"]
+        await enqueuer.send(user_id, value, headers)
         metrics.enqueued.inc()
-        path = job_path(job_id, asked.user_id, prefix="/api")
+        path = job_path(job_id, user_id, prefix="/api")
         answer = Asked(
-            job_id=job_id, user_id=asked.user_id, status="requested",
-            links={"job": path, "page": job_path(job_id, asked.user_id)},
+            job_id=job_id, user_id=user_id, status="requested",
+            links={"job": path, "page": job_path(job_id, user_id)},
         )
         return JSONResponse(answer.model_dump(), 202, headers={"Location": path})
 

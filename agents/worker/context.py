@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import orjson
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel
 
-from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest, holds_nan
+from schemas.doors import Refused, encode_request
+from schemas.requests import ID_LENGTH_MAX, RESULT_BYTES_MAX
 
 STAGE_LENGTH_MAX: Final = 128  # characters
 MESSAGE_LENGTH_MAX: Final = 500  # characters
@@ -32,7 +33,9 @@ def valid_text(text: str) -> str:
 class Context:
     """One attempt, seen from inside. Passed to a handler as its second argument."""
 
-    __slots__ = ("_children", "_job", "_log", "_on_progress", "_saw_cancel", "_signal")
+    __slots__ = (
+        "_children", "_children_bytes", "_job", "_log", "_on_progress", "_saw_cancel", "_signal",
+    )
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Context:
         self._signal = signal
         self._on_progress = on_progress
         self._children: list[dict[str, Any]] | None = None
+        self._children_bytes = 0
         self._log: Any = None
         self._saw_cancel = False
 
@@ -124,7 +128,7 @@ class Context:
     def enqueue(
         self,
         type: str,
-        payload: Mapping[str, Any] | None = None,
+        payload: Mapping[str, Any] | BaseModel | None = None,
         *,
         user_id: str | None = None,
         job_id: str | None = None,
@@ -140,6 +144,7 @@ class Context:
     ) -> str:
         """Ask for a job that is born when this one succeeds, in the same transaction; its job_id.
 
+        `payload` is a dict, a pydantic model or a dataclass, as its handler takes it back.
         Without `job_id` the child is named after its parent and its place, so that another attempt
         asks for the same children. Raises ValueError that names the field which is wrong.
         """
@@ -152,7 +157,7 @@ class Context:
             "type": type,
             "user_id": self.user_id if user_id is None else user_id,
             "job_id": self._child_id(len(children)) if job_id is None else job_id,
-            "payload": {} if payload is None else dict(payload),
+            "payload": payload,
             "queue": queue,
             "priority": priority,
             "run_at": run_at,
@@ -160,11 +165,20 @@ class Context:
             "unique_key": unique_key,
             "max_attempts": max_attempts,
             "timeout_seconds": timeout_seconds,
-            "tags": list(tags) or None,
+            "tags": tags if tags != () else None,
             "batch_id": batch_id,
             "parent_job_id": self.job_id,
         }
-        children.append(_checked_child({k: v for k, v in given.items() if v is not None}))
+        child = _checked_child({k: v for k, v in given.items() if v is not None})
+        self._children_bytes += len(child)
+        if self._children_bytes > RESULT_BYTES_MAX:
+            self._children_bytes -= len(child)
+            raise ValueError(
+                f"enqueue: field 'payload': with this one the jobs of this attempt have "
+                f"{self._children_bytes + len(child)} bytes, at most {RESULT_BYTES_MAX} are taken; "
+                "store the data elsewhere and send a reference, or let a child ask for the others"
+            )
+        children.append(orjson.loads(child))
         self._children = children
         return str(given["job_id"])
 
@@ -195,23 +209,9 @@ def has_seen_cancel(context: Context | None) -> bool:
     return context is not None and context._saw_cancel
 
 
-def _checked_child(given: dict[str, Any]) -> dict[str, Any]:
+def _checked_child(given: dict[str, Any]) -> bytes:
+    """What travels is what was checked: later changes by the handler do not count."""
     try:
-        JobRequest.model_validate(given)
-        encoded = orjson.dumps(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"enqueue: {name}: {first['msg']}") from None
-    except TypeError as error:
-        raise ValueError(f"enqueue: payload is not JSON: {error}") from None
-    if b"null" in encoded and holds_nan(given["payload"]):
-        raise ValueError("enqueue: payload holds NaN or infinity, which JSON has not")
-    if len(encoded) > REQUEST_BYTES_MAX:
-        raise ValueError(
-            f"enqueue: the request has {len(encoded)} bytes, at most {REQUEST_BYTES_MAX} are "
-            "taken; store the data elsewhere and send a reference"
-        )
-    # What travels is what was checked: later changes by the handler do not count.
-    checked: dict[str, Any] = orjson.loads(encoded)
-    return checked
+        return encode_request(given)
+    except Refused as error:
+        raise ValueError(f"enqueue: {error}") from None
