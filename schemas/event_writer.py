@@ -75,7 +75,7 @@ class Event:
         epoch: int,
         occurred_at: int,
         state_before: State | None,
-        state_after: State,
+        state_after: State | None,
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,

@@ -59,11 +59,17 @@ class JobEvent(BaseModel):
     epoch: int = Field(description="Dispatches of this job so far; outcomes must carry the last.")
     occurred_at: str = Field(description="RFC 3339, UTC, ms. Never goes back in a partition.")
     state_before: State | None = Field(description="null before the first event.")
-    state_after: State
+    state_after: State | None = Field(
+        description="null for a cancel of a job that nobody has asked for yet: `cancel_kept`, and "
+        "`command_refused` when it is forgotten."
+    )
     reason: str | None = Field(description="A word of `schemas.words.Reason`, or a handler's own.")
     error: JobError | None
     worker_id: str | None
-    due_at: str | None = Field(description="When it goes on: scheduled, deferred, retry_scheduled.")
+    due_at: str | None = Field(
+        description="When it goes on: scheduled, deferred, retry_scheduled. cancel_kept: until "
+        "when the cancel waits for the request."
+    )
     wait_ms: int | None = Field(
         description="Terminal events and attempt events: from requested to the last start."
     )

@@ -78,6 +78,7 @@ class EventKind(StrEnum):
     CONFLICT_IGNORED = "conflict_ignored"
     OUTCOME_IGNORED = "outcome_ignored"
     COMMAND_REFUSED = "command_refused"
+    CANCEL_KEPT = "cancel_kept"  # of a job that nobody has asked for yet: the state is null
 
 
 AUDIT_KINDS: Final = frozenset(
@@ -86,6 +87,7 @@ AUDIT_KINDS: Final = frozenset(
         EventKind.CONFLICT_IGNORED,
         EventKind.OUTCOME_IGNORED,
         EventKind.COMMAND_REFUSED,
+        EventKind.CANCEL_KEPT,
     }
 )
 TERMINAL_KINDS: Final = frozenset(
@@ -115,6 +117,7 @@ class Reason(StrEnum):
     STALE_EPOCH = "stale_epoch"  # an outcome of an attempt that was superseded
     ALREADY_ENDED = "already_ended"
     UNKNOWN_JOB = "unknown_job"
+    TOO_MANY_CANCELS = "too_many_cancels"  # of jobs that nobody has asked for yet
     NOT_ENDED = "not_ended"
     WORKER_LOST = "worker_lost"
     WORKER_RESTARTED = "worker_restarted"

@@ -12,10 +12,13 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from schemas.codec import Refusal
+from schemas.requests import TYPE_LENGTH_MAX
 from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
 from streams import limits
-from streams.commands import Submit
+from streams.commands import Refuse, Submit
 from streams.job import Job, JobKey, Spec
+from streams.kept_cancels import KeptCancel
 from streams.policy import Policy
 
 _Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
@@ -33,6 +36,8 @@ class Situation(Protocol):
     def policy_for_new(self, type: str) -> Policy | None: ...
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None: ...
     def limit_state(self, user_id: str, type: str) -> limits.LimitState: ...
+    def kept_cancel(self, key: JobKey) -> KeptCancel | None: ...
+    def has_ended(self, key: JobKey) -> bool: ...
 
 
 def spec_of(command: Submit, now: int, number: int, policy: Policy | None) -> Spec:
@@ -101,11 +106,12 @@ def is_duplicate(spec: Spec, situation: Situation) -> bool:
 
 
 def reason_to_skip(
-    spec: Spec, policy: Policy, now: int, situation: Situation
+    spec: Spec, policy: Policy | None, now: int, situation: Situation
 ) -> Reason | None:
+    """Why the job is not needed, as far as its type is known."""
     if is_duplicate(spec, situation):
         return Reason.DUPLICATE
-    if policy.limits:
+    if policy is not None and policy.limits:
         used = situation.limit_state(spec.user_id, spec.type)
         if limits.is_over_skip(policy.limits, used, now):
             return Reason.RATE_LIMITED
@@ -138,6 +144,27 @@ def requested_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     if spec.tags:
         data["tags"] = spec.tags
     return data
+
+
+def refused_spec(command: Refuse, now: int, number: int) -> Spec:
+    """What is kept of a request that cannot be taken. No payload: nobody can redrive it."""
+    return Spec(
+        command.user_id, command.job_id, (command.refusal.type or "")[:TYPE_LENGTH_MAX], "",
+        "medium", b"", now, 0, number=number,
+    )
+
+
+def refusal_error(refusal: Refusal) -> dict[str, Any]:
+    """The error of a job whose request cannot be taken."""
+    return {"code": refusal.code.value, "message": refusal.message, "retryable": False}
+
+
+def resolved_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
+    """What a job's type brought to its request, once that is known."""
+    return {
+        "queue": spec.queue, "max_attempts": spec.max_attempts, "timeout_ms": spec.timeout_ms,
+        "unique_key": spec.unique_key, "holds_limit": holds_limit,
+    }
 
 
 def unknown_type_error(type: str) -> dict[str, Any]:

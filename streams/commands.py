@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.codec import Decoded, Refusal
 from schemas.words import Reason
-from streams.job import Worker
+from streams.job import JobKey, Worker
 from streams.policy import Policy
 
 Cause = tuple[str, int, int]
@@ -89,8 +89,9 @@ class Report:
 
 @dataclass(slots=True)
 class Cancel:
-    """Somebody wants the job to end."""
+    """Somebody wants the job to end, whether or not anybody has asked for it yet."""
 
+    key: JobKey
     actor: str | None
     reason: str | None
     cause: Cause
@@ -100,11 +101,21 @@ class Cancel:
 class Redrive:
     """Somebody wants a failed job to run again."""
 
+    key: JobKey
     actor: str | None
     reason: str | None
     cause: Cause
 
 
+@dataclass(slots=True)
+class Forget:
+    """A kept cancel goes, for `reason`: nobody asked for its job in time, or too many are kept."""
+
+    reason: Reason
+    cause: Cause
+
+
 CoreCommand = (
     Submit | Refuse | Resolve | Dispatch | Defer | Expire | Rescue | Report | Cancel | Redrive
+    | Forget
 )

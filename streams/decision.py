@@ -7,6 +7,7 @@ bug. Refuses to know how they are reached.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from schemas.event_writer import Event
 from schemas.words import EventKind, Reason, direct
@@ -33,7 +34,13 @@ class Rejected:
         self.audit = audit
 
 
-Decision = Accepted | Rejected
+class Kept:
+    """A cancel that waits for the request of its job."""
+
+    __slots__ = ()
+
+
+Decision = Accepted | Rejected | Kept
 
 
 class InvalidTransition(Exception):
@@ -67,3 +74,21 @@ class Effect(StrEnum):
     SET_TIMER = "set_timer"  # wake the job at `due_at`
     TELL_WORKER = "tell_worker"  # a word on jobs.control
     MAKE_READY = "make_ready"  # it waits for a slot
+
+
+EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
+    EventKind.REQUESTED: (Effect.MAKE_READY,),
+    EventKind.SCHEDULED: (Effect.SET_TIMER,),
+    EventKind.DEFERRED: (Effect.SET_TIMER,),
+    EventKind.DISPATCHED: (Effect.DISPATCH,),
+    EventKind.RETRY_SCHEDULED: (Effect.SET_TIMER, Effect.ANNOUNCE_RETRY),
+    EventKind.RETURNED: (Effect.MAKE_READY,),
+    EventKind.RESCUED: (Effect.MAKE_READY,),
+    EventKind.REDRIVEN: (Effect.MAKE_READY,),
+    EventKind.CANCEL_REQUESTED: (Effect.TELL_WORKER,),
+    EventKind.SUCCEEDED: (Effect.COMPLETE,),
+    EventKind.FAILED: (Effect.COMPLETE, Effect.DEAD_LETTER),
+    EventKind.CANCELLED: (Effect.COMPLETE,),
+    EventKind.SKIPPED: (Effect.COMPLETE,),
+    EventKind.EXPIRED: (Effect.COMPLETE,),
+}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from schemas.event_writer import Event
 from schemas.topics import Topics
-from schemas.words import Reason, State
+from schemas.words import EventKind, Reason, State
 from streams import lifecycle
-from streams.commands import Cause, CoreCommand, Resolve
-from streams.decision import Effect, Rejected
+from streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve
+from streams.decision import Accepted, Effect, Rejected
 from streams.job import Job, JobKey
+from streams.kept_cancels import KeptCancel
 from streams.outbox import Outbox
 from streams.policy import Policy
 from streams.schedule import Schedule, waits_for_type
@@ -31,8 +32,11 @@ class Desk:
     def decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
         """Asks the core, keeps what changed, and writes what it leads to."""
         decision = lifecycle.decide(job, command, self.state.clock_ms, self.state)
-        if isinstance(decision, Rejected):
-            self._record_rejection(key, job, command, decision)
+        if not isinstance(decision, Accepted):
+            if isinstance(decision, Rejected):
+                self._record_rejection(key, job, command, decision)
+            elif isinstance(command, Cancel):
+                self._keep(command)
             return False
         after = decision.job
         self.state.put(job, after)
@@ -68,7 +72,7 @@ class Desk:
         origin = getattr(command, "cause", None)
         type_name = job.spec.type if job is not None else ""
         state = job.state if job is not None else None
-        if state is None:
+        if state is None and not isinstance(command, Forget):
             ended = self.state.ended(key)
             if ended is None:
                 return  # nobody knows the job: there is no story to add to
@@ -80,7 +84,7 @@ class Desk:
         self,
         key: JobKey,
         type_name: str,
-        state: State,
+        state: State | None,
         rejected: Rejected,
         origin: Cause | None,
         job: Job | None = None,
@@ -101,6 +105,28 @@ class Desk:
                 index=self.audits,
             )
         )
+
+    def _keep(self, command: Cancel) -> None:
+        """The cancel waits for its request, and the log says so; the oldest make room."""
+        cancels, now_ms = self.state.cancels, self.state.clock_ms
+        key = command.key
+        kept = KeptCancel(key, now_ms, command.actor, command.reason, command.cause)
+        cancels.keep(kept)
+        self.audits += 1
+        self.outbox.event(
+            Event(
+                EventKind.CANCEL_KEPT, key[0], key[1], "", "", "medium", 0, 0, None, 0, 0, now_ms,
+                None, None, due_at=kept.kept_until, cause=kept.cause,
+                data={"actor": kept.actor, "reason": kept.reason}, index=self.audits,
+            )
+        )
+        while (surplus := cancels.too_many(key[0])) is not None:
+            self.forget(surplus, Reason.TOO_MANY_CANCELS)
+
+    def forget(self, kept: KeptCancel, reason: Reason) -> None:
+        """A kept cancel goes, and the log says so."""
+        self.state.cancels.drop(kept.key)
+        self.decide(kept.key, None, Forget(reason, kept.cause))
 
     def resolve(self, key: JobKey, job: Job, policy: Policy | None) -> None:
         """The wait for a type is over; what may start now comes before what is asked later."""

@@ -170,7 +170,9 @@ class Intake:
         if job is None:
             row_key = job_key(key)
             ended = self._state.ended_row(row_key)
-            if ended is not None:
+            if ended is not None and ended.is_refused:
+                job = Job.refused(key, ended.finished_at, row_key)
+            elif ended is not None:
                 rejected = repeat_of(ended.fingerprint, decoded.fingerprint)
                 self._desk.audit(key, decoded.request.type, ended.state, rejected, origin)
                 return
@@ -204,7 +206,10 @@ class Intake:
             return
         key = (command.user_id, command.job_id)
         job = self._state.jobs.get(key)
-        if job is None and self._state.ended(key) is None:
+        made = Cancel if command.command == "cancel" else Redrive
+        if self._desk.decide(key, job, made(key, command.actor, command.reason, origin)):
+            self._desk.resolve_known(key)
+        elif job is None and made is Redrive and not self._state.has_ended(key):
             refusal = Refusal(
                 ErrorCode.UNKNOWN_JOB,
                 f"user {command.user_id!r} has no job {command.job_id!r} here, or it ended long "
@@ -212,10 +217,6 @@ class Intake:
                 field="job_id", user_id=command.user_id, job_id=command.job_id,
             )
             self._bury(record, headers, origin, "command", refusal)
-            return
-        made = Cancel if command.command == "cancel" else Redrive
-        if self._desk.decide(key, job, made(command.actor, command.reason, origin)):
-            self._desk.resolve_known(key)
 
     def _take_outcomes(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)

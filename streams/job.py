@@ -175,6 +175,22 @@ class Job:
             False, holds_limit, None,
         )
 
+    @staticmethod
+    def refused(key: JobKey, refused_at: int, row_key: bytes) -> Job:
+        """A job whose only request was refused, from what is remembered of it."""
+        spec = Spec(key[0], key[1], "", "", "medium", b"", refused_at, 0, row_key=row_key)
+        return Job(
+            spec, _FAILED, 2, 1, 0, 0, 0, refused_at, None, None, None, None, refused_at, None,
+            False, False, None,
+        )
+
+    def begun_again(self, spec: Spec, state: State, at: int, *, holds_limit: bool) -> Job:
+        """The same job with a request that can be taken, after one that was refused."""
+        return Job(
+            spec, state, self.sequence + 1, self.run + 1, 0, self.epoch, 0, at, None, None, None,
+            None, None, None, False, holds_limit, None,
+        )
+
     def moved_to(self, state: State) -> Job:
         """A new object in `state`, one event later: `evolve` changes the rest of it."""
         return Job(
@@ -192,3 +208,8 @@ class Job:
     def is_dead_letter(self) -> bool:
         """Failed and kept whole, so that it can be redriven. A refused request has no payload."""
         return self.state is _FAILED and bool(self.spec.payload)
+
+    @property
+    def is_refused(self) -> bool:
+        """Its request could not be taken, and nobody has sent a mended one."""
+        return self.state is _FAILED and not self.spec.payload

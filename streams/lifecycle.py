@@ -32,6 +32,7 @@ from streams.commands import (
     Defer,
     Dispatch,
     Expire,
+    Forget,
     Redrive,
     Refuse,
     Report,
@@ -39,8 +40,18 @@ from streams.commands import (
     Resolve,
     Submit,
 )
-from streams.decision import Accepted, Decision, Effect, InvalidTransition, Rejected, repeat_of
+from streams.decision import (
+    EFFECTS,
+    Accepted,
+    Decision,
+    Effect,
+    InvalidTransition,
+    Kept,
+    Rejected,
+    repeat_of,
+)
 from streams.job import Job, Spec, Worker
+from streams.kept_cancels import KeptCancel
 
 _S, _E = State, EventKind
 TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
@@ -84,8 +95,9 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.SCHEDULED, _E.CANCELLED): _S.CANCELLED,
     (_S.SCHEDULED, _E.EXPIRED): _S.EXPIRED,
     (_S.RETRYING, _E.CANCELLED): _S.CANCELLED,
-    # A dead letter may run again.
+    # A dead letter may run again, and a refused request does not take its id: a mended one runs.
     (_S.FAILED, _E.REDRIVEN): _S.PENDING,
+    (_S.FAILED, _E.REQUESTED): _S.PENDING,
 }
 
 # The same by kind: two quick look-ups instead of one by a new pair.
@@ -96,6 +108,7 @@ _MOVES: Final[dict[EventKind, dict[State | None, State]]] = {
 
 # By names of this module: compiled code reads those without a look-up.
 _RUNNING: Final = _S.RUNNING
+_REQUESTED: Final = _E.REQUESTED
 _DISPATCHED: Final = _E.DISPATCHED
 _ATTEMPT_SUCCEEDED: Final = _E.ATTEMPT_SUCCEEDED
 _SUCCEEDED: Final = _E.SUCCEEDED
@@ -120,9 +133,11 @@ def evolve(job: Job | None, event: Event) -> Job:
     state = _MOVES[kind].get(job.state if job is not None else None)
     if state is None or state is not event.state_after:
         raise InvalidTransition(job, kind)
-    if job is None:
+    if kind is _REQUESTED or job is None:
         holds_limit = bool(event.data and event.data.get("holds_limit"))
-        return Job.first(event.spec, state, holds_limit=holds_limit)
+        if job is None:
+            return Job.first(event.spec, state, holds_limit=holds_limit)
+        return job.begun_again(event.spec, state, event.occurred_at, holds_limit=holds_limit)
     new = job.moved_to(state)
     if kind is _DISPATCHED:
         _fold_dispatched(new, event)
@@ -176,25 +191,7 @@ def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
 
 def react(event: Event) -> tuple[Effect, ...]:
     """What the edge writes beside the event itself."""
-    return _EFFECTS.get(event.kind, ())
-
-
-_EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
-    _E.REQUESTED: (Effect.MAKE_READY,),
-    _E.SCHEDULED: (Effect.SET_TIMER,),
-    _E.DEFERRED: (Effect.SET_TIMER,),
-    _E.DISPATCHED: (Effect.DISPATCH,),
-    _E.RETRY_SCHEDULED: (Effect.SET_TIMER, Effect.ANNOUNCE_RETRY),
-    _E.RETURNED: (Effect.MAKE_READY,),
-    _E.RESCUED: (Effect.MAKE_READY,),
-    _E.REDRIVEN: (Effect.MAKE_READY,),
-    _E.CANCEL_REQUESTED: (Effect.TELL_WORKER,),
-    _E.SUCCEEDED: (Effect.COMPLETE,),
-    _E.FAILED: (Effect.COMPLETE, Effect.DEAD_LETTER),
-    _E.CANCELLED: (Effect.COMPLETE,),
-    _E.SKIPPED: (Effect.COMPLETE,),
-    _E.EXPIRED: (Effect.COMPLETE,),
-}
+    return EFFECTS.get(event.kind, ())
 
 
 # --- decisions ----------------------------------------------------------------------------------
@@ -211,28 +208,23 @@ class Story:
         self._cause = cause
 
     def begin(self, spec: Spec, data: dict[str, Any] | None) -> None:
-        """The first event of a job."""
+        """The first event of a job, or of its next run after a request that was refused."""
+        job = self.job
         event = Event(
-            _E.REQUESTED, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
-            spec.requested_at, 1, 1, 0, 0, self._now, None, _S.PENDING,
+            _REQUESTED, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
+            spec.requested_at, 1 if job is None else job.run + 1,
+            1 if job is None else job.sequence + 1, 0, 0 if job is None else job.epoch, self._now,
+            None if job is None else job.state, _S.PENDING,
             cause=self._cause, data=data, spec=spec,
         )
-        self.job = evolve(None, event)
+        self.job = evolve(job, event)
         self.events.append(event)
 
     def tell(
-        self,
-        kind: EventKind,
-        *,
-        reason: str | None = None,
-        error: dict[str, Any] | None = None,
-        worker: Worker | None = None,
-        due_at: int | None = None,
-        started_at: int | None = None,
-        wait_ms: int | None = None,
-        run_ms: int | None = None,
-        data: dict[str, Any] | None = None,
-        new_spec: Spec | None = None,
+        self, kind: EventKind, *, reason: str | None = None, error: dict[str, Any] | None = None,
+        worker: Worker | None = None, due_at: int | None = None, started_at: int | None = None,
+        wait_ms: int | None = None, run_ms: int | None = None,
+        data: dict[str, Any] | None = None, new_spec: Spec | None = None,
     ) -> Story:
         """One more event; the facts are the optional fields of `Event`."""
         job = self.job
@@ -258,14 +250,9 @@ class Story:
         return self
 
     def end(
-        self,
-        kind: EventKind,
-        reason: str | None = None,
-        *,
-        error: dict[str, Any] | None = None,
-        worker: Worker | None = None,
-        run_ms: int | None = None,
-        data: dict[str, Any] | None = None,
+        self, kind: EventKind, reason: str | None = None, *,
+        error: dict[str, Any] | None = None, worker: Worker | None = None,
+        run_ms: int | None = None, data: dict[str, Any] | None = None,
     ) -> Accepted:
         """The terminal event, with the waiting and running time of the last attempt."""
         job = self.job
@@ -281,6 +268,12 @@ class Story:
             data=data,
         )
         return self.done()
+
+    def cancel(self, command: Cancel | KeptCancel) -> Accepted:
+        """The end that a command asked for, now or before the request came: it is the cause."""
+        self._cause = command.cause
+        data = {"actor": command.actor, "reason": command.reason}
+        return self.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, data=data)
 
     def done(self) -> Accepted:
         if self.job is None:
@@ -309,7 +302,9 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
         case Rescue():
             return _give_back(job, _E.RESCUED, command.reason, now, None)
         case Cancel():
-            return _cancel(job, command, now)
+            return _cancel(job, command, now, situation)
+        case Forget():
+            return Rejected(command.reason, _E.COMMAND_REFUSED)
         case Redrive():
             return _redrive(job, command, now, situation)
         case _:
@@ -317,27 +312,27 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
 
 
 def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
+    requested_at = now
     if job is not None:  # duplicates first: a repeat must not touch a limit
-        return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
+        if not job.is_refused:
+            return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
+        requested_at = job.spec.requested_at
     policy = situation.policy_for_new(command.decoded.request.type)
-    spec = admission.spec_of(command, now, situation.accepted, policy)
-    story = Story(None, now, command.cause)
-    if policy is None:
-        story.begin(spec, admission.requested_data(spec, holds_limit=False))
-        if admission.is_duplicate(spec, situation):
-            return story.end(_E.SKIPPED, Reason.DUPLICATE)
-        if admission.is_expired(spec, now):
-            return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
-        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
-        return story.done()
+    spec = admission.spec_of(command, requested_at, situation.accepted, policy)
+    story = Story(job, now, command.cause)
+    kept = situation.kept_cancel(spec.key)
     skip = admission.reason_to_skip(spec, policy, now, situation)
-    holds_limit = skip is None and policy.has_skip_limit
+    holds_limit = kept is None and skip is None and policy is not None and policy.has_skip_limit
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))
+    if kept is not None:
+        return story.cancel(kept)
     if skip is not None:
         return story.end(_E.SKIPPED, skip)
     if admission.is_expired(spec, now):
         return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
-    if spec.run_at is not None and spec.run_at > now:
+    if policy is None:
+        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
+    elif spec.run_at is not None and spec.run_at > now:
         story.tell(_E.SCHEDULED, reason=Reason.RUN_AT, due_at=spec.run_at)
     return story.done()
 
@@ -345,14 +340,13 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
 def _refuse(job: Job | None, command: Refuse, now: int, situation: Situation) -> Decision:
     if job is not None:
         return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
-    refusal = command.refusal
-    spec = Spec(
-        command.user_id, command.job_id, (refusal.type or "")[:128], "", "medium", b"", now, 0,
-        number=situation.accepted,
-    )
+    spec = admission.refused_spec(command, now, situation.accepted)
     story = Story(None, now, command.cause)
     story.begin(spec, None)
-    error = {"code": refusal.code.value, "message": refusal.message, "retryable": False}
+    kept = situation.kept_cancel(spec.key)
+    if kept is not None:
+        return story.cancel(kept)
+    error = admission.refusal_error(command.refusal)
     return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
 
 
@@ -372,10 +366,7 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
         return story.end(_E.SKIPPED, skip)
     holds_limit = policy.has_skip_limit
     due_at = max(now, spec.run_at or now)
-    data = {
-        "queue": spec.queue, "max_attempts": spec.max_attempts, "timeout_ms": spec.timeout_ms,
-        "unique_key": spec.unique_key, "holds_limit": holds_limit,
-    }
+    data = admission.resolved_data(spec, holds_limit=holds_limit)
     reason = Reason.RUN_AT if due_at > now else None
     story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, new_spec=spec)
     return story.done()
@@ -467,18 +458,20 @@ def _give_back(
     return story.done()
 
 
-def _cancel(job: Job | None, command: Cancel, now: int) -> Decision:
+def _cancel(job: Job | None, command: Cancel, now: int, situation: Situation) -> Decision:
     if job is None:
-        return Rejected(Reason.UNKNOWN_JOB, _E.COMMAND_REFUSED)
+        if situation.has_ended(command.key):
+            return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED)
+        return Kept()  # its request may be under way: a submit or a refusal finds the cancel
     if job.state in TERMINAL_STATES:
         return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED)
-    data = {"actor": command.actor, "reason": command.reason}
     story = Story(job, now, command.cause)
     if job.state in IN_FLIGHT_STATES:
         if job.is_cancel_requested:
-            return Rejected(Reason.SAME_BODY, None)
+            return Rejected(Reason.SAME_BODY, _E.COMMAND_REFUSED)
+        data = {"actor": command.actor, "reason": command.reason}
         return story.tell(_E.CANCEL_REQUESTED, data=data).done()
-    return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND, data=data)
+    return story.cancel(command)
 
 
 def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) -> Decision:

@@ -29,7 +29,7 @@ from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
 from streams.outbox import Buried
 from streams.schedule import LineName, TimerKind, waits_for_type
-from streams.state import PartitionState
+from streams.state import FORGET_AT_ONCE_MAX, PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
@@ -175,7 +175,8 @@ class Partition:
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
             self._sweep(now_ms)
         if now_ms - self._forgot_at >= FORGET_EVERY_MS:
-            has_more = self.state.forget_old(now_ms)
+            has_more = self._forget_cancels(now_ms)
+            has_more = self.state.forget_old(now_ms) or has_more
             self._forgot_at = now_ms - (FORGET_EVERY_MS - FORGET_AGAIN_MS if has_more else 0)
         self._dispatch_all(now_ms)
 
@@ -220,6 +221,14 @@ class Partition:
         self._rebuild()
 
     # --- time ---
+
+    def _forget_cancels(self, now_ms: int) -> bool:
+        """Forgets cancels whose request has not come within their day. True: there may be more."""
+        old = self.state.cancels.too_old(now_ms, at_most=FORGET_AT_ONCE_MAX)
+        self._desk.audits = 0
+        for kept in old:
+            self._desk.forget(kept, Reason.UNKNOWN_JOB)
+        return len(old) >= FORGET_AT_ONCE_MAX
 
     def _rebuild(self) -> None:
         self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)

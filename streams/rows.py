@@ -5,6 +5,7 @@ Owns the bytes of keys and values. Refuses to know how they are written or read.
 Keys, by their first byte:
   b"j" + 16 bytes   a job; the digest is blake2b-128 of user_id, NUL, job_id
   b"l" + JSON       a limit's use: [user_id, type]
+  b"c" + 16 bytes   a cancel that came before its request; the digest is that of the job
   b"d" + type       a definition that this partition has taken
   b"p"              the partition's position: applied offsets and clock
 Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
@@ -26,10 +27,12 @@ from schemas.wire import Definition
 from schemas.words import State
 from streams.finished import Ended, digest_of
 from streams.job import Job, JobKey, Spec
+from streams.kept_cancels import KeptCancel
 from streams.limits import LimitState
 
 _dumps: Final = orjson.dumps  # constants of this module: compiled code need not look them up
 _loads: Final = orjson.loads
+CANCEL: Final = 1  # first element of a kept cancel's row: its version
 LIVE: Final = 1  # first element of a live job's row: its version
 ENDED: Final = -1  # first element of an ended job's row
 POSITION_KEY: Final = b"p"
@@ -154,7 +157,9 @@ def read_job(value: bytes) -> Job | Ended:
     head, _, payload = value.partition(b"\n")
     row: list[Any] = _loads(head)
     if row[0] == ENDED:
-        return Ended(row[2], row[3], _STATE_OF[row[1]])
+        state = _STATE_OF[row[1]]
+        # requested and failed, and nothing in between: only a refused request ends like that.
+        return Ended(row[2], row[3], state, state is State.FAILED and row[4:6] == [1, 2])
     if row[0] != LIVE:
         raise ValueError(f"job row of version {row[0]}; this ledger reads version {LIVE}")
     spec = row[17:]
@@ -181,6 +186,25 @@ def read_limit(key: bytes, value: bytes) -> tuple[tuple[str, str], LimitState]:
     user_id, type_name = _loads(key[1:])
     held, started = _loads(value)
     return (user_id, type_name), LimitState(held, tuple(started))
+
+
+def cancel_key(key: JobKey) -> bytes:
+    return b"c" + digest_of(key)
+
+
+def cancel_value(cancel: KeptCancel) -> bytes:
+    user_id, job_id = cancel.key
+    return _dumps(
+        (CANCEL, user_id, job_id, cancel.kept_at, cancel.actor, cancel.reason, *cancel.cause)
+    )
+
+
+def read_cancel(value: bytes) -> KeptCancel:
+    """The inverse of `cancel_value`. Raises ValueError for another version."""
+    row: list[Any] = _loads(value)
+    if row[0] != CANCEL:
+        raise ValueError(f"cancel row of version {row[0]}; this ledger reads version {CANCEL}")
+    return KeptCancel((row[1], row[2]), row[3], row[4], row[5], (row[6], row[7], row[8]))
 
 
 def definition_value(definition: Definition) -> bytes:

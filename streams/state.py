@@ -19,6 +19,7 @@ from schemas.words import TERMINAL_STATES, State
 from streams import limits, rows
 from streams.finished import COUNT_MAX, Ended, FinishedJobs, digest_of
 from streams.job import Job, JobKey
+from streams.kept_cancels import KeptCancel, KeptCancels
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Limit, Policy
 
@@ -40,6 +41,7 @@ class PartitionState:
     def __init__(self, *, dedupe_retention_ms: int = DEDUPE_RETENTION_MS) -> None:
         self.jobs: dict[JobKey, Job] = {}
         self.finished = FinishedJobs()
+        self.cancels = KeptCancels()
         self.applied: dict[str, int] = {}
         self.clock_ms = 0
         self.accepted = 0
@@ -78,6 +80,12 @@ class PartitionState:
     def limit_state(self, user_id: str, type: str) -> LimitState:
         return self._limits.get((user_id, type), NOTHING_USED)
 
+    def kept_cancel(self, key: JobKey) -> KeptCancel | None:
+        return self.cancels.get(key)
+
+    def has_ended(self, key: JobKey) -> bool:
+        return self.ended(key) is not None
+
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
         return self.finished.get(digest_of(key)) if len(self.finished) else None
@@ -98,17 +106,27 @@ class PartitionState:
     def put(self, before: Job | None, after: Job) -> None:
         """A decision made `after` of `before`: keeps the old value, moves the indices along."""
         key = after.key
-        if key not in self._old_jobs:
+        if before is None or before.is_refused:
+            self._accept(before, key)
+        elif key not in self._old_jobs:
             self._old_jobs[key] = before
         self.jobs[key] = after
-        if before is None:
-            self.accepted += 1
         self._move_unique(before, after, key)
         policy = self._policies.get(after.spec.type)
         is_held = after.holds_limit or (before is not None and before.holds_limit)
         # A held job is released even when its type has lost its limits since.
         if policy is not None and (policy.limits or is_held):
             self._move_limit(before, after, policy.limits)
+
+    def _accept(self, before: Job | None, key: JobKey) -> None:
+        """A request was accepted: of a new job, or the mended one of a refused job (`before`)."""
+        if key not in self._old_jobs:
+            self._old_jobs[key] = self.jobs.get(key)
+        if before is not None:
+            self.finished.take_up(rows.key_of(before.spec)[1:])
+        self.accepted += 1
+        if len(self.cancels):
+            self.cancels.drop(key)
 
     def _move_unique(self, before: Job | None, after: Job, key: JobKey) -> None:
         unique_key = after.spec.unique_key
@@ -201,7 +219,7 @@ class PartitionState:
         """Whether there is anything to commit: a changed row or a new applied position."""
         old = self._old_position
         return bool(
-            self._old_jobs or self._old_definitions or self._old_limits
+            self._old_jobs or self._old_definitions or self._old_limits or self.cancels.changed
             or self._forgotten or self._buried
             or (old is not None and old[0] != self.applied)
         )
@@ -226,6 +244,9 @@ class PartitionState:
         for type_name in self._old_definitions:
             definition = self.definitions[type_name]
             pages.add(rows.definition_key(type_name), rows.definition_value(definition))
+        for key in self.cancels.changed:
+            kept = self.cancels.get(key)
+            pages.add(rows.cancel_key(key), None if kept is None else rows.cancel_value(kept))
         for digest in self._forgotten:
             pages.add(b"j" + digest, None)
         for key in self._buried:
@@ -254,6 +275,7 @@ class PartitionState:
             if self._is_remembered(job):
                 self._remember(job)
         self.finished.settle()
+        self.cancels.settle()
         self._drop_old()
 
     def _is_remembered(self, job: Job) -> bool:
@@ -263,7 +285,7 @@ class PartitionState:
     def _remember(self, job: Job) -> None:
         self.finished.add(
             rows.key_of(job.spec)[1:], job.finished_at or self.clock_ms, job.spec.fingerprint,
-            job.state,
+            job.state, job.is_refused,
         )
 
     def undo(self) -> None:
@@ -277,6 +299,7 @@ class PartitionState:
         for type_name, definition in self._old_definitions.items():
             self._set_definition(type_name, definition)
         self.finished.undo()
+        self.cancels.undo()
         if self._old_position is not None:
             self.applied, self.clock_ms, self.accepted = self._old_position
         self._drop_old()
@@ -305,6 +328,7 @@ class PartitionState:
             key, value = self._raw_rows.popitem()
             self._load_row(key, value)
         self.finished.sort()
+        self.cancels.sort()
         dead: list[Job] = []
         for job_key, job in self.jobs.items():
             if job.state is State.FAILED:
@@ -328,6 +352,8 @@ class PartitionState:
         elif kind == b"d":
             definition = rows.read_definition(value)
             self._set_definition(definition.type, definition)
+        elif kind == b"c":
+            self.cancels.load(rows.read_cancel(value))
         elif kind == b"p":
             self.applied, self.clock_ms, self.accepted = rows.read_position(value)
 

@@ -149,7 +149,8 @@ class _Core:
     def waiter(self, job: JobHandle, run: int) -> Waiter:
         """Register a wait. Requests and ends of a user share the number of their partition."""
         waiter = Waiter(
-            (job.user_id, job.job_id), run, job.enqueued_at - CLOCK_SLACK_MS, job.partition
+            (job.user_id, job.job_id), run, job.enqueued_at - CLOCK_SLACK_MS, job.partition,
+            job.enqueued_at,
         )
         self._completions.wait_for(waiter)
         return waiter
@@ -276,7 +277,11 @@ class Client:
     def cancel(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
-        """Ask to end a waiting job, or a running one to stop."""
+        """Ask to end a waiting job, or a running one to stop.
+
+        A job that nobody has asked for yet ends as soon as its request comes: the cancel is kept
+        for a day.
+        """
         receipt: CommandReceipt = _sent(
             self._core.command("cancel", user_id, job_id, reason, actor)
         )

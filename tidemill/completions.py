@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -57,13 +58,29 @@ class Waiter:
     run: int
     since_ms: int
     partition: int | None
+    asked_at_ms: int = 0
     future: Future[CompletedJob] = field(default_factory=Future)
     #: ClickHouse is being asked, or will be next.
     is_asked: bool = False
 
     def wants(self, body: dict[str, Any]) -> bool:
         """Whether a record of this user is the end that is waited for."""
-        return bool(body["job_id"] == self.key[1] and body["run"] >= self.run)
+        return bool(
+            body["job_id"] == self.key[1]
+            and body["run"] >= self.run
+            and not is_earlier_refusal(body, self.asked_at_ms)
+        )
+
+
+def is_earlier_refusal(body: dict[str, Any], asked_at_ms: int) -> bool:
+    """Whether an end tells of a request that was refused before the one that is waited for.
+
+    A refusal does not take the id. It alone ends a job with its second event.
+    """
+    return (
+        body["status"] == "failed" and body["run"] == 1 and body["sequence"] == 2
+        and datetime.fromisoformat(body["finished_at"]).timestamp() * 1000 < asked_at_ms
+    )
 
 
 @dataclass(slots=True)
@@ -103,6 +120,8 @@ class Completions:
                 self._thread.start()
         # What has been read is told at once; what is read from here on finds the waiter.
         value = self._remembered.find(*waiter.key, run=waiter.run, since_ms=waiter.since_ms)
+        if value is not None and is_earlier_refusal(orjson.loads(value), waiter.asked_at_ms):
+            value = self._remembered.find(*waiter.key, run=2, since_ms=waiter.since_ms)
         if value is not None:
             self._tell(waiter, value)
 

@@ -53,12 +53,16 @@ class LookingBack:
             waiter.is_asked = False
 
     def _look(self, waiter: Waiter, seconds: float) -> None:
-        try:
-            found = find_completed(
-                self._clickhouse, *waiter.key, waiter.run,
-                since_ms=waiter.since_ms, timeout_seconds=seconds,
-            )
-        except SqlError:
-            return
-        if found is not None:
-            self._tell(waiter, found)
+        for run in (waiter.run, waiter.run + 1):  # the first may be that of an earlier refusal
+            try:
+                found = find_completed(
+                    self._clickhouse, *waiter.key, run,
+                    since_ms=waiter.since_ms, timeout_seconds=seconds,
+                )
+            except SqlError:
+                return
+            if found is None:
+                return
+            if waiter.wants(found.model_dump()):
+                self._tell(waiter, found)
+                return

@@ -66,6 +66,7 @@ EVENT_WORDS: Final[dict[str, str]] = {
     EventKind.CONFLICT_IGNORED: "Conflicting request ignored",
     EventKind.OUTCOME_IGNORED: "Late outcome ignored",
     EventKind.COMMAND_REFUSED: "Command refused",
+    EventKind.CANCEL_KEPT: "Cancel kept for the request to come",
 }
 
 
@@ -190,7 +191,8 @@ def parse_data(text: str) -> dict[str, Any] | None:
 
 def build_story(events: list[dict[str, Any]], incarnation: int) -> Story:
     """The steps of one incarnation, with the time between them."""
-    mine = [event for event in events if event["incarnation"] == incarnation] or events
+    # What came before the request knows of no incarnation: it is 0.
+    mine = [event for event in events if event["incarnation"] in (incarnation, 0)] or events
     steps: list[Step] = []
     payload = result = None
     has_payload = has_result = False
@@ -222,7 +224,8 @@ def _step(
         note=_note(event, data),
         data={k: v for k, v in (data or {}).items() if k not in _SHOWN_APART} or None,
         is_audit=is_audit,
-        is_new_run=kind == EventKind.REDRIVEN,
+        is_new_run=kind == EventKind.REDRIVEN
+        or (kind == EventKind.REQUESTED and event["run"] > 1),
         tells_error=bool(event["error_code"]) and not is_told,
         trace=safe_text(str((data or {}).get("trace", ""))),
     )
@@ -249,7 +252,8 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
         parts.append(f"ran {duration(event['run_ms'])}")
     if event["due_at"]:
         rest_ms = milliseconds_between(event["occurred_at"], event["due_at"])
-        parts += [f"goes on in {duration(rest_ms)}"] if rest_ms > 0 else []
+        word = "for" if event["event"] == EventKind.CANCEL_KEPT else "goes on in"
+        parts += [f"{word} {duration(rest_ms)}"] if rest_ms > 0 else []
     if event["worker_id"]:
         parts.append(f"worker {event['worker_id']}")
     return " · ".join(parts)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from tests.chaos.jobfold import JobFold, JobId, Trace
+from tests.chaos.jobfold import JobFold, JobId, Trace, is_refused
 from tests.chaos.legal import TERMINAL
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.receipts import Receipt
@@ -31,7 +31,7 @@ class Inputs:
     def __init__(self, report: Report, requested_topic: str) -> None:
         self.report = report
         self.topic = requested_topic
-        self.answers: dict[Position, tuple[str, JobId]] = {}
+        self.answers: dict[Position, tuple[str, JobId, int]] = {}  # event, job, run
         self.dead: dict[Position, RawRecord] = {}
 
     def feed_event(self, trace: Trace, event: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ class Inputs:
                 f"{self.topic}{list(position)}: {self.answers[position][0]} and {event['event']}",
                 trace.story(),
             )
-        self.answers[position] = (event["event"], trace.key)
+        self.answers[position] = (event["event"], trace.key, event["run"])
 
     def feed_dead(self, record: RawRecord) -> None:
         """A dead letter of a request claims it too."""
@@ -133,22 +133,22 @@ def _check_letter(inputs: Inputs, record: RawRecord, letter: RawRecord) -> None:
 
 
 def _check_both(
-    inputs: Inputs, jobs: JobFold, position: Position, answer: tuple[str, JobId]
+    inputs: Inputs, jobs: JobFold, position: Position, answer: tuple[str, JobId, int]
 ) -> None:
     # A refused request is dead, and told to its owner where that is known: a new job ends as
-    # failed at once, an older one of the same name only hears of the conflict.
+    # failed at once (or as cancelled, by a command that came before), an older one of the same
+    # name only hears of the conflict.
     trace = jobs.jobs[answer[1]]
-    is_told = answer[0] == "conflict_ignored" or (answer[0] == "requested" and _is_refused(trace))
+    kinds = [step.kind for step in trace.steps[:2]]
+    is_cancelled = answer[2] == 1 and kinds == ["requested", "cancelled"]
+    is_told = answer[0] == "conflict_ignored" or (
+        answer[0] == "requested" and (is_cancelled or is_refused(trace, answer[2]))
+    )
     if not is_told:
         inputs.report.violate(
             "processed_and_dead", f"{inputs.topic}{list(position)} was {answer[0]} and is dead",
             trace.story(),
         )
-
-
-def _is_refused(trace: Trace) -> bool:
-    kinds = [step.kind for step in trace.steps[:2]]
-    return kinds == ["requested", "failed"]
 
 
 def check_receipts(inputs: Inputs, receipts: Iterable[Receipt], jobs: JobFold) -> int:
@@ -253,7 +253,7 @@ def check_dead_jobs(report: Report, dead: DeadJobs, jobs: JobFold) -> None:
     """Each run that failed is one dead letter, and nothing else is."""
     for trace in jobs.jobs.values():
         failed = sum(end["event"] == "failed" for end in trace.end_of.values())
-        if trace.key in dead.refused and _is_refused(trace):
+        if trace.key in dead.refused and is_refused(trace, 1):
             failed -= 1
         letters = dead.letters.pop(trace.key, 0)
         if letters != failed:

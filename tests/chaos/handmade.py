@@ -39,6 +39,7 @@ class History:
         self.requested: list[RawRecord] = []
         self.receipts: list[Receipt] = []
         self.rows: dict[bytes, bytes] = {}
+        self.cancels: dict[tuple[str, str], list[Any]] = {}
         self.expectations = Expectations()
         self.now_ms = 0
         self._last: dict[tuple[str, str], Body] = {}
@@ -57,7 +58,7 @@ class History:
 
     def tell(
         self, user: str, job: str, kind: str, after: str, *, type: str = "t",
-        cause: int | None = None, **fields: Any,
+        cause: int | Body | None = None, **fields: Any,
     ) -> Body:
         """One event that follows the job's last one; `fields` bend it."""
         key = (user, job)
@@ -74,8 +75,9 @@ class History:
             "state_after": after, "reason": None, "error": None, "worker_id": None,
             "due_at": None, "wait_ms": None, "run_ms": None, "cause": None, "data": None,
         }
-        if cause is not None:
-            event["cause"] = {"topic": "jobs.requested", "partition": 0, "offset": cause}
+        if isinstance(cause, int):
+            cause = {"topic": "jobs.requested", "partition": 0, "offset": cause}
+        event["cause"] = cause
         event |= fields
         event["event_id"] = f"{user}/{job}/{START_MS}/{event['sequence']}/{len(self.events)}"
         self.events.append(event)
@@ -84,6 +86,17 @@ class History:
         if kind in TERMINAL:
             self._end(event)
         return event
+
+    def keep(self, user: str, job: str, offset: int, event: str = "cancel_kept") -> None:
+        """A cancel of a job that nobody has asked for is kept, or forgotten."""
+        place = {"topic": "jobs.commands", "partition": 0, "offset": offset}
+        told: Body = {"sequence": None, "state_before": None, "incarnation": 0, "run": 0}
+        self.tell(user, job, event, "", type="", cause=place, **told)
+        self.events[-1]["state_after"] = None
+        if event == "cancel_kept":
+            self.cancels[(user, job)] = [1, user, job, START_MS, None, None, *place.values()]
+        else:
+            self.cancels.pop((user, job), None)
 
     def _end(self, event: Body) -> None:
         body = {
@@ -136,8 +149,12 @@ class History:
                     *[None] * 11, user, job, *[None] * 15,
                 ]
             self.rows[b"j" + digest_of((user, job))] = json.dumps(row).encode()
+        for key, cancel in self.cancels.items():
+            if key not in self._last:
+                self.rows[b"c" + digest_of(key)] = json.dumps(cancel).encode()
         causes = [e["cause"]["offset"] for e in self.events if e["cause"] is not None]
-        position = {"applied": {"jobs.requested": max(causes, default=-1)},
+        applied = {name: max(causes, default=-1) for name in ("jobs.requested", "jobs.commands")}
+        position = {"applied": applied,
                     "clock": START_MS + self.now_ms}
         self.rows[b"p"] = json.dumps(position).encode()
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from tests.chaos.kept import KeptFold
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
@@ -32,7 +33,7 @@ class Step(NamedTuple):
     epoch: int
     occurred_at: str
     before: str | None
-    after: str
+    after: str | None
     reason: str | None
 
     def line(self) -> str:
@@ -99,6 +100,7 @@ class JobFold:
         self.clock: dict[int, str] = {}  # partition -> newest occurred_at
         self.event_ids: set[int] = set()
         self.events = 0
+        self.kept = KeptFold(report)
 
     def feed(self, record: RawRecord) -> tuple[Trace, Step, dict[str, Any]] | None:
         """Fold one record; None when it is not a readable event."""
@@ -108,6 +110,8 @@ class JobFold:
             self.report.violate("unreadable_event", f"{_place(record)}: {error}")
             return None
         self.events += 1
+        if event["state_after"] is None:
+            return self._feed_stateless(event, record)
         trace = self._trace_of(event, record)
         step = _step(event, record)
         trace.steps.append(step)
@@ -117,7 +121,20 @@ class JobFold:
         else:
             self._check_step(trace, step)
             self._advance(trace, step, event)
+            self.kept.feed_step(event)
         return trace, step, event
+
+    def _feed_stateless(
+        self, event: dict[str, Any], record: RawRecord
+    ) -> tuple[Trace, Step, dict[str, Any]]:
+        """What is told of a job that nobody has asked for: it is no story yet."""
+        known = self.jobs.get((event["user_id"], event["job_id"]))
+        if known is not None:
+            self._break("kept_cancel_told_wrong", known, f"{event['event']} without a state")
+        trace = Trace(event, record.partition)
+        self._check_record(event, record, trace)
+        self.kept.feed_audit(event)
+        return trace, _step(event, record), event
 
     def _trace_of(self, event: dict[str, Any], record: RawRecord) -> Trace:
         key = (event["user_id"], event["job_id"])
@@ -174,9 +191,12 @@ class JobFold:
             self._break(
                 "illegal_transition", trace, f"{step.kind} {step.before}->{step.after}"
             )
-        if trace.state in TERMINAL and step.kind != "redriven":
+        begins_again = step.kind == "redriven" or (
+            step.kind == "requested" and is_refused(trace, trace.run)
+        )
+        if trace.state in TERMINAL and not begins_again:
             self._break("after_the_end", trace, f"{step.kind} after {trace.state}")
-        wanted_run = trace.run + 1 if step.kind == "redriven" else trace.run
+        wanted_run = trace.run + 1 if begins_again else trace.run
         if step.run != wanted_run:
             self._break("wrong_run", trace, f"run {step.run}, expected {wanted_run}")
         self._check_attempt(trace, step)
@@ -213,8 +233,9 @@ class JobFold:
                 trace.is_spent = True
             case "rescued":
                 trace.rescues += 1
-            case "redriven":
+            case "redriven" | "requested":
                 trace.run, trace.attempt, trace.is_spent, trace.rescues = step.run, 0, True, 0
+                trace.type = event["type"]
             case _:
                 pass
         if step.kind in TERMINAL:
@@ -224,6 +245,12 @@ class JobFold:
 
     def _break(self, kind: str, trace: Trace, message: str) -> None:
         self.report.violate(kind, f"{trace.key}: {message}", trace.story())
+
+
+def is_refused(trace: Trace, run: int) -> bool:
+    """Whether the request of that run could not be taken: it failed at once. Only the first."""
+    kinds = [step.kind for step in trace.steps[:2]]
+    return run == 1 and kinds == ["requested", "failed"]
 
 
 def _place(record: RawRecord) -> str:

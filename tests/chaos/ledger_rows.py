@@ -1,9 +1,9 @@
 """Rebuilds the ledger's state from `jobs.events` and compares it with the rows that it keeps.
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
-documented format: keys start with b"j" (job), b"l" (limit), b"d" (definition), b"p" (position);
-job rows are JSON arrays whose first element is 1 (live, or a dead letter) or -1 (ended). Refuses
-to know any code of the engine.
+documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
+request), b"d" (definition), b"p" (position); job rows are JSON arrays whose first element is 1
+(live, or a dead letter) or -1 (ended). Refuses to know any code of the engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from tests.chaos.jobfold import JobFold, JobId, Trace
+from tests.chaos.kept import Place
 from tests.chaos.legal import TERMINAL
 from tests.chaos.promises import LimitFold, epoch_ms
 from tests.chaos.rawlog import RawRecord
@@ -32,6 +33,7 @@ class Rows:
     jobs: dict[bytes, tuple[int, list[Any]]] = field(default_factory=dict)
     limits: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    cancels: dict[JobId, Place] = field(default_factory=dict)
 
 
 def digest_of(key: JobId) -> bytes:
@@ -66,6 +68,11 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
             rows.limits[(user_id, type_name)] = (held, tuple(started))
         case b"p":
             rows.positions[partition] = orjson.loads(value)
+        case b"c":
+            _, user_id, job_id, _, _, _, *place = orjson.loads(value)
+            if key[1:] != digest_of((user_id, job_id)):
+                report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+            rows.cancels[(user_id, job_id)] = (place[0], place[1], place[2])
         case b"d":
             pass  # a definition: not made of events
         case _:
@@ -86,6 +93,10 @@ def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> 
     for digest in left:
         report.violate("row_invented", f"row {rows.jobs[digest][1]!r:.200}")
     _check_limits(report, rows, limits)
+    for key in rows.cancels.keys() | jobs.kept.waiting.keys():
+        kept, told = rows.cancels.get(key), jobs.kept.waiting.get(key)
+        if kept != told:
+            report.violate("kept_cancel_disagrees", f"{key}: the row says {kept}, the log {told}")
 
 
 def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any]) -> None:

@@ -10,7 +10,10 @@ from typing import Final
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped", "expired"})
 AUDIT: Final = frozenset(
-    {"duplicate_ignored", "conflict_ignored", "outcome_ignored", "command_refused"}
+    {
+        "duplicate_ignored", "conflict_ignored", "outcome_ignored", "command_refused",
+        "cancel_kept",
+    }
 )
 _WAITING: Final = ("scheduled", "pending", "retrying")
 _FLIGHT: Final = ("dispatched", "running")
@@ -25,7 +28,8 @@ def _stay(*states: str) -> frozenset[tuple[str | None, str]]:
 
 
 LEGAL: Final[dict[str, frozenset[tuple[str | None, str]]]] = {
-    "requested": frozenset({(None, "pending")}),
+    # A request that was refused does not take its id: a mended one begins the next run.
+    "requested": frozenset({(None, "pending"), ("failed", "pending")}),
     "scheduled": _to("scheduled", "pending", "scheduled"),
     "deferred": _to("scheduled", "pending", "scheduled"),
     "dispatched": _to("dispatched", *_WAITING),

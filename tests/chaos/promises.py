@@ -63,7 +63,7 @@ class LimitFold:
         if step.kind == "skipped" and step.reason == "rate_limited":
             self.waiting[group].discard(trace.job_id)
             self._check_need(limits, group, trace, step)
-        elif step.kind == "dispatched" and step.attempt == 1 and step.run == 1 and step.epoch == 1:
+        elif step.kind == "dispatched" and step.epoch == 1:
             self.waiting[group].discard(trace.job_id)
             self._check_windows(limits, group, trace, step)
         elif step.kind in TERMINAL:
@@ -158,7 +158,8 @@ class UniqueFold:
             return
         is_refused = step.kind == "skipped" and step.reason == "duplicate"
         beside = self.newcomer.pop(trace.key, None)
-        if beside is not None and not is_refused:
+        # Who ends at once, by a cancel that came before or because of a refusal, never lived.
+        if beside is not None and step.kind not in TERMINAL:
             self.report.violate(
                 "two_live_jobs_of_a_key",
                 f"user {key[0]!r}, unique_key {key[1]!r}: {trace.job_id!r} lives beside "

@@ -14,7 +14,8 @@ from typing import Final
 import pytest
 
 from tests.chaos.checker import Expectations
-from tests.chaos.handmade import START_MS, History, instant
+from tests.chaos.handmade import START_MS, Body, History, instant
+from tests.chaos.ledger_rows import digest_of
 from tests.chaos.promises import Limit
 
 HARNESS: Final = frozenset(
@@ -50,6 +51,117 @@ def straight() -> History:
     log.dead_letter("request", log.ask("bob", None, kind="poison"))
     log.write_rows()
     return log
+
+
+def cancelled_before() -> History:
+    """A cancel that was kept and applied, one that was forgotten, one that waits still."""
+    log = straight()
+    for offset, job in enumerate(("k1", "k2", "k3")):
+        log.keep("kim", job, offset)
+    log.tell("kim", "k1", "requested", "pending", cause=log.ask("kim", "k1"))
+    log.tell("kim", "k1", "cancelled", "cancelled", cause=by_command(0))
+    log.keep("kim", "k2", 1, event="command_refused")
+    log.write_rows()
+    return log
+
+
+def by_command(offset: int) -> Body:
+    return {"topic": "jobs.commands", "partition": 0, "offset": offset}
+
+
+def mended() -> History:
+    """A refused request, and the mended one under the same id."""
+    log = straight()
+    broken = log.ask("moe", "m1", kind="poison")
+    log.tell("moe", "m1", "requested", "pending", cause=broken, type="")
+    log.tell("moe", "m1", "failed", "failed", type="")
+    log.dead.pop()  # it is the record's own letter that tells of it
+    log.dead_letter("request", broken, user_id="moe", job_id="m1")
+    log.tell("moe", "m1", "requested", "pending", cause=log.ask("moe", "m1"), run=2)
+    log.tell("moe", "m1", "dispatched", "dispatched", run=2)
+    log.tell("moe", "m1", "attempt_succeeded", "running", run=2)
+    log.tell("moe", "m1", "succeeded", "succeeded", run=2)
+    log.write_rows()
+    return log
+
+
+@pytest.mark.parametrize("made", [cancelled_before, mended])
+def test_what_else_is_clean(made: Callable[[], History]) -> None:
+    report = made().check()
+    assert report.is_clean, report.text()
+
+
+def kept_and_run(log: History) -> None:
+    log.keep("kim", "k4", 7)
+    log.run("kim", "k4")
+
+
+def kept_and_cancelled_by_another(log: History) -> None:
+    log.keep("kim", "k4", 7)
+    log.tell("kim", "k4", "requested", "pending", cause=log.ask("kim", "k4"))
+    log.tell("kim", "k4", "cancelled", "cancelled", cause=by_command(8))
+
+
+def kept_without_a_row(log: History) -> None:
+    log.keep("kim", "k4", 7)
+    log.write_rows()
+    del log.rows[b"c" + digest_of(("kim", "k4"))]
+
+
+def row_of_an_applied_cancel(log: History) -> None:
+    log.keep("kim", "k4", 7)
+    log.write_rows()
+    log.tell("kim", "k4", "requested", "pending", cause=log.ask("kim", "k4"))
+    log.tell("kim", "k4", "cancelled", "cancelled", cause=by_command(7))
+
+
+def forgotten_without_being_kept(log: History) -> None:
+    log.keep("kim", "k4", 7, event="command_refused")
+
+
+def kept_for_a_known_job(log: History) -> None:
+    log.keep("ann", "a1", 7)
+
+
+def again_without_a_refusal(log: History) -> None:
+    log.run("ann", "a9")
+    log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"), run=2)
+    log.tell("ann", "a9", "dispatched", "dispatched", run=2)
+
+
+def again_after_a_dead_letter(log: History) -> None:
+    log.tell("ann", "a2", "requested", "pending", cause=log.ask("ann", "a2"), run=2, attempt=0)
+
+
+def mended_in_the_same_run(log: History) -> None:
+    broken = log.ask("moe", "m1", kind="poison")
+    log.tell("moe", "m1", "requested", "pending", cause=broken)
+    log.tell("moe", "m1", "failed", "failed")
+    log.dead_letter("request", broken, user_id="moe", job_id="m1")
+    log.tell("moe", "m1", "requested", "pending", cause=log.ask("moe", "m1"))
+
+
+@pytest.mark.parametrize(
+    ("bend", "violation"),
+    [
+        (kept_and_run, "kept_cancel_lost"),
+        (kept_and_cancelled_by_another, "kept_cancel_lost"),
+        (kept_without_a_row, "kept_cancel_disagrees"),
+        (row_of_an_applied_cancel, "kept_cancel_disagrees"),
+        (forgotten_without_being_kept, "kept_cancel_invented"),
+        (kept_for_a_known_job, "kept_cancel_told_wrong"),
+        (again_without_a_refusal, "illegal_transition"),
+        (again_after_a_dead_letter, "after_the_end"),
+        (mended_in_the_same_run, "wrong_run"),
+    ],
+)
+def test_kept_cancels_and_mended_requests_are_followed(
+    bend: Callable[[History], None], violation: str
+) -> None:
+    log = straight()
+    bend(log)
+    report = log.check()
+    assert violation in report.kinds, report.text()
 
 
 def test_straight_log_is_clean() -> None:

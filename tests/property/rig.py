@@ -136,6 +136,8 @@ class Rig:
         assert kept.pop("clock") <= held.pop("clock")
         for part, value in held.items():
             assert kept[part] == value, part
+        cancels = {cancel.key: cancel.cause for cancel in self.engine.state.cancels}
+        assert cancels == self.fold.kept.waiting
         live = self.engine.state.jobs
         for key, trace in self.fold.jobs.items():
             job = live.get(key)
@@ -168,6 +170,7 @@ def observable(state: PartitionState) -> dict[str, Any]:
         "definitions": dict(state.definitions), "applied": dict(state.applied),
         "clock": state.clock_ms, "accepted": state.accepted,
         "dead": set(state._dead_letters),
+        "cancels": [rows.cancel_value(cancel) for cancel in state.cancels],
     }
 
 

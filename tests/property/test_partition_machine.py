@@ -90,6 +90,17 @@ class PartitionMachine(RuleBasedStateMachine):
 
     @rule(
         user=st.sampled_from(USERS), name=st.sampled_from(IDS), type=st.sampled_from(TYPES),
+        fate=FATES,
+    )
+    def submit_broken(self, user: str, name: str, type: str, fate: str) -> None:
+        """A request that is refused; what it says of its instants does not count."""
+        key = (user, f"{type}{name}")
+        self.rig.asked.setdefault(key, Asked(None, None))
+        body = {"type": type, "user_id": user, "job_id": key[1], "surprise": 1}
+        self._take(Input(TOPICS.requested, orjson.dumps(body)), fate)
+
+    @rule(
+        user=st.sampled_from(USERS), name=st.sampled_from(IDS), type=st.sampled_from(TYPES),
         command=st.sampled_from(("cancel", "redrive")), fate=FATES,
     )
     def command(self, user: str, name: str, type: str, command: str, fate: str) -> None:

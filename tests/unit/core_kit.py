@@ -29,6 +29,7 @@ from streams.commands import (
 )
 from streams.decision import Accepted
 from streams.job import Job, JobKey, Spec
+from streams.kept_cancels import KeptCancel
 from streams.lifecycle import decide, evolve
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Policy
@@ -48,8 +49,12 @@ class Around:
         *definitions: Definition,
         holder: JobKey | None = None,
         used: LimitState = NOTHING_USED,
+        kept: KeptCancel | None = None,
+        has_ended: bool = False,
     ) -> None:
         self.accepted = 5
+        self._kept = kept
+        self._has_ended = has_ended
         self._policies = {definition.type: Policy(definition) for definition in definitions}
         self._holder = holder
         self._used = used
@@ -65,6 +70,12 @@ class Around:
 
     def limit_state(self, user_id: str, type: str) -> LimitState:
         return self._used
+
+    def kept_cancel(self, key: JobKey) -> KeptCancel | None:
+        return self._kept
+
+    def has_ended(self, key: JobKey) -> bool:
+        return self._has_ended
 
 
 def define(**facts: Any) -> Definition:
@@ -106,8 +117,8 @@ def after(job: Job | None, *commands: CoreCommand, now: int = NOW, around: Aroun
     return job
 
 
-CANCEL: Final = Cancel("somebody", "no more", ("jobs.commands", 0, 1))
-REDRIVE: Final = Redrive("somebody", "again", ("jobs.commands", 0, 2))
+CANCEL: Final = Cancel(("u", "j"), "somebody", "no more", ("jobs.commands", 0, 1))
+REDRIVE: Final = Redrive(("u", "j"), "somebody", "again", ("jobs.commands", 0, 2))
 FATAL: Final = {"code": "BROKEN", "message": "beyond repair", "retryable": False}
 WAYS: Final[dict[State, tuple[CoreCommand, ...]]] = {
     State.PENDING: (submit(),),

@@ -11,7 +11,7 @@ from schemas.wire import BackoffSpec
 from schemas.words import Reason, State
 from streams.attempts import RETRY_AFTER_MS_MAX
 from streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
-from streams.decision import Accepted, InvalidTransition, Rejected, repeat_of
+from streams.decision import Accepted, InvalidTransition, Kept, Rejected, repeat_of
 from streams.job import Job
 from streams.lifecycle import (
     RESCUES_MAX,
@@ -53,6 +53,8 @@ def told(job: Job | None, command: CoreCommand, around: Around = KNOWN) -> str:
     decision = decide(job, command, NOW, around)
     if isinstance(decision, Rejected):
         return f"rejected: {decision.reason}"
+    if isinstance(decision, Kept):
+        return "kept"
     return ", ".join(
         event.kind + (f" ({event.reason})" if event.reason else "") for event in decision.events
     )
@@ -318,5 +320,5 @@ def test_nothing_is_shared_between_a_job_and_what_follows_it() -> None:
     job = job_in(State.FAILED)
     assert job is not None
     copy = {name: getattr(job, name) for name in fields_of(Job)}
-    after(job, Redrive(None, None, CAUSE))
+    after(job, Redrive(job.key, None, None, CAUSE))
     assert {name: getattr(job, name) for name in fields_of(Job)} == copy

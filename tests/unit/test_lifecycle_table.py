@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
-from streams.decision import Accepted, Effect, InvalidTransition
+from streams.decision import Accepted, Effect, InvalidTransition, Kept
 from streams.lifecycle import TRANSITIONS, decide, evolve, react
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
 from tests.unit.core_kit import KNOWN, NOW, command_named, event_of, job_in
@@ -61,7 +61,7 @@ def test_the_table_agrees_with_the_one_written_by_hand() -> None:
 
 def test_terminal_states_absorb() -> None:
     leaving = {cell for cell in TRANSITIONS if cell[0] in TERMINAL_STATES}
-    assert leaving == {(State.FAILED, EventKind.REDRIVEN)}
+    assert leaving == {(State.FAILED, EventKind.REDRIVEN), (State.FAILED, EventKind.REQUESTED)}
 
 
 def test_every_state_and_every_kind_is_used() -> None:
@@ -133,7 +133,7 @@ _TABLE: Final[dict[str, tuple[str, ...]]] = {
         for kind in ("started", "progressed", "succeeded", "failed", "skipped", "returned")
     },
     "cancel": (
-        "unknown_job/command_refused", "cancelled", "cancelled", "cancel_requested",
+        "kept", "cancelled", "cancelled", "cancel_requested",
         "cancel_requested", "cancelled", *["already_ended/command_refused"] * _ENDED,
     ),
     "redrive": (
@@ -166,5 +166,7 @@ def test_each_command_in_each_state(name: str, state: State | None, expected: st
         first = 1 if job is None else job.sequence + 1
         numbers = [event.sequence for event in decision.events]
         assert numbers == list(range(first, first + len(numbers)))
+    elif isinstance(decision, Kept):
+        assert expected == "kept"
     else:
         assert f"{decision.reason}/{decision.audit or ''}" == expected

@@ -319,7 +319,7 @@ def test_children_are_born_with_the_outcome_here_and_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("value", "stage", "code"),
     [
-        (b'{"command":"cancel","user_id":"u","job_id":"nobody"}', b"command", b"UNKNOWN_JOB"),
+        (b'{"command":"redrive","user_id":"u","job_id":"nobody"}', b"command", b"UNKNOWN_JOB"),
         (b'{"command":"dance","user_id":"u","job_id":"0"}', b"command", b"INVALID_FIELD"),
         (None, b"command", b"EMPTY_RECORD"),
     ],

@@ -47,6 +47,10 @@ EVENT_MEANINGS: Final[dict[EventKind, str]] = {
     E.CONFLICT_IGNORED: "Another request came with the same `job_id`.",
     E.OUTCOME_IGNORED: "An outcome came too late, or of a superseded attempt.",
     E.COMMAND_REFUSED: "A command that the state does not allow; `reason` says why.",
+    E.CANCEL_KEPT: (
+        "A cancel of a job that nobody has asked for yet: it is kept until `due_at` and applied "
+        "when the request comes. There is no state yet."
+    ),
 }
 
 REASON_MEANINGS: Final[dict[Reason, str]] = {
@@ -59,6 +63,7 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.STALE_EPOCH: "An outcome of an attempt that was superseded.",
     R.ALREADY_ENDED: "The job has ended.",
     R.UNKNOWN_JOB: "There is no such job, or it was forgotten after its retention.",
+    R.TOO_MANY_CANCELS: "A kept cancel made room for newer ones before its request came.",
     R.NOT_ENDED: "Only a job that has failed can be redriven, and no request that was refused.",
     R.WORKER_LOST: "The worker was silent for ten seconds.",
     R.WORKER_RESTARTED: "The worker came back as a new process.",
