@@ -26,7 +26,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
 # Folders of tests that need no broker; each is one tier of `make check`.
-QUICK_TIERS := tests/simulation tests/property tests/unit tests/tidy tests/conformance
+QUICK_TIERS := tests/simulation tests/property tests/unit tests/tidy tests/conformance tests/containers
 # What tests the engine's core: `make test` runs it interpreted and compiled.
 CORE_TIERS := tests/simulation tests/property tests/unit tests/conformance
 # Real Kafka, the real ClickHouse engine, a real browser.
@@ -37,7 +37,7 @@ present = $(wildcard $(1))
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 # --- the environment -------------------------------------------------------------------------------
 
@@ -101,6 +101,11 @@ check: lint types unit ## lint, types, unit
 debian: install-dev ## Install what the tests need from Debian, where that is possible, and say what is skipped
 	@$(PY) -m tests.debian chromium
 
+# Where no Docker daemon answers, this target fails and `make test` skips them with a line.
+.PHONY: test-containers
+test-containers: install-dev ## Real parts over the Kafka and ClickHouse of docker-compose.yml (needs Docker)
+	@$(PY) -m tests.containers --required
+
 .PHONY: integration
 integration: install-dev ## Tests on real parts: Kafka, ClickHouse, foreign clients, browser
 	@$(PYTEST) $(call present,$(REAL_TIERS))
@@ -109,6 +114,7 @@ integration: install-dev ## Tests on real parts: Kafka, ClickHouse, foreign clie
 test: lint types debian native ## Everything that CI runs: check, real parts, short chaos, wheel
 	@TIDEMILL_NATIVE=0 $(PYTEST_PAIRS) -m "not real" $(call present,$(QUICK_TIERS))
 	@$(PYTEST_PAIRS) --durations=20 $(call present,tests/chaos $(REAL_TIERS) $(CORE_TIERS))
+	@$(PY) -m tests.containers
 
 .PHONY: docs lock clean
 docs: install-dev ## Write the generated documents again

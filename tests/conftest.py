@@ -14,9 +14,12 @@ import pytest
 
 from agents.embedded.broker import Broker, free_port
 from schemas.native import core
+from tests.containers.daemon import no_daemon
 
 # host:port of a broker to use in place of one of our own; it must not create topics by itself.
 KAFKA_VARIABLE = "TIDEMILL_TEST_KAFKA"
+# The same for tests that need topics without a prefix: nobody else has used that broker before.
+FRESH_KAFKA_VARIABLE = "TIDEMILL_TEST_FRESH_KAFKA"
 # http://user:password@host:port of a ClickHouse server; it gets databases of its own.
 CLICKHOUSE_VARIABLE = "TIDEMILL_TEST_CLICKHOUSE"
 
@@ -45,7 +48,12 @@ def pytest_report_header() -> list[str]:
     has_server = bool(os.environ.get(CLICKHOUSE_VARIABLE))
     stands_in = f"{CLICKHOUSE_VARIABLE} names none: a stand-in over the embedded engine"
     server = f"as {CLICKHOUSE_VARIABLE} names it" if has_server else stands_in
-    return [f"core: {core}", f"ClickHouse server: {server}"]
+    lines = [f"core: {core}", f"ClickHouse server: {server}"]
+    if FRESH_KAFKA_VARIABLE in os.environ:
+        return [*lines, f"containers: Kafka on {os.environ[FRESH_KAFKA_VARIABLE]}"]
+    reason = no_daemon()
+    told = "`make test` and `make test-containers` run them" if reason is None else reason
+    return [*lines, f"containers: tests over them are skipped here: {told}"]
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,7 @@ class Engine:
     """Broker, two ledgers, two workers and the stack, in `folder`. Close it whatever happens.
 
     `source` is the tree that the roles run from: the checkout, or a scratch copy with a bug.
+    `kafka` names a broker that runs already; without one the engine has a broker of its own.
     """
 
     def __init__(
@@ -123,12 +124,13 @@ class Engine:
         ledgers: int = 2,
         workers: int = 2,
         with_history: bool = True,
+        kafka: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.source = source
         self.broker = Broker(folder / "kafka", kafka_port)
-        self.kafka = self.broker.bootstrap
+        self.kafka = kafka or self.broker.bootstrap
         self.clickhouse = f"http://127.0.0.1:{clickhouse_port}" if with_history else None
         self.deaths: list[Death] = []
         self._partitions = partitions
@@ -164,7 +166,8 @@ class Engine:
 
     def start(self) -> None:
         """Broker, topics, all roles; returns when each is ready."""
-        self.broker.start()
+        if self.kafka == self.broker.bootstrap:
+            self.broker.start()
         # As a user would: the command that creates the topics.
         self._apply_topics()
         for role in self.roles.values():

@@ -30,13 +30,14 @@ Job = tuple[str, str]
 @contextmanager
 def running_engine(
     folder: Path, modules: Sequence[str], *, ledgers: int = 2, workers: int = 1,
-    with_history: bool = False,
+    with_history: bool = False, kafka: str | None = None,
 ) -> Iterator[Engine]:
-    """A started engine, closed at the end whatever happens."""
+    """A started engine, closed at the end whatever happens. `kafka` names a fresh broker that runs
+    already; without one the engine has a broker of its own."""
     engine = Engine(
         folder, kafka_port=free_port(), clickhouse_port=free_port(), http_port=free_port(),
         source=SOURCE, modules=modules, ledgers=ledgers, workers=workers, partitions=PARTITIONS,
-        with_history=with_history,
+        with_history=with_history, kafka=kafka,
     )
     try:
         engine.start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +15,9 @@ from typing import Any
 import pytest
 
 from agents import queries
-from agents.clickhouse.engine import Engine
+from agents.clickhouse.engine import Engine, open_engine
 from agents.queries.grafana import expand, to_grafana
+from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.page.sample import Sample, engine_with, make_sample
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
@@ -32,10 +35,26 @@ def sample() -> Sample:
     return make_sample(NOW, jobs=1_500)
 
 
-@pytest.fixture(scope="module")
-def engine(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with engine_with(tmp_path_factory.mktemp("clickhouse"), sample) as opened:
-        yield opened
+# A named server is asked too. Without one, a stand-in would be the same engine a second time.
+@pytest.fixture(
+    scope="module", params=["chdb", "server"] if os.environ.get(CLICKHOUSE_VARIABLE) else ["chdb"]
+)
+def engine(
+    request: pytest.FixtureRequest, sample: Sample, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    if request.param == "chdb":
+        with engine_with(f"chdb://{tmp_path_factory.mktemp('clickhouse')}", sample) as opened:
+            yield opened
+        return
+    address, database = os.environ[CLICKHOUSE_VARIABLE].rstrip("/"), f"t{uuid.uuid4().hex[:10]}"
+    server = open_engine(f"{address}/default")
+    server.command(f"CREATE DATABASE {database}")
+    try:
+        with engine_with(f"{address}/{database}", sample) as opened:
+            yield opened
+    finally:
+        server.command(f"DROP DATABASE {database}")
+        server.close()
 
 
 def some_job(sample: Sample) -> dict[str, Any]:

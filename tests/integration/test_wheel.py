@@ -75,9 +75,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    folders = {name for name in ("schemas", "streams", "agents", "tidemill", "systems")
-               if (ROOT / name).is_dir()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == folders
+    packages = {"schemas", "streams", "agents", "tidemill"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == packages
     assert "agents/embedded/jars.json" in names
     assert any(re.fullmatch(r"agents/clickhouse/migrations/.+\.sql", name) for name in names)
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]

@@ -213,9 +213,10 @@ def create_tables(engine: Engine) -> None:
 
 
 @contextlib.contextmanager
-def engine_with(folder: Path, sample: Sample | None) -> Iterator[Engine]:
-    """ClickHouse's engine in `folder`, with the tables and, unless None, the sample's rows."""
-    engine = open_engine(f"chdb://{folder}")
+def engine_with(place: Path | str, sample: Sample | None) -> Iterator[Engine]:
+    """ClickHouse's engine in a folder, or at an address (`open_engine`), with the tables and the
+    sample's rows, if any."""
+    engine = open_engine(place if isinstance(place, str) else f"chdb://{place}")
     try:
         create_tables(engine)
         if sample is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 from tests.chaos.checker import check_installation
 from tests.chaos.engine import Engine
 from tests.chaos.running import Ends, running_engine
+from tests.conftest import FRESH_KAFKA_VARIABLE
 
 
 @pytest.fixture(scope="package")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A running engine; when all tests are over, the whole log must be right."""
     folder = tmp_path_factory.mktemp("strangers")
-    with running_engine(folder, ["tests/strangers/handlers.py"]) as running:
+    handlers = ["tests/strangers/handlers.py"]
+    with running_engine(folder, handlers, kafka=os.environ.get(FRESH_KAFKA_VARIABLE)) as running:
         yield running
         report = check_installation(running.kafka)
         assert report.is_clean, report.text()

@@ -1,0 +1,1 @@
+"""Tests over the Kafka and the ClickHouse server that docker-compose.yml names, in containers."""
