@@ -18,6 +18,9 @@ EXTRA_FIELDS: Final = (
     "job", "user", "type", "attempt", "code", "reason", "stage", "field", "source"
 )
 """What lines about jobs name apart from their words."""
+LOADED_EVENT: Final = "role_loaded"
+LOAD_FAILED_EVENT: Final = "role_load_failed"
+_words = "console:info"  # what this process was configured with
 
 # Libraries that tell at INFO what only their authors want to know.
 _QUIET: Final = {
@@ -36,6 +39,8 @@ def configure_logging(
     role: str, log_format: Literal["console", "json"] = "console", log_level: str = "info"
 ) -> None:
     """Send structlog and the standard library's logging to stderr in one format."""
+    global _words
+    _words = f"{log_format}:{log_level}"
     level = logging.getLevelName(log_level.upper())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -72,6 +77,11 @@ def configure_logging(
         logging.getLogger(name).setLevel(max(level, logging.getLevelName(quiet)))
 
 
+def log_words() -> str:
+    """`FORMAT:LEVEL` of this process, for processes of ours that log beside it."""
+    return _words
+
+
 def _with_role(role: str) -> Any:
     def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
         event.setdefault("role", role)
@@ -86,6 +96,11 @@ def _has_color() -> bool:
 
 def announce_ready(role: str, **fields: Any) -> None:
     """Tell the supervisor, on stdout, that this role serves now."""
-    line = json.dumps({"event": READY_EVENT, "role": role, "pid": os.getpid(), **fields})
+    tell_supervisor(READY_EVENT, role=role, **fields)
+
+
+def tell_supervisor(event: str, **fields: Any) -> None:
+    """One line of JSON on stdout, which a supervisor takes for itself."""
+    line = json.dumps({"event": event, "pid": os.getpid(), **fields})
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -38,11 +38,25 @@ REPLICATION: Final = 3  # the usual for data that must survive the loss of one m
 MIN_INSYNC: Final = 2  # with three copies: one machine may be away and acks=all still holds
 DEFAULT_QUEUE: Final = "default"
 
+# Answers of Kafka that no waiting changes: a topic's name, a right, a size, a policy.
+FINAL_KAFKA_ERRORS: Final = frozenset(
+    {
+        KafkaError.TOPIC_EXCEPTION, KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG, KafkaError.INVALID_RECORD,
+        KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_VERSION,
+    }
+)
+
 Action = Literal["create", "configure", "grow", "conflict"]
 
 
 class TopicsError(Exception):
     """Topics that cannot be used as they are. The text says what is there and the way out."""
+
+
+class TopicRefused(TopicsError):
+    """Kafka's answer will be the same next time: a name, a right, a policy."""
 
 
 class PartitionsMismatch(TopicsError):
@@ -310,6 +324,7 @@ def _result(future: Future[Any], *, ignore: int | None = None) -> Any:
         cause = error.args[0]
         if ignore is not None and cause.code() == ignore:
             return None
-        raise TopicsError(f"Kafka refused: {cause.str()}") from error
+        kind = TopicRefused if cause.code() in FINAL_KAFKA_ERRORS else TopicsError
+        raise kind(f"Kafka refused: {cause.str()}") from error
     except TimeoutError as error:
         raise TopicsError("Kafka did not answer in time; is its controller up?") from error

@@ -3,8 +3,9 @@
 Owns the child's life: load the modules, run what comes, report, and die with the parent. Refuses to
 know Kafka, time-outs and retries: the parent kills a child that takes too long.
 
-Run as `python -m agents.worker.child FD MODULE ...`; FD is a socket to the parent. The child leads
-a process group of its own, so that killing it takes its own children along.
+Started by `process_lane` with three words: the number of a socket to the parent, the parent's plan
+of modules, format and level of the log. The child leads a process group of its own, so that killing
+it takes its own children along.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Final, NoReturn
 import orjson
 from pydantic import ValidationError
 
+from agents.logging import configure_logging
 from agents.worker import ends
 from agents.worker.context import Context, Signal
 from agents.worker.ends import End
@@ -30,7 +32,8 @@ from agents.worker.errors import TidemillError
 from agents.worker.failure_log import FAILURES
 from agents.worker.framing import frame, receive
 from agents.worker.handlers import REGISTRY, Handler
-from agents.worker.loading import load_modules
+from agents.worker.loading import load
+from agents.worker.module_names import LoadPlan
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
 AGAIN_SECONDS: Final = 0.01  # after a fork that hid the word to end
@@ -202,19 +205,21 @@ def _die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point: the socket's number and the modules."""
-    connection = socket.socket(fileno=int(arguments[0]))
+    """Entry point: the socket's number, the plan of modules, and `FORMAT:LEVEL` of the log."""
+    descriptor, plan, log = arguments
+    connection = socket.socket(fileno=int(descriptor))
     # What a handler starts must not hold the line open: the parent learns of our end by it.
     connection.set_inheritable(False)
     _watch_forks(connection)
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
     FAILURES.tells_ends = False  # the parent does
+    log_format, _, log_level = log.partition(":")
+    configure_logging("worker", "json" if log_format == "json" else "console", log_level)
     child = Child(connection)
     try:
         try:
-            load_modules(arguments[1:])
+            load(LoadPlan.from_json(plan))
         except TidemillError as error:
             child.send({"broken": str(error)})
             return 1
@@ -222,7 +227,3 @@ def main(arguments: list[str]) -> int:
         child.serve()
     except _Terminated:
         return EXIT_TERMINATED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -26,6 +26,7 @@ from agents.worker.ends import End
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.lanes import Lane, ThreadLane
+from agents.worker.module_names import LoadPlan, plan_modules
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from agents.worker.writer import OutcomeWriter
 from schemas import SCHEMA_VERSION
@@ -66,7 +67,7 @@ class Executor:
         concurrency: int,
         threads: int,
         processes: int,
-        modules: Sequence[str] = (),
+        modules: LoadPlan | None = None,
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -81,7 +82,9 @@ class Executor:
         if "thread" in kinds:
             self._lanes["thread"] = ThreadLane(self, loop, threads)
         if "process" in kinds:
-            self._lanes["process"] = ProcessLane(self, loop, processes, modules)
+            self._lanes["process"] = ProcessLane(
+                self, loop, processes, modules or plan_modules(())
+            )
         # Jobs of types that this worker does not know: they wait for their hand-back.
         self._strangers: list[Attempt] = []
         self._queues: dict[str, QueueState] = {}

@@ -7,7 +7,9 @@ Owns what a definition may say and the registry by type. Refuses to know how a h
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ ModelType = type[BaseModel]
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault
 DEFAULT_TIMEOUT_SECONDS: Final = 300.0  # seconds: longer than most calls take
+
+logger = logging.getLogger("tidemill.worker")
 
 _TYPE: Final = re.compile(TYPE_PATTERN)
 _QUEUE: Final = re.compile(QUEUE_PATTERN)
@@ -95,8 +99,24 @@ class Handler:
             limits=self.limits,
             unique_by=self.unique_by,
             runs_as=self.runs_as,
-            payload_schema=None if self.model is None else self.model.model_json_schema(),
+            payload_schema=self._payload_schema(),
         )
+
+    def _payload_schema(self) -> dict[str, Any] | None:
+        """For people and tools; None also where the model has no schema, which hinders no job."""
+        if self.model is None:
+            return None
+        try:
+            schema = self.model.model_json_schema()
+            orjson.dumps(schema)
+        except Exception as error:  # noqa: BLE001  # a user's own schema code may raise anything
+            logger.warning(
+                "the payload %s of the job %r on %s has no JSON Schema and is published without: "
+                "%s: %s", self.model.__qualname__, self.type, place_of(self.function),
+                type(error).__name__, str(error).partition("\n")[0],
+            )
+            return None
+        return schema
 
 
 class Registry:
@@ -134,8 +154,11 @@ REGISTRY: Final = Registry()
 
 
 def _identity(function: Callable[..., Any]) -> tuple[str, str]:
-    # A module that is imported again makes new function objects at the same place.
-    return function.__module__, function.__qualname__
+    # A module that is imported again, by whatever name, makes new functions at the same place.
+    code = getattr(function, "__code__", None)
+    file = "" if code is None else code.co_filename
+    home = os.path.realpath(file) if os.path.isfile(file) else function.__module__
+    return home, function.__qualname__
 
 
 def build_handler(

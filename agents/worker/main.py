@@ -12,32 +12,29 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
-
-from confluent_kafka import KafkaError, KafkaException, Producer
 
 from agents import exit_codes
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
-from agents.runtime.clients import client_settings
 from agents.runtime.failstop import leave_within
 from agents.runtime.run import new_event_loop, run_through_exits, serve
 from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
-from agents.topics import TopicsError, await_topics, ensure_ready_topics
+from agents.topics import TopicRefused
 from agents.worker.control import ControlReader
-from agents.worker.errors import ModuleLoadError, TidemillError
+from agents.worker.errors import TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
 from agents.worker.failure_log import FAILURES
-from agents.worker.handlers import Handler
 from agents.worker.heartbeat import HeartbeatThread, KafkaBeats, Snapshot
 from agents.worker.intake import Intake
 from agents.worker.kafka_sink import KafkaSink
-from agents.worker.loading import load_modules
+from agents.worker.start import Loaded, explain_refusal, load_worker, prepare
 from agents.worker.writer import OutcomeWriter
 from schemas.topics import READY_PARTITIONS, Topics
-from schemas.wire import DEFINITION_BYTES_MAX, ControlWord, QueueSlots
+from schemas.wire import ControlWord, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
 # A job makes some fifty objects and no cycles; handlers may make some, so not much more rarely.
@@ -54,8 +51,6 @@ COMMIT_SECONDS: Final = 0.1
 # attempts count as lost. The broker takes no less than six seconds.
 SESSION_SECONDS: Final = 8.0
 GROUP_BEAT_SECONDS: Final = 1.0  # also how late the others learn that they must share anew
-START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
-PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -63,14 +58,12 @@ logger = logging.getLogger("tidemill.worker")
 class Worker:
     """All parts of one worker. Make it on the loop."""
 
-    def __init__(
-        self, settings: WorkerSettings, handlers: Mapping[str, Handler], modules: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, loaded: Loaded) -> None:
         self._settings = settings
-        self._handlers = handlers
+        self._handlers = handlers = loaded.handlers
         self._topics = Topics(settings.topic_prefix)
         self._loop = asyncio.get_running_loop()
-        self.queues = queues_of(handlers, settings.queues)
+        self.queues = loaded.queues
         self._incarnation = int(time.time() * 1000)
         self.is_recycling = False
         self.app = worker_app(settings)
@@ -92,7 +85,7 @@ class Worker:
             concurrency=settings.concurrency,
             threads=settings.threads,
             processes=settings.processes,
-            modules=modules,
+            modules=loaded.plan,
             on_room=self._on_room,
         )
         self._intake = Intake(self.app, self._executor, self._writer)
@@ -222,89 +215,8 @@ def worker_app(settings: WorkerSettings) -> RoleApp:
     )
 
 
-def queues_of(handlers: Mapping[str, Handler], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The queues of the handlers, less those that were not asked for.
-
-    Raises ModuleLoadError when a wanted queue has no handler.
-    """
-    known = sorted({handler.queue for handler in handlers.values()})
-    if wanted is None:
-        return tuple(known)
-    missing = [queue for queue in wanted if queue not in known]
-    if missing:
-        raise ModuleLoadError(
-            f"no handler of the given modules has queue {missing[0]!r}; their queues are "
-            f"{', '.join(known)}: mend --queues, or name the module that serves it"
-        )
-    return tuple(dict.fromkeys(wanted))
-
-
-def publish_definitions(kafka: str, topic: str, handlers: Mapping[str, Handler]) -> None:
-    """Write what this worker can run to the compacted topic; durable on return."""
-    failures: list[str] = []
-
-    def delivered(error: KafkaError | None, message: object) -> None:
-        if error is not None:
-            failures.append(error.str())
-
-    producer = Producer(
-        client_settings(
-            kafka,
-            "tidemill-definitions",
-            {
-                "acks": "all",
-                "linger.ms": 0,
-                # Written twice, a definition is the same. An idempotent producer would wait half a
-                # second for its number first, and with it every worker that starts.
-                "enable.idempotence": False,
-                "message.timeout.ms": int(PUBLISH_SECONDS * 1000),
-            },
-        )
-    )
-    for handler in handlers.values():
-        value = _definition_value(handler)
-        producer.produce(topic, value, handler.type.encode(), on_delivery=delivered)
-    left = producer.flush(PUBLISH_SECONDS)
-    if failures or left:
-        why = failures[0] if failures else "no answer in time"
-        raise TopicsError(
-            f"the definitions could not be written to {topic}: {why}; run `tidemill topics apply`"
-        )
-
-
-def _definition_value(handler: Handler) -> bytes:
-    """What is published; without the payload's schema, which only informs, where that is huge."""
-    definition = handler.definition()
-    value = definition.model_dump_json().encode()
-    if len(value) <= DEFINITION_BYTES_MAX:
-        return value
-    logger.warning(
-        "the definition of %r has %d bytes, at most %d are published: it goes without the schema "
-        "of its payload", handler.type, len(value), DEFINITION_BYTES_MAX,
-    )
-    return definition.model_copy(update={"payload_schema": None}).model_dump_json().encode()
-
-
-def _prepare(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> None:
-    """Topics and definitions, for as long as Kafka needs to come up."""
-    topics = Topics(settings.topic_prefix)
-    queues = queues_of(handlers, settings.queues)
-    needed = (topics.outcomes, topics.heartbeats, topics.control, topics.definitions)
-    while True:
-        try:
-            await_topics(settings.kafka, needed, logger.warning)
-            ensure_ready_topics(settings.kafka, topics, queues)
-            publish_definitions(settings.kafka, topics.definitions, handlers)
-            return
-        except (TopicsError, KafkaException) as error:
-            logger.warning("waiting for Kafka at %s: %s", settings.kafka, error)
-            time.sleep(START_RETRY_SECONDS)
-
-
-async def _run(
-    settings: WorkerSettings, handlers: Mapping[str, Handler], modules: Sequence[str]
-) -> int:
-    worker = Worker(settings, handlers, modules)
+async def _run(settings: WorkerSettings, loaded: Loaded) -> int:
+    worker = Worker(settings, loaded)
     worker.begin()
     seconds_max = (
         settings.stop_grace_seconds + STOP_FORCE_SECONDS + DRAIN_SECONDS_MAX + LEAVE_SECONDS_MAX
@@ -318,26 +230,41 @@ async def _run(
     return code
 
 
-def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
-    """Run a worker until SIGTERM or SIGINT; the exit code.
+def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[[], int]:
+    """Load the modules, check all that they define, and return what runs the worker.
 
-    `modules` are dotted names or paths of .py files. 0: stopped; 64: the modules or queues cannot
-    be used (the reason is in the log); 70: fail-stop; 75: start me again, slots were lost.
+    `modules` are dotted names or paths of .py files. Raises SystemExit(64), the reason in the log,
+    when they or the queues cannot be used.
     """
     configure_logging("worker", settings.log_format, settings.log_level)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        handlers = {handler.type: handler for handler in load_modules(modules)}
-        queues_of(handlers, settings.queues)
-    except TidemillError as error:
-        logger.error("%s", error)
+        loaded = load_worker(settings, modules)
+    except TidemillError:
+        raise SystemExit(exit_codes.MODULES) from None
+    return partial(run_loaded, settings, loaded)
+
+
+def run_loaded(settings: WorkerSettings, loaded: Loaded) -> int:
+    """Run a worker until SIGTERM or SIGINT; the exit code.
+
+    0: stopped; 64: Kafka refuses its queues; 70: fail-stop; 75: start me again, slots were lost.
+    """
+    try:
+        prepare(settings, loaded)
+    except TopicRefused as error:
+        logger.error("%s", explain_refusal(error, loaded.queues))
         return exit_codes.MODULES
-    _prepare(settings, handlers)
     code = exit_codes.FAILED
     with (
         # A handler's task that is left over may do anything when it is cancelled.
         contextlib.suppress(SystemExit, KeyboardInterrupt),
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
-        code = run_through_exits(runner.get_loop(), _run(settings, handlers, modules))
+        code = run_through_exits(runner.get_loop(), _run(settings, loaded))
     return code
+
+
+def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
+    """Load and run in one step; the exit code."""
+    return load_and_bind(settings, modules)()

@@ -14,16 +14,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 
+from agents.logging import log_words
 from agents.supervisor import describe_exit
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.framing import LENGTH_BYTES, frame
 from agents.worker.lanes import Host
+from agents.worker.module_names import LoadPlan
 
 TERM_GRACE_SECONDS: Final = 2.0  # from the word to end to SIGKILL: time for a handler's `finally`
 READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
@@ -31,6 +32,12 @@ RESTART_SECONDS: Final = (0.0, 1.0, 5.0, 30.0)  # waits before a child that neve
 SELF_END_SECONDS: Final = 0.2  # a child that closed its socket is ending; its code comes then
 REAP_SECONDS_MAX: Final = 5.0  # after SIGKILL a process is gone within moments
 REAP_LOOK_SECONDS: Final = 0.005  # between two looks whether it is
+# The path comes first: it is where the worker itself was found. Nothing is imported for `-c`, so a
+# process that `multiprocessing` spawns in the child imports no main module.
+CHILD_CODE: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2])['search']; "
+    "from agents.worker.child import main; sys.exit(main(sys.argv[1:]))"
+)
 KILLED_BY_KERNEL: Final = "killed by SIGKILL"
 
 logger = logging.getLogger("tidemill.worker")
@@ -108,24 +115,33 @@ class ChildProcess:
         return code
 
 
-def _spawn(modules: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _spawn(modules: LoadPlan) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a child with what the worker itself was started with, not with what it is now.
+
+    A handler may have changed the folder, the path or the environment of the worker meanwhile.
+    """
     ours, theirs = socket.socketpair()
     try:
         # On the loop's own thread: the child dies with the thread that started it.
         process = subprocess.Popen(
-            [sys.executable, "-m", "agents.worker.child", str(theirs.fileno()), *modules],
+            [
+                # The interpreter's own options, -O and -W: as `multiprocessing` does it.
+                sys.executable, *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                "-P", "-c", CHILD_CODE, str(theirs.fileno()), modules.to_json(), log_words(),
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            cwd=modules.folder,
             # A group of its own: what the handler starts is killed with it, and Ctrl-C spares it.
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+            env=modules.environment,
         )
     finally:
         theirs.close()
     return process, ours
 
 
-async def start_child(modules: Sequence[str]) -> ChildProcess:
+async def start_child(modules: LoadPlan) -> ChildProcess:
     """Start a child that loads `modules`; it is not ready yet."""
     process, ours = _spawn(modules)
     try:
@@ -146,7 +162,7 @@ class ProcessLane:
         host: Host,
         loop: asyncio.AbstractEventLoop,
         capacity: int,
-        modules: Sequence[str],
+        modules: LoadPlan,
     ) -> None:
         self._host = host
         self._loop = loop

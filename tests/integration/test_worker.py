@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from agents.embedded.broker import Broker
 from agents.topics import apply
 from agents.worker.loading import load_modules
-from agents.worker.main import publish_definitions
+from agents.worker.start import definition_value, publish_definitions
 from schemas.topics import READY_PARTITIONS, Topics
 from tests.waiting import wait_until
 
@@ -524,11 +524,11 @@ def test_outcomes_outlive_a_broker_that_is_killed(
 
 
 def test_definitions_cost_a_start_no_half_second(kafka: str, topics: Topics) -> None:
-    handlers = {handler.type: handler for handler in load_modules([str(JOBS)])}
+    definitions = {each.type: definition_value(each) for each in load_modules([str(JOBS)])}
     seconds = []
     for _ in range(3):
         begun = time.monotonic()
-        publish_definitions(kafka, topics.definitions, handlers)
+        publish_definitions(kafka, topics.definitions, definitions)
         seconds.append(time.monotonic() - begun)
     # An idempotent producer waits half a second for its number, whatever the machine does.
     assert min(seconds) < 0.4, seconds

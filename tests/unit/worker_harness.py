@@ -16,6 +16,7 @@ import orjson
 from agents.worker.attempts import Pack
 from agents.worker.executor import Executor
 from agents.worker.handlers import Handler, build_handler
+from agents.worker.module_names import plan_modules
 from agents.worker.writer import MemorySink, OutcomeWriter
 from schemas.wire import KindSlots
 
@@ -116,7 +117,7 @@ async def bench_of(
     writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
     executor = Executor(
         handlers_of(*functions, **options), writer,
-        concurrency=concurrency, threads=threads, processes=1, modules=modules,
+        concurrency=concurrency, threads=threads, processes=1, modules=plan_modules(modules),
     )
     try:
         yield Bench(executor, writer, sink)

@@ -18,7 +18,7 @@ from agents import exit_codes
 from tidemill.cli import options as o
 
 if TYPE_CHECKING:
-    from agents.settings import CommonSettings
+    from agents.settings import CommonSettings, WorkerSettings
 
 app = typer.Typer()
 
@@ -192,13 +192,18 @@ def worker(
         worker_id=worker_id, stop_grace_seconds=stop_grace_seconds, log_format=log_format,
         log_level=log_level,
     )
-    _see_working_folder()
-    for module in modules:
-        _refuse_missing_module(module)
     if instances > 1:
         raise typer.Exit(_run_instances(instances, settings.worker_id, settings.stop_grace_seconds))
-    _run_role("worker", settings, lambda: _bound("agents.worker.main", "run_worker", "worker",
-                                                 settings, modules))
+    _run_role("worker", settings, lambda: _loaded_worker(settings, modules))
+
+
+def _loaded_worker(settings: WorkerSettings, modules: list[str]) -> Callable[[], int]:
+    """Users' modules are a part of the role's code: what is wrong in them is said at once."""
+    from tidemill.cli.app import load_role
+
+    bind: Any = load_role("agents.worker.main", "load_and_bind", "worker")
+    run: Callable[[], int] = bind(settings, modules)
+    return run
 
 
 def _run_instances(instances: int, worker_id: str, grace_seconds: float) -> int:

@@ -1,0 +1,81 @@
+"""A child of `process=True` gets folder, path, environment and log form of the worker's start.
+
+What user code has done to the worker's process meanwhile must not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.worker.executor import Executor
+from agents.worker.module_names import plan_modules
+from agents.worker.writer import MemorySink, OutcomeWriter
+from tests.unit.worker_harness import Bench, handlers_of, pack_of
+
+MODULE = """
+import logging, os, sys
+import beside
+from tidemill import job
+
+WORD = os.environ.pop("TIDEMILL_TEST_WORD")
+
+@job("look", process=True)
+def look(payload, ctx):
+    logging.getLogger("mine").warning("said by a child")
+    ctx.log.info("said by the context")
+    return {"folder": os.getcwd(), "word": WORD, "beside": beside.WORD,
+            "path": [entry for entry in sys.path if "handlers_of_test" in entry],
+            "pythonpath": os.environ.get("PYTHONPATH")}
+"""
+
+
+def look(payload: dict[str, Any], ctx: Any) -> None:
+    """Stands for the handler in the worker, where it never runs."""
+
+
+async def test_children_get_what_the_worker_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "handlers_of_test"
+    home.mkdir()
+    (home / "inner.py").write_text(MODULE)
+    (home / "beside.py").write_text("WORD = 'hi'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIDEMILL_TEST_WORD", "told")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    plan = plan_modules(["handlers_of_test/inner.py"])
+    # All of this is what handlers, or modules at their import, may do to the worker.
+    monkeypatch.chdir("/")
+    monkeypatch.delenv("TIDEMILL_TEST_WORD")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr("agents.logging._words", "json:info")
+    sink = MemorySink()
+    loop = asyncio.get_running_loop()
+    writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
+    executor = Executor(
+        handlers_of(look, process=True), writer, concurrency=1, threads=1, processes=1,
+        modules=plan,
+    )
+    bench = Bench(executor, writer, sink)
+    try:
+        bench.take(pack_of(("look", {})))
+        end = await bench.last()
+    finally:
+        monkeypatch.undo()
+        await executor.stop(0)
+    assert end["result"] == {
+        "folder": str(tmp_path), "word": "told", "beside": "hi", "path": [str(home)],
+        "pythonpath": os.environ.get("PYTHONPATH"),
+    }
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    said = {line["event"]: line for line in lines}
+    assert said["said by a child"]["role"] == "worker"
+    assert said["said by the context"]["job_id"] == "j0"
