@@ -28,6 +28,10 @@ class ModuleLoadError(TidemillError):
     """A module that cannot be loaded or defines no job. The text says what to do."""
 
 
+class MissingModule(ModuleLoadError):
+    """There is no such file or module."""
+
+
 class Steer(TidemillError):
     """Root of what a handler raises on purpose; logged without a stack trace."""
 

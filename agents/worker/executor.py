@@ -26,7 +26,7 @@ from agents.worker.ends import End
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.lanes import Lane, ThreadLane
-from agents.worker.module_names import LoadPlan, plan_modules
+from agents.worker.module_names import LoadPlan
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from agents.worker.writer import OutcomeWriter
 from schemas import SCHEMA_VERSION
@@ -82,9 +82,7 @@ class Executor:
         if "thread" in kinds:
             self._lanes["thread"] = ThreadLane(self, loop, threads)
         if "process" in kinds:
-            self._lanes["process"] = ProcessLane(
-                self, loop, processes, modules or plan_modules(())
-            )
+            self._lanes["process"] = ProcessLane(self, loop, processes, modules)
         # Jobs of types that this worker does not know: they wait for their hand-back.
         self._strangers: list[Attempt] = []
         self._queues: dict[str, QueueState] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Final
 
-from agents.worker.errors import ModuleLoadError, TidemillError
+from agents.worker.errors import MissingModule, ModuleLoadError, TidemillError
 from agents.worker.handlers import REGISTRY, Handler
 from agents.worker.module_names import (
     LoadPlan,
@@ -78,10 +78,10 @@ def _import(target: Target, plan: LoadPlan) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         if target.file is None and _is_missing(target.name, error):
-            raise ModuleLoadError(
+            raise MissingModule(
                 f"there is no module {target.name!r}: give a dotted name that Python can import "
                 f"from {plan.folder}, or the path of a .py file"
-            ) from error
+            ) from None
         raise ModuleLoadError(_broken(target.given, error, plan)) from own_trace(error)
     found = getattr(module, "__file__", None)
     if target.file is not None and os.path.realpath(found or "") != target.file:

@@ -25,7 +25,7 @@ from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
 from agents.topics import TopicRefused
 from agents.worker.control import ControlReader
-from agents.worker.errors import TidemillError
+from agents.worker.errors import MissingModule, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
 from agents.worker.failure_log import FAILURES
 from agents.worker.heartbeat import HeartbeatThread, KafkaBeats, Snapshot
@@ -233,13 +233,15 @@ async def _run(settings: WorkerSettings, loaded: Loaded) -> int:
 def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[[], int]:
     """Load the modules, check all that they define, and return what runs the worker.
 
-    `modules` are dotted names or paths of .py files. Raises SystemExit(64), the reason in the log,
-    when they or the queues cannot be used.
+    `modules` are dotted names or paths of .py files. Raises SystemExit, the reason in the log: 78
+    when one is not there, 64 when they or the queues cannot be used.
     """
     configure_logging("worker", settings.log_format, settings.log_level)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         loaded = load_worker(settings, modules)
+    except MissingModule:
+        raise SystemExit(exit_codes.CONFIG) from None
     except TidemillError:
         raise SystemExit(exit_codes.MODULES) from None
     return partial(run_loaded, settings, loaded)

@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agents.worker.errors import ModuleLoadError
+from agents.worker.errors import MissingModule, ModuleLoadError
 
 SUFFIX: Final = ".py"
 PACKAGE_FILE: Final = "__init__.py"
@@ -141,7 +141,7 @@ def _place_of(given: str, folder: Path, base: Sequence[str]) -> _Place:
     if path.is_dir() and (path / PACKAGE_FILE).is_file():
         path = path / PACKAGE_FILE
     if not path.is_file():
-        raise ModuleLoadError(
+        raise MissingModule(
             f"there is no file {given}: give the path of a .py file, or a dotted name that Python "
             f"can import from {folder}"
         )

@@ -24,7 +24,7 @@ from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.framing import LENGTH_BYTES, frame
 from agents.worker.lanes import Host
-from agents.worker.module_names import LoadPlan
+from agents.worker.module_names import LoadPlan, plan_modules
 
 TERM_GRACE_SECONDS: Final = 2.0  # from the word to end to SIGKILL: time for a handler's `finally`
 READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
@@ -162,12 +162,12 @@ class ProcessLane:
         host: Host,
         loop: asyncio.AbstractEventLoop,
         capacity: int,
-        modules: LoadPlan,
+        modules: LoadPlan | None,
     ) -> None:
         self._host = host
         self._loop = loop
         self.capacity = capacity
-        self._modules = modules
+        self._modules = modules or plan_modules(())
         self.waiting: deque[Attempt] = deque()
         self.running: set[Attempt] = set()
         self.stuck = 0

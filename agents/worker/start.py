@@ -222,4 +222,3 @@ def explain_refusal(error: TopicRefused, queues: Iterable[str]) -> str:
         f"{error}; the queues of this worker are {', '.join(queues)}: choose other names or "
         "another topic prefix, or ask for the right to create and write their topics"
     )
-
