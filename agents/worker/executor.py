@@ -70,8 +70,7 @@ class Executor:
         modules: LoadPlan | None = None,
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+        self._loop = loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._writer = writer
         self._on_room = on_room

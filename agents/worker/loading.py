@@ -76,7 +76,7 @@ def _import(target: Target, plan: LoadPlan) -> ModuleType:
         module = importlib.import_module(target.name)
     except TidemillError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's module may raise anything
         if target.file is None and _is_missing(target.name, error):
             raise MissingModule(
                 f"there is no module {target.name!r}: give a dotted name that Python can import "

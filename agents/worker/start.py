@@ -7,6 +7,7 @@ passes. Refuses to know how a job is run.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,11 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
     Under a supervisor, what was loaded is told to it, and so are the files of a failure: those are
     what somebody will mend.
     """
-    plan = plan_modules(modules)
-    is_supervised = plan.environment.pop(SUPERVISED, None) is not None
+    is_supervised = SUPERVISED in os.environ
+    plan: LoadPlan | None = None
     try:
+        plan = plan_modules(modules)
+        plan.environment.pop(SUPERVISED, None)
         handlers = {handler.type: handler for handler in load(plan)}
         queues = queues_of(handlers, settings.queues)
         check_topics(settings.topic_prefix, handlers)
@@ -75,8 +78,9 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
     return Loaded(plan, handlers, queues, definitions)
 
 
-def _watched(plan: LoadPlan) -> list[str]:
-    given = [target.file for target in plan.targets if target.file is not None]
+def _watched(plan: LoadPlan | None) -> list[str]:
+    targets = () if plan is None else plan.targets
+    given = [target.file for target in targets if target.file is not None]
     return sorted({*given, *loaded_files()})
 
 
