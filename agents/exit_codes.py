@@ -21,6 +21,7 @@ MODULES: Final = 64
 FAIL_STOP: Final = 70
 RECYCLED: Final = 75
 CONFIG: Final = 78
+TOO_OLD: Final = 79
 INTERRUPTED: Final = 130
 
 MEANINGS: Final = {
@@ -38,8 +39,15 @@ MEANINGS: Final = {
     FAIL_STOP: "A role met what it must not survive; the log has the reason. Start it again.",
     RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
+    TOO_OLD: (
+        "A ledger met a record that only a newer version reads; the log names the version. A "
+        "supervisor does not try again."
+    ),
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
 HOPELESS: Final = frozenset({MODULES, CONFIG})
 """Codes after which starting again would end the same way."""
+
+FINAL: Final = frozenset({TOO_OLD})
+"""The same, also of a process that has been ready: what it met is still there."""

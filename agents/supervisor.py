@@ -283,7 +283,8 @@ class Supervisor:
         name = kept.process.name
         if isinstance(kept.process, ChildProcess):
             kept.process.close()
-        if code in exit_codes.HOPELESS and not kept.has_been_ready:
+        is_hopeless = code in exit_codes.HOPELESS and not kept.has_been_ready
+        if is_hopeless or code in exit_codes.FINAL:
             self._say(f"{name} cannot start as it is set up; see its lines above")
             self.fatal_exit_code = code
             kept.restart_at = float("inf")

@@ -12,7 +12,7 @@ import orjson
 
 from schemas.requests import RESULT_BYTES_MAX
 from schemas.wire import BackoffSpec
-from schemas.words import ErrorCode
+from schemas.words import ErrorCode, State
 from streams import retry
 from streams.job import Job
 from streams.policy import Policy
@@ -21,23 +21,28 @@ ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 TRACE_LENGTH_MAX: Final = 8_192  # characters of a stack trace, in its event alone
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
-CLOCK_SKEW_MS_MAX: Final = 86_400_000  # ms that a worker's clock may be ahead, a day
 NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
 RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
-def _instant(value: object, now: int) -> int | None:
-    """The worker's instant when it is believable, else None."""
-    if type(value) is int and 0 < value <= now + CLOCK_SKEW_MS_MAX:
-        return value
-    return None
-
-
 def times(job: Job, outcome: dict[str, Any], now: int) -> tuple[int, int, int]:
-    """(started_at, wait_ms, run_ms) of an attempt, by the worker's clock where it is believable."""
-    started_at = _instant(outcome.get("started_at"), now) or job.started_at or now
-    finished_at = _instant(outcome.get("finished_at"), now) or now
-    return started_at, max(0, started_at - job.queued_at), max(0, finished_at - started_at)
+    """(started_at, wait_ms, run_ms) of an attempt: by the worker's clock, within the ledger's
+    instants. It began no earlier than its dispatch, and what is told now is over by now."""
+    earliest = job.dispatched_at or job.queued_at
+    started_at, finished_at = outcome.get("started_at"), outcome.get("finished_at")
+    if type(started_at) is not int or started_at <= 0:
+        started_at = now
+    if type(finished_at) is not int or finished_at <= 0:
+        finished_at = now
+    run_ms: int = finished_at - started_at
+    if job.state is State.RUNNING and job.started_at is not None:
+        started_at = job.started_at  # told before, and bounded then
+        run_ms = max(0, min(run_ms, now - started_at))
+    elif not (earliest <= started_at <= finished_at <= now):
+        # A clock that is ahead or behind still tells how long something took.
+        run_ms = max(0, min(run_ms, now - earliest))
+        started_at = max(earliest, min(started_at, now - run_ms))
+    return started_at, max(0, started_at - job.queued_at), run_ms
 
 
 def _text(value: object, length_max: int) -> str | None:

@@ -56,6 +56,17 @@ class InvalidTransition(Exception):
         super().__init__(f"event {kind} is not legal here: {story}")
 
 
+class NeedsNewer(Exception):
+    """A record between ledgers that this version cannot read: to go on would lose it."""
+
+    def __init__(self, place: tuple[str, int, int], kind: str, needs: str | None) -> None:
+        wanted = "a later version of Tidemill" if needs is None else f"Tidemill {needs} or later"
+        super().__init__(
+            f"{place[0]}[{place[1]}]@{place[2]} is a forward of the kind {kind!r}, which needs "
+            f"{wanted}: run that as the ledger; nothing was lost"
+        )
+
+
 def repeat_of(known: int, repeated: int) -> Rejected:
     """What becomes of a request for a job that is known, live or ended: by both fingerprints."""
     if known == repeated:

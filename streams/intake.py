@@ -1,7 +1,8 @@
 """From input records to commands: decode, check where it belongs, forward, bury or ask.
 
 Owns the reading of the ledger's four inputs. Refuses to know timers, dispatch and transactions. No
-record may stop a partition: whatever arrives ends as a decision, a forward or a dead letter.
+record may stop a partition: whatever arrives ends as a decision, a forward or a dead letter. The
+one exception is a record that a newer ledger wrote (`NeedsNewer`): to pass over it would lose it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from schemas.codec import (
 from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
 from schemas.topics import Topics
 from schemas.words import ErrorCode, EventKind, Reason, State
+from streams import attempts
 from streams.commands import (
     Cancel,
     Cause,
@@ -30,12 +32,13 @@ from streams.commands import (
     Report,
     Submit,
 )
-from streams.decision import Rejected, repeat_of
+from streams.decision import NeedsNewer, Rejected, repeat_of
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
 from streams.outbox import (
     CARRIED_BYTES_MAX,
+    NEEDS_HEADER,
     ORIGIN_HEADER,
     ORIGIN_KIND_HEADER,
     carried_bytes,
@@ -43,6 +46,7 @@ from streams.outbox import (
 from streams.rows import job_key
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
+_KIND: Final = re.compile(rb"[a-z][a-z0-9_-]{0,63}")  # what a kind of forward may be called
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
 
 OUTCOME_KINDS: Final = frozenset(
@@ -114,10 +118,21 @@ class Intake:
                 "write there: send requests to the requests topic",
             )
             self._bury(record, record.headers, here, "request", refusal)
-        elif found.get(ORIGIN_KIND_HEADER) == b"command":
+            return
+        kind = found.get(ORIGIN_KIND_HEADER)
+        if kind == b"command":
             self._command(record, kept, origin, may_forward=False)
-        else:
+        elif kind is None or kind == b"request":
             self._request(record, kept, origin, may_forward=False)
+        elif _KIND.fullmatch(kind):
+            raise NeedsNewer(here, kind.decode(), _text_of(found.get(NEEDS_HEADER)))
+        else:
+            refusal = Refusal(
+                ErrorCode.BROKEN_FORWARD,
+                f"a record on {topic} whose {ORIGIN_KIND_HEADER} header is no word; only ledgers "
+                "write there: send requests to the requests topic",
+            )
+            self._bury(record, record.headers, here, "request", refusal)
 
     def _take_command(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)
@@ -254,12 +269,11 @@ class Intake:
                 window.note_returned(self._state.clock_ms)
         elif kind != "progressed" and job.state is State.DISPATCHED:
             now_ms = self._state.clock_ms
-            started_at = outcome.get("started_at") or 0
-            waited_ms = started_at - (job.dispatched_at or 0)
+            started_at, _, run_ms = attempts.times(job, outcome, now_ms)
+            waited_ms = started_at - (job.dispatched_at or started_at)
             if kind == "started":
                 window.note_start(waited_ms, now_ms)
             else:
-                run_ms = (outcome.get("finished_at") or started_at) - started_at
                 window.note_outcome(waited_ms, run_ms, now_ms)
         children = outcome.get("children")
         if children:
@@ -306,6 +320,10 @@ def derived_job_id(origin: Cause) -> str:
 
 def _origin_text(origin: Cause) -> str:
     return f"{origin[0]}/{origin[1]}/{origin[2]}"
+
+
+def _text_of(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")[:64]
 
 
 def _parse_origin(value: bytes | None) -> Cause | None:

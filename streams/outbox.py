@@ -24,7 +24,9 @@ from streams.job import Job
 ORIGIN_HEADER: Final = "tidemill-origin"
 """Of a forwarded record: "topic/partition/offset" of the record as it first arrived."""
 ORIGIN_KIND_HEADER: Final = "tidemill-kind"
-"""Of a forwarded record: "request" or "command"."""
+"""Of a forwarded record: "request" or "command". A ledger that does not know a kind ends."""
+NEEDS_HEADER: Final = "tidemill-needs"
+"""Of a forwarded record of a kind that came later: the first version of Tidemill that knows it."""
 
 
 _ReadyJob = tuple[bytes, int]

@@ -19,14 +19,17 @@ import logging
 import math
 import time
 from collections.abc import Collection, Coroutine, Sequence
+from importlib.metadata import version
 from typing import Any, Final
 
+from agents import exit_codes
 from agents.crash import crash_point
 from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.failstop import fail_stop
 from agents.runtime.transaction import TransactionalProducer
 from schemas.record_pages import OutGroup
+from streams.decision import NeedsNewer
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -228,5 +231,9 @@ class Lane:
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            fail_stop("a group failed", task.exception())
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, NeedsNewer):
+            # A final error: this version meets the same record again after each start.
+            fail_stop(f"{error}; this is {version('tidemill')}", code=exit_codes.TOO_OLD)
+        if error is not None:
+            fail_stop("a group failed", error)

@@ -20,7 +20,9 @@ EXIT_FAIL_STOP = exit_codes.FAIL_STOP
 logger = logging.getLogger("tidemill.runtime")
 
 
-def fail_stop(reason: str, error: BaseException | None = None) -> NoReturn:
+def fail_stop(
+    reason: str, error: BaseException | None = None, code: int = EXIT_FAIL_STOP
+) -> NoReturn:
     """Log ``reason`` and end the process without any clean-up: no ack, no commit, no flush.
 
     What was in flight is either committed by Kafka's transaction or will be done again by the next
@@ -29,7 +31,7 @@ def fail_stop(reason: str, error: BaseException | None = None) -> NoReturn:
     logger.critical("fail-stop: %s", reason, exc_info=error)
     _flush_logs()
     print(f"fail-stop: {reason}", file=sys.stderr, flush=True)
-    os._exit(EXIT_FAIL_STOP)
+    os._exit(code)
 
 
 def leave_within(seconds: float, code: int) -> None:

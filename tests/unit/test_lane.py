@@ -14,6 +14,7 @@ from typing import cast
 
 import pytest
 
+from agents import exit_codes
 from agents.ledger import lane as lane_
 from agents.ledger.lane import (
     GROUP_EVERY_SECONDS_MAX,
@@ -25,6 +26,7 @@ from agents.ledger.runner import PartitionRunner
 from agents.runtime.errors import AbortableError
 from agents.runtime.transaction import TransactionalProducer
 from schemas.record_pages import OutGroup
+from streams.decision import NeedsNewer
 
 Log = list[tuple[str, str]]
 
@@ -274,3 +276,25 @@ async def test_a_hand_over_waits_for_its_own_partitions_only() -> None:
             await handed_over
         await here.turns()
         assert here.happened("ack") == "a"  # who is not active joins no new group
+
+
+async def test_a_record_that_needs_a_newer_version_ends_the_process_with_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        lane_, "fail_stop", lambda reason, *_, code=0: ends.append((reason, code))
+    )
+    async with bench() as here:
+        partition = here.partitions["a"]
+
+        def decide(records_max: int, bytes_max: int) -> tuple[int, OutGroup]:
+            raise NeedsNewer(("jobs.internal", 2, 7), "schedule", "0.9.0")
+
+        monkeypatch.setattr(partition, "decide", decide)
+        here.want("a")
+        await here.until(lambda: bool(ends))
+    ((reason, code), *_) = ends
+    assert code == exit_codes.TOO_OLD
+    assert "jobs.internal[2]@7" in reason
+    assert "Tidemill 0.9.0 or later" in reason

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from agents import exit_codes
 from agents import supervisor as supervisor_module
 from agents.supervisor import BACKOFF_SECONDS, LOOK_SECONDS, Supervisor
 
@@ -87,3 +88,18 @@ def test_kills_of_a_child_that_served_in_between_do_not_add_up(clock: Clock) -> 
         supervisor.look()
         away = seconds_away(supervisor, child, clock)
         assert away <= BACKOFF_SECONDS[0] + 2 * LOOK_SECONDS
+
+
+@pytest.mark.parametrize("code", [exit_codes.TOO_OLD])
+def test_a_final_error_ends_all_however_long_the_child_has_served(clock: Clock, code: int) -> None:
+    said: list[str] = []
+    child, supervisor = Child(), Supervisor(said.append)
+    supervisor.add(child, 0)
+    supervisor.look()
+    clock.now += 3_600
+    child.code = code
+    supervisor.look()
+    clock.now += 3_600
+    supervisor.look()
+    assert (supervisor.fatal_exit_code, child.starts) == (code, 1)
+    assert any("worker cannot" in line for line in said)
