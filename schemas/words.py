@@ -112,6 +112,9 @@ class Reason(StrEnum):
     RATE_LIMITED = "rate_limited"
     RUN_AT = "run_at"
     UNKNOWN_TYPE = "unknown_type"  # no worker has told of this type yet
+    TYPE_NOT_RUN = "type_not_run"  # of the queue's living workers none runs the type
+    QUEUE_NOT_SERVED = "queue_not_served"  # the queue has no living worker
+    HANDED_BACK = "handed_back"  # by a worker that does not run it; it waits before it goes again
     SAME_BODY = "same_body"  # a repeat of the same request
     OTHER_BODY = "other_body"  # the same job_id with another request
     STALE_EPOCH = "stale_epoch"  # an outcome of an attempt that was superseded
@@ -123,6 +126,7 @@ class Reason(StrEnum):
     WORKER_RESTARTED = "worker_restarted"
     DISPATCH_LOST = "dispatch_lost"
     NO_FREE_SLOT = "no_free_slot"
+    REBALANCED = "rebalanced"  # the ready partition went to another worker before it began
     WORKER_STOPPING = "worker_stopping"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     NOT_RETRYABLE = "not_retryable"

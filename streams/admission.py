@@ -167,11 +167,12 @@ def resolved_data(spec: Spec, *, holds_limit: bool) -> dict[str, Any]:
     }
 
 
-def unknown_type_error(type: str) -> dict[str, Any]:
+def unknown_type_error(spec: Spec) -> dict[str, Any]:
     """The error of a job whose type no worker told of in time."""
+    where = f"no living worker of queue {spec.queue!r}" if spec.queue else "no worker"
     return {
         "code": ErrorCode.UNKNOWN_TYPE.value,
-        "message": f"no worker runs jobs of type {type!r}; start one that has it, or correct the "
-        "type, and redrive the job",
+        "message": f"{where} runs jobs of type {spec.type!r}; start one that has it, or correct "
+        "the type, and redrive the job",
         "retryable": False,
     }

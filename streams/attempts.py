@@ -22,6 +22,10 @@ ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 TRACE_LENGTH_MAX: Final = 8_192  # characters of a stack trace, in its event alone
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
+# ms before a job goes again that a worker does not run: long enough for one to tell what it runs,
+# doubled each time, up to the wait after which a type that nobody runs counts as unknown.
+RETURN_MS: Final = 500
+RETURN_MS_MAX: Final = 30_000
 RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
@@ -93,6 +97,11 @@ def delay_ms(job: Job, outcome: dict[str, Any], policy: Policy | None) -> int:
         seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
         asked = retry.backoff_ms(backoff, attempt=job.attempt, seed=seed)
     return max(0, min(int(asked), RETRY_AFTER_MS_MAX))
+
+
+def return_delay_ms(returns: int) -> int:
+    """How long a job waits that workers have handed back so often because they do not run it."""
+    return min(RETURN_MS_MAX, RETURN_MS << min(max(0, returns - 1), 16))
 
 
 def worker_lost_error(rescues: int) -> dict[str, Any]:

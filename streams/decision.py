@@ -13,6 +13,9 @@ from schemas.event_writer import Event
 from schemas.words import EventKind, Reason, direct
 from streams.job import Job
 
+# Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
+DECISION_BYTES: Final = 4_096
+
 
 class Accepted:
     """The events that the command causes, in order, and the job after them."""
@@ -103,3 +106,9 @@ EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
     EventKind.SKIPPED: (Effect.COMPLETE,),
     EventKind.EXPIRED: (Effect.COMPLETE,),
 }
+"""What each kind of event leads to; `lifecycle.react` reads it."""
+
+
+def cost_of(job: Job) -> int:
+    """How many decisions one about this job counts as, where a group's decisions are bounded."""
+    return 1 + len(job.spec.payload) // DECISION_BYTES

@@ -121,6 +121,7 @@ class Job:
         "queued_at",
         "reason",
         "rescues",
+        "returns",
         "run",
         "sequence",
         "spec",
@@ -148,6 +149,7 @@ class Job:
         is_cancel_requested: bool,
         holds_limit: bool,
         error: dict[str, Any] | None,
+        returns: int = 0,
     ) -> None:
         self.spec = spec
         self.state = state
@@ -166,6 +168,7 @@ class Job:
         self.is_cancel_requested = is_cancel_requested
         self.holds_limit = holds_limit  # accepted under a `skip` limit and not dispatched yet
         self.error = error  # of the last failed attempt
+        self.returns = returns  # hand-backs in this run
 
     @staticmethod
     def first(spec: Spec, state: State, *, holds_limit: bool) -> Job:
@@ -197,7 +200,7 @@ class Job:
             self.spec, state, self.sequence + 1, self.run, self.attempt, self.epoch,
             self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
             self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
-            self.holds_limit, self.error,
+            self.holds_limit, self.error, self.returns,
         )
 
     @property

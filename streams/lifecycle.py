@@ -61,6 +61,7 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.PENDING, _E.DEFERRED): _S.SCHEDULED,
     (_S.SCHEDULED, _E.SCHEDULED): _S.SCHEDULED,
     (_S.SCHEDULED, _E.DEFERRED): _S.SCHEDULED,
+    (_S.RETRYING, _E.DEFERRED): _S.SCHEDULED,
     (_S.PENDING, _E.DISPATCHED): _S.DISPATCHED,
     (_S.SCHEDULED, _E.DISPATCHED): _S.DISPATCHED,
     (_S.RETRYING, _E.DISPATCHED): _S.DISPATCHED,
@@ -179,11 +180,12 @@ def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
         new.attempt -= 1
         new.worker = None
         new.rescues += kind is _E.RESCUED
+        new.returns += kind is _E.RETURNED
     elif kind is _E.CANCEL_REQUESTED:
         new.is_cancel_requested = True
     elif kind is _REDRIVEN:
         new.run += 1
-        new.attempt = new.rescues = 0
+        new.attempt = new.rescues = new.returns = 0
         new.queued_at = event.occurred_at
         new.finished_at = new.started_at = new.error = new.reason = None
         new.is_cancel_requested = False
@@ -358,7 +360,7 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
         return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
     policy = command.policy
     if policy is None:
-        error = admission.unknown_type_error(job.spec.type)
+        error = admission.unknown_type_error(job.spec)
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
     spec = admission.resolved(job.spec, policy)
     skip = admission.reason_to_skip(spec, policy, now, situation)
@@ -448,13 +450,17 @@ def _give_back(
     job: Job | None, kind: EventKind, reason: str, now: int, cause: Cause | None
 ) -> Decision:
     story = Story(job, now, cause)
-    story.tell(kind, reason=reason)
+    returns = job.returns + 1 if job is not None and kind is _E.RETURNED else 0
+    story.tell(kind, reason=reason, data={"returns": returns} if returns else None)
     left = story.job
     if left is not None and left.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
     if left is not None and left.rescues > RESCUES_MAX:
         error = attempts.worker_lost_error(left.rescues)
         return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
+    if reason == Reason.TYPE_NOT_RUN:  # sent at once, it might meet the same worker
+        due_at = now + attempts.return_delay_ms(returns)
+        story.tell(_E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at)
     return story.done()
 
 

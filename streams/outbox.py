@@ -72,7 +72,7 @@ class Outbox:
         self._partition = partition
         self._instants = InstantCache()
         self._writer = EventWriter(self._instants)
-        self._ready: dict[tuple[str, str], list[_ReadyJob]] = {}
+        self._ready: dict[tuple[str, str, str], list[_ReadyJob]] = {}
         self._first_lane = partition
         self.clear()
 
@@ -208,7 +208,7 @@ class Outbox:
 
     # --- ready packs ---
 
-    def dispatch(self, job: Job, event: Event, line: tuple[str, str]) -> None:
+    def dispatch(self, job: Job, event: Event, line: tuple[str, str, str]) -> None:
         """The job goes into a ready pack of that line when the group is sealed."""
         spec = job.spec
         ready = self._ready.get(line)
@@ -222,7 +222,7 @@ class Outbox:
 
     def pack_ready(
         self,
-        line: tuple[str, str],
+        line: tuple[str, str, str],
         partitions: Sequence[int],
         *,
         workers: int,

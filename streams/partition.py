@@ -16,6 +16,7 @@ from schemas.topics import Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
 from schemas.words import TERMINAL_STATES, Reason, State
 from streams import limits
+from streams.absences import Absences
 from streams.admission import is_too_late
 from streams.commands import (
     Defer,
@@ -23,12 +24,13 @@ from streams.commands import (
     Expire,
     Rescue,
 )
+from streams.decision import cost_of
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
 from streams.outbox import Buried
-from streams.schedule import LineName, TimerKind, waits_for_type
+from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
 from streams.state import FORGET_AT_ONCE_MAX, PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
@@ -41,12 +43,9 @@ CLEAR_GATE_MS: Final = 60_000
 # Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
 # known now): a group with more would outlast its transaction. The rest is for the next group.
 DECISIONS_MAX: Final = 2_000
-# Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
-DECISION_BYTES: Final = 4_096
 NO_END: Final = 2**62  # ms; later than every instant
 _DISPATCH: Final = Dispatch()
 _EXPIRE: Final = Expire()
-_PENDING: Final = State.PENDING
 
 
 class Capacity(NamedTuple):
@@ -78,6 +77,8 @@ class Partition:
         self.schedule = self._desk.schedule
         self._topics = topics
         self._intake = Intake(number, topics, self._desk, homes or Homes(partitions))
+        self._absences = Absences(self._desk)
+        self._groups: Mapping[str, Groups] = {}
         self._capacity: dict[LineName, Capacity] = {}
         self._workers: Mapping[str, int] = {}
         self._leases_run_from = 0
@@ -97,6 +98,17 @@ class Partition:
         # The partition's clock may be ahead of ours: it was another machine's.
         self._leases_run_from = max(now_ms, self.state.clock_ms)
 
+    def set_groups(self, told: Mapping[str, Groups]) -> None:
+        """By queue: which types its living workers run, and which of them the same workers run.
+        Comes before `set_capacity`, which has a room for each of those groups."""
+        if told is self._groups:
+            return
+        before, self._groups = self._groups, told
+        for queue, groups in told.items():
+            if before.get(queue) != groups:
+                self.schedule.regroup(queue, groups, self.state.jobs)
+        self._absences.set_told(told, self.state.clock_ms)
+
     def set_capacity(self, capacity: Mapping[LineName, Capacity]) -> None:
         """Free slots and ready partitions by line, from the workers' heartbeats."""
         for name in self._capacity.keys() - capacity.keys():
@@ -115,6 +127,7 @@ class Partition:
         self._workers = alive
         self._leases_run_from = max(self._leases_run_from, heard_since_ms)
         self._heard_until = heard_until_ms
+        self._absences.set_heard(self._leases_run_from, heard_until_ms)
 
     # --- a group ---
 
@@ -154,7 +167,9 @@ class Partition:
             self.state.definitions[definition.type] = definition  # quicker to know next time
             return
         self.state.define(definition)
-        if known is not None and known.runs_as != definition.runs_as:
+        if known is None:
+            self.schedule.note_types()
+        elif known.runs_as != definition.runs_as:
             self._rebuild()  # its jobs wait for other slots now
         if self.schedule.unknown.get(definition.type):
             self.state.resolving[definition.type] = None
@@ -178,13 +193,14 @@ class Partition:
             has_more = self._forget_cancels(now_ms)
             has_more = self.state.forget_old(now_ms) or has_more
             self._forgot_at = now_ms - (FORGET_EVERY_MS - FORGET_AGAIN_MS if has_more else 0)
+        self._absences.work(now_ms)
         self._dispatch_all(now_ms)
 
     def next_tick_at(self) -> int:
         """Epoch ms at which `tick` has something to do even if nothing arrives."""
         if self._has_more:
             return 0
-        sweep_at = self._swept_at + SWEEP_EVERY_MS
+        sweep_at = min(self._swept_at + SWEEP_EVERY_MS, self._absences.next_at())
         timer_at = self.schedule.next_timer_at()
         return sweep_at if timer_at is None else min(sweep_at, timer_at)
 
@@ -231,6 +247,7 @@ class Partition:
         return len(old) >= FORGET_AT_ONCE_MAX
 
     def _rebuild(self) -> None:
+        self._absences.forget()
         self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
         known = self.state.policy
         self.state.resolving = {
@@ -249,7 +266,7 @@ class Partition:
                 job = state.jobs.get(key)
                 if job is not None and waits_for_type(job):
                     self._desk.resolve(key, job, state.policy(type_name))
-                    self._may_resolve -= _cost(job)
+                    self._may_resolve -= cost_of(job)
             if waiting:
                 self._has_more = True
                 return
@@ -268,14 +285,15 @@ class Partition:
         if kind is TimerKind.DUE:
             is_due = job.due_at is not None and job.due_at <= now_ms
             if is_due and job.state in (State.SCHEDULED, State.RETRYING):
-                self.schedule.make_ready(job)
+                self.schedule.make_ready(job, is_first=job.reason == Reason.HANDED_BACK)
         elif kind is TimerKind.EXPIRES:
             # The timer may be that of an earlier job of this id.
             if is_too_late(job, now_ms):
                 self._desk.decide(name, job, _EXPIRE)
         elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
-            self._desk.resolve(name, job, self.state.policy(job.spec.type))
-        return _cost(job)
+            self._absences.add(name)
+            return 1
+        return cost_of(job)
 
     def _open_gate(self, name: tuple[str, ...]) -> None:
         """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
@@ -310,20 +328,22 @@ class Partition:
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
         left = DECISIONS_MAX
+        served = {name.queue for name in self._capacity}
         for name, line in list(self.schedule.lines.items()):
-            has_workers = name in self._capacity
+            has_workers = name[0] in served
             for key in list(line.in_flight):
                 job = self.state.jobs.get(key)
                 if job is not None:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
                         self._desk.decide(key, job, Rescue(reason))
-                        left -= _cost(job)
+                        left -= cost_of(job)
                 if left <= 0:
                     self._has_more = True
                     return
         self._swept_at = now_ms
         self.schedule.clear_out(self.state.jobs)
+        self._absences.look(now_ms)
 
     def _reason_to_rescue(self, job: Job, now_ms: int, *, has_workers: bool) -> Reason | None:
         since = max(job.dispatched_at or 0, self._leases_run_from)
@@ -366,10 +386,10 @@ class Partition:
             if key is None:
                 break
             job = self.state.jobs.get(key)
-            if job is None or not _may_dispatch(job, name.queue, now_ms):
+            if job is None or not may_dispatch(job, name.queue, now_ms):
                 left -= 1
                 continue
-            left -= _cost(job)
+            left -= cost_of(job)
             # Asked here and not of the timer alone, which may be far behind.
             if is_too_late(job, now_ms):
                 self._desk.decide(key, job, _EXPIRE)
@@ -398,23 +418,6 @@ class Partition:
         return True
 
 
-def _cost(job: Job) -> int:
-    """How many decisions one about this job counts as."""
-    return 1 + len(job.spec.payload) // DECISION_BYTES
-
-
 def _is_held_by_limit(job: Job | None) -> bool:
     return job is not None and job.state is State.SCHEDULED and job.reason == Reason.RATE_LIMITED
 
-
-def _may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
-    if job.spec.queue != queue:
-        return False
-    if job.state is _PENDING:
-        return True
-    if job.state is State.RETRYING:
-        return (job.due_at or 0) <= now_ms
-    if job.state is State.SCHEDULED:
-        # A job from a gate has only an estimate in due_at; the limit itself is asked again.
-        return job.reason == Reason.RATE_LIMITED or (job.due_at or 0) <= now_ms
-    return False

@@ -103,6 +103,7 @@ def put_live(out: BytesWriter, job: Job) -> None:
     _put_text(out, spec.batch_id)
     _put_text(out, spec.parent_job_id)
     _put_text(out, spec.traceparent)
+    _put_digits(out, job.returns)
     out.write(b"]\n")
     out.write(spec.payload)
 
@@ -164,7 +165,8 @@ def read_job(value: bytes) -> Job | Ended:
         raise ValueError(f"job row of version {row[0]}; this ledger reads version {LIVE}")
     spec = row[17:]
     worker = row[13]
-    # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between
+    # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between;
+    # then the job's own hand-backs, which rows of former releases lack.
     asked = Spec(
         sys.intern(spec[0]), spec[1], sys.intern(spec[2]), sys.intern(spec[3]), spec[4],
         payload, spec[5], spec[6], spec[7], spec[8],
@@ -174,7 +176,7 @@ def read_job(value: bytes) -> Job | Ended:
     return Job(
         asked, _STATE_OF[row[1]], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
         row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
-        row[15], row[16],
+        row[15], row[16], spec[18] if len(spec) > 18 else 0,
     )
 
 

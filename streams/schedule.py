@@ -36,10 +36,18 @@ class TimerKind(IntEnum):
 
 class LineName(NamedTuple):
     """Slots that jobs wait for. Handlers of each kind have slots of their own: a queue has a line
-    for each kind, so that slow processes do not keep quick coroutines waiting."""
+    for each kind, so that slow processes do not keep quick coroutines waiting. What only some of
+    its workers run has other slots than the rest, so it has a line of its own too; and so has a
+    type that none of them runs, which keeps nobody else waiting."""
 
     queue: str
     runs_as: str  # async, thread, process
+    group: str = ""  # a name of the types that the same workers run; "" of what all of them run
+
+
+Groups = Mapping[str, str]
+"""What living workers of one queue have told: each of their types, and the `LineName.group` that it
+is in. A type that is not in it is run by none of them, and is a group of its own name."""
 
 
 class Line:
@@ -57,6 +65,12 @@ _PENDING: Final = State.PENDING
 _SCHEDULED: Final = State.SCHEDULED
 _RETRYING: Final = State.RETRYING
 _IN_FLIGHT: Final = IN_FLIGHT_STATES
+# Of a deferred job: it was told why it waits and kept its place.
+_STAYS_IN_LINE: Final = frozenset({Reason.TYPE_NOT_RUN, Reason.QUEUE_NOT_SERVED})
+_WAITS_OTHERWISE: Final = _STAYS_IN_LINE | {Reason.UNKNOWN_TYPE, Reason.RATE_LIMITED}
+# Of a scheduled job: it may start before its `due_at`. For a limit that is only an estimate, and
+# the limit itself is asked again.
+_MAY_START: Final = _STAYS_IN_LINE | {Reason.RATE_LIMITED}
 
 
 class Schedule:
@@ -65,7 +79,9 @@ class Schedule:
     def __init__(self, kinds: Mapping[str, str]) -> None:
         """`kinds`: how the handler of a type runs; its owner calls `rebuild` when that changes."""
         self._kinds = kinds
-        self.lines: dict[tuple[str, str], Line] = {}
+        self._groups: dict[str, Groups] = {}  # by queue, as its workers told last
+        self._split: dict[str, Groups] = {}  # those queues that need more than the group ""
+        self.lines: dict[tuple[str, str, str], Line] = {}
         self.gates: dict[GateName, Gate] = {}
         self.unknown: dict[str, dict[JobKey, None]] = {}
         self._timers: list[tuple[int, int, TimerKind, JobKey | GateName]] = []
@@ -102,19 +118,69 @@ class Schedule:
         self._timer_count += 1
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
 
-    def line(self, name: tuple[str, str]) -> Line:
+    def line(self, name: tuple[str, str, str]) -> Line:
         """The line of that name, which is made when it is asked for first."""
         found = self.lines.get(name)
         if found is None:
             found = self.lines[name] = Line()
         return found
 
-    def name_of(self, spec: Spec) -> tuple[str, str]:
+    def name_of(self, spec: Spec) -> tuple[str, str, str]:
         """The name of the line where a job waits and flies."""
-        return spec.queue, self._kinds.get(spec.type, "async")
+        kind = self._kinds.get(spec.type, "async")
+        if self._split:
+            groups = self._split.get(spec.queue)
+            if groups is not None:
+                return spec.queue, kind, groups.get(spec.type, spec.type)
+        return spec.queue, kind, ""
 
     def line_of(self, spec: Spec) -> Line:
         return self.line(self.name_of(spec))
+
+    def regroup(self, queue: str, groups: Groups, jobs: Mapping[JobKey, Job]) -> None:
+        """The living workers of a queue run other types than before: its jobs change lines."""
+        before = self._groups.get(queue, {})
+        self._groups[queue] = groups
+        was_split = queue in self._split
+        self.note_types()
+        if was_split:
+            types = before.keys() | groups.keys()
+            left = {before.get(t, t) for t in types if before.get(t, t) != groups.get(t, t)}
+        else:
+            left = {""} if queue in self._split else set()
+        for name in [name for name in self.lines if name[0] == queue and name[2] in left]:
+            self._sort_out(name, jobs)
+
+    def note_types(self) -> None:
+        """Other types are known than before: no job of a new one is in a line yet."""
+        self._split = {
+            queue: groups
+            for queue, groups in self._groups.items()
+            if any(groups.get(type) != "" for type in self._kinds)
+        }
+
+    def _sort_out(self, name: tuple[str, str, str], jobs: Mapping[JobKey, Job]) -> None:
+        """Moves the jobs of a line that belong to another one by now."""
+        line = self.lines[name]
+        for key in list(line.in_flight):
+            job = jobs.get(key)
+            if job is not None and self.name_of(job.spec) != name:
+                del line.in_flight[key]
+                self.line_of(job.spec).in_flight[key] = None
+        moving: list[Job] = []
+
+        def stays(key: JobKey) -> bool:
+            job = jobs.get(key)
+            if job is None or not _is_in_line(job, name[0]):
+                return False
+            if self.name_of(job.spec) == name:
+                return True
+            moving.append(job)
+            return False
+
+        line.waiting.keep(stays)
+        for job in moving:
+            self.make_ready(job, is_first=True)
 
     def make_ready(self, job: Job, *, is_first: bool = False) -> None:
         """The job waits for a slot."""
@@ -135,7 +201,7 @@ class Schedule:
         elif state in _IN_FLIGHT:
             self.line_of(job.spec).in_flight[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
-            self._place_timed(job)
+            self._place_timed(before, job)
             self._watch_expiry(before, job)
 
     def _watch_expiry(self, before: Job | None, job: Job) -> None:
@@ -143,13 +209,16 @@ class Schedule:
         if is_new and job.spec.expires_at is not None:
             self.set_timer(job.spec.expires_at, TimerKind.EXPIRES, job.key)
 
-    def _place_timed(self, job: Job) -> None:
+    def _place_timed(self, before: Job | None, job: Job) -> None:
         due_at = job.due_at or 0
         if job.reason == Reason.UNKNOWN_TYPE:
             self.unknown.setdefault(job.spec.type, {})[job.key] = None
             self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
         elif job.reason == Reason.RATE_LIMITED:
             self._hold_back(job, due_at)
+        elif job.reason in _STAYS_IN_LINE:
+            if before is None:
+                self.make_ready(job)
         else:
             self.set_timer(due_at, TimerKind.DUE, job.key)
 
@@ -166,12 +235,13 @@ class Schedule:
     def ready_if_due(self, job: Job, now_ms: int) -> None:
         """A job whose instant has passed takes its place in line at once, not at the next tick:
         what is asked for in between must not overtake it."""
-        waits_otherwise = job.reason in (Reason.UNKNOWN_TYPE, Reason.RATE_LIMITED)
+        waits_otherwise = job.reason in _WAITS_OTHERWISE
         if job.state is State.SCHEDULED and not waits_otherwise and (job.due_at or 0) <= now_ms:
             self.make_ready(job)
 
     def rebuild(self, jobs: Iterable[Job], now_ms: int) -> None:
         """Builds all indices anew; windows and slots stay, they come from heartbeats."""
+        self.note_types()
         for line in self.lines.values():
             line.waiting = WaitingQueue()
             line.in_flight = {}
@@ -197,9 +267,8 @@ class Schedule:
             ]
             heapq.heapify(self._timers)
         if sum([len(line.waiting) for line in self.lines.values()]) > room:
-            for (queue, _), line in self.lines.items():
-                wanted = {key for key in line.waiting if _is_in_line(jobs.get(key), queue)}
-                line.waiting.keep(wanted.__contains__)
+            for (queue, _, _), line in self.lines.items():
+                self.drop_moved_on(line, queue, jobs)
         for name, line in list(self.lines.items()):
             if not len(line.waiting) and not line.in_flight and not line.window.slots:
                 del self.lines[name]  # a request may name any queue
@@ -208,6 +277,11 @@ class Schedule:
                 self.unknown[type_name] = {
                     key: None for key in keys if waits_for_type(jobs.get(key))
                 }
+
+    def drop_moved_on(self, line: Line, queue: str, jobs: Mapping[JobKey, Job]) -> None:
+        """The same for one line."""
+        wanted = {key for key in line.waiting if _is_in_line(jobs.get(key), queue)}
+        line.waiting.keep(wanted.__contains__)
 
     def _is_wanted(
         self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | GateName
@@ -230,3 +304,16 @@ def _is_in_line(job: Job | None, queue: str) -> bool:
 def waits_for_type(job: Job | None) -> bool:
     """Whether no worker has told of its type yet."""
     return job is not None and job.state is _SCHEDULED and job.reason == Reason.UNKNOWN_TYPE
+
+
+def may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
+    """Whether it waits for a slot of the queue, and for nothing else."""
+    if job.spec.queue != queue:
+        return False
+    if job.state is _PENDING:
+        return True
+    if job.state is _RETRYING:
+        return (job.due_at or 0) <= now_ms
+    if job.state is _SCHEDULED:
+        return job.reason in _MAY_START or (job.due_at or 0) <= now_ms
+    return False

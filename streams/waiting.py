@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from schemas.words import PRIORITY_ORDER
@@ -97,6 +98,19 @@ class WaitingQueue:
                 for _, key in sorted(band.back.get(user_id, ())):
                     yield key
                 yield from keys
+
+    def some(self, most: int) -> list[JobKey]:
+        """So many of the keys at most, roughly the first ones; they stay."""
+        found: list[JobKey] = []
+        for band in self._bands:
+            for user_id, keys in band.lines.items():
+                left = most - len(found)
+                if left <= 0:
+                    return found
+                back = band.back.get(user_id, ())
+                found.extend([entry[1] for entry in islice(back, left)])
+                found.extend(islice(keys, max(0, most - len(found))))
+        return found
 
     def keep(self, is_wanted: Callable[[JobKey], bool]) -> None:
         """Drops the keys that nobody wants any more."""

@@ -70,6 +70,7 @@ class PartitionRunner:
         partition.set_workers(
             self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms
         )
+        partition.set_groups(self._book.groups())
         partition.set_capacity(self._book.capacity())
         for definition in list(self._book.definitions.values()):
             partition.define(definition)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -29,7 +29,7 @@ from schemas.wire import (
     Heartbeat,
 )
 from streams.partition import Capacity
-from streams.schedule import LineName
+from streams.schedule import Groups, LineName
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -55,6 +55,8 @@ class WorkerBook:
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
         self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
+        self._fleet: tuple[tuple[str, _Offer], ...] = ()
+        self._groups: dict[str, Groups] = {}
 
     def note_deaf(self) -> None:
         """Nothing could be heard until now: silence is counted anew."""
@@ -115,21 +117,69 @@ class WorkerBook:
         living = self._heard_within(HEARTBEAT_MISSING_SECONDS)
         return {beat.worker_id: beat.incarnation for beat in living}
 
+    def groups(self) -> Mapping[str, Groups]:
+        """By queue, what its living workers run: each type, and the group that it is in. All run
+        what is in the group "". The same object as before while nothing has changed."""
+        living = self._heard_within(HEARTBEAT_MISSING_SECONDS)
+        fleet = tuple(
+            sorted([(beat.worker_id, _offer_of(beat)) for beat in living if not beat.is_stopping])
+        )
+        if fleet != self._fleet:
+            self._fleet = fleet
+            queues = {queue for _, offer in fleet for queue in offer.queues}
+            self._groups = {
+                queue: groups_of(
+                    [offer.types for _, offer in fleet if queue in offer.queues]
+                )
+                for queue in sorted(queues)
+            }
+        return self._groups
+
     def capacity(self) -> dict[LineName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
         two beats, and those without partitions of the queue, give none."""
         shares: dict[LineName, list[_Room]] = {}
+        groups = self.groups()
         for beat in self._heard_within(SUSPECT_SECONDS):
             if beat.is_stopping:
                 continue
             for queue, room in beat.queues.items():
                 if not room.partitions:
                     continue
+                known = groups.get(queue, {})
+                names = {known[type_name] for type_name in beat.types if type_name in known}
                 for runs_as, kind in room.kinds.items():
-                    if kind.slots:
-                        rooms = shares.setdefault(LineName(queue, runs_as), [])
-                        rooms.append(_Room(kind.slots, kind.free, room.partitions, beat.at))
+                    if not kind.slots:
+                        continue
+                    share = _Room(kind.slots, kind.free, room.partitions, beat.at)
+                    for group in names:
+                        shares.setdefault(LineName(queue, runs_as, group), []).append(share)
         return {name: _capacity_of(rooms) for name, rooms in shares.items()}
+
+
+class _Offer(NamedTuple):
+    """What one worker says that it runs."""
+
+    queues: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def _offer_of(beat: Heartbeat) -> _Offer:
+    return _Offer(tuple(beat.queues), beat.types)
+
+
+def groups_of(workers: Sequence[Sequence[str]]) -> Groups:
+    """The types of all workers of a queue. What the same of them run is one group, named by the
+    first of its types; what all of them run is the group ""."""
+    runners: dict[str, list[int]] = {}
+    for number, types in enumerate(workers):
+        for type_name in sorted(set(types)):
+            runners.setdefault(type_name, []).append(number)
+    names: dict[tuple[int, ...], str] = {tuple(range(len(workers))): ""}
+    return {
+        type_name: names.setdefault(tuple(runners[type_name]), type_name)
+        for type_name in sorted(runners)
+    }
 
 
 class _Room(NamedTuple):

@@ -208,7 +208,7 @@ class Executor:
                 attempt.is_ended = True
             elif attempt.pack in taken:
                 self._forget_waiting(attempt)
-                self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
+                self._end_unbegun(attempt, ends.returned(Reason.REBALANCED))
         for lane in self._lanes.values():
             for attempt in lane.running:
                 if attempt.pack in taken:
@@ -282,7 +282,7 @@ class Executor:
                 self._hand_back(lane, now)
                 lane.kick()
         if self._strangers:
-            self._hand_back_strangers(now)
+            self._hand_back_strangers()
         FAILURES.tell_rest()
 
     def _look_after(self, lane: Lane, attempt: Attempt, now: float) -> None:
@@ -341,18 +341,17 @@ class Executor:
         if old:
             self._on_room()
 
-    def _hand_back_strangers(self, now: float) -> None:
-        old = [a for a in self._strangers if now - a.pack.received_at >= HANDBACK_SECONDS]
-        if old:
-            logger.warning(
-                "gave back %d jobs of types that this worker does not run, such as %r: give the "
-                "type a queue of its own, or start every worker of the queue with its module",
-                len(old), old[0].job["type"],
-            )
-            for attempt in old:
-                self._forget_waiting(attempt)
-                self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
-            self._on_room()
+    def _hand_back_strangers(self) -> None:
+        """They came before the ledger knew what this worker runs; it lets them wait a while."""
+        strangers = list(self._strangers)
+        logger.warning(
+            "gave back %d jobs of types that this worker does not run, such as %r",
+            len(strangers), strangers[0].job["type"],
+        )
+        for attempt in strangers:
+            self._forget_waiting(attempt)
+            self._end_unbegun(attempt, ends.returned(Reason.TYPE_NOT_RUN))
+        self._on_room()
 
     # -- cancel --------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ LEGAL: Final[dict[str, frozenset[tuple[str | None, str]]]] = {
     # A request that was refused does not take its id: a mended one begins the next run.
     "requested": frozenset({(None, "pending"), ("failed", "pending")}),
     "scheduled": _to("scheduled", "pending", "scheduled"),
-    "deferred": _to("scheduled", "pending", "scheduled"),
+    "deferred": _to("scheduled", "pending", "scheduled", "retrying"),
     "dispatched": _to("dispatched", *_WAITING),
     "attempt_started": _to("running", "dispatched"),
     "progressed": _stay("running"),

@@ -242,7 +242,7 @@ def test_all_kinds_and_all_ends(kafka: str, topics: Topics, ledger: Ledger, star
     assert ends[10]["error"]["code"] == "HANDLER_ERROR"
     assert "Traceback" not in json.dumps(ends[10])
     assert "a fault of the handler" in worker.log.read_text()
-    assert (ends[11]["kind"], ends[11]["reason"]) == ("returned", "no_free_slot")
+    assert (ends[11]["kind"], ends[11]["reason"]) == ("returned", "type_not_run")
     end = ledger.last(in_process, worker.told)
     assert end["kind"] == "succeeded"
     assert end["result"]["pid"] != worker.popen.pid

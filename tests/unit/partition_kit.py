@@ -16,7 +16,7 @@ from schemas.topics import Topics
 from schemas.wire import Definition, LimitSpec
 from streams.job import JobKey
 from streams.partition import Capacity, Partition
-from streams.schedule import LineName
+from streams.schedule import Groups, LineName
 from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
@@ -57,12 +57,21 @@ def decided(
     alive: Mapping[str, int],
     rooms: Mapping[LineName, Capacity],
     definitions: Iterable[Definition],
+    told: Mapping[str, Groups] | None = None,
 ) -> OutGroup:
-    """A group up to its commit: what it wants to write. `settle` or `undo` must follow."""
+    """A group up to its commit: what it wants to write. `settle` or `undo` must follow.
+
+    `told`: by queue, what its living workers run; else they run all that is defined.
+    """
+    known = list(definitions)
+    if told is None:
+        queues = {"default", *(name.queue for name in rooms)} if alive else set()
+        told = {queue: {one.type: "" for one in known} for queue in sorted(queues)}
     engine.begin(now_ms)
     engine.set_workers(alive)
+    engine.set_groups(told)
     engine.set_capacity(rooms)
-    for definition in definitions:
+    for definition in known:
         engine.define(definition)
     for record in records:
         engine.take(record.topic, record.partition, record)
@@ -97,6 +106,8 @@ class Scene:
         self.alive = {WORKER_ID: INCARNATION}
         self.rooms: Mapping[LineName, Capacity] = {DEFAULT: ROOM}
         self.definitions: list[Definition] = list(definitions)
+        #: What living workers run, by queue; None: all that is defined.
+        self.told: Mapping[str, Groups] | None = None
         self._partitions = partitions
         self._retention_ms = retention_ms
         self._offsets: dict[str, int] = {}
@@ -129,7 +140,7 @@ class Scene:
             taken.append(RawRecord(topic, 0, offset, now_ms, b"k", value, headers))
         out = decided(
             self.engine, now_ms, taken,
-            alive=self.alive, rooms=self.rooms, definitions=self.definitions,
+            alive=self.alive, rooms=self.rooms, definitions=self.definitions, told=self.told,
         )
         records = list(out)
         if is_committed:

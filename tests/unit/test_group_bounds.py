@@ -10,8 +10,9 @@ from typing import Any, Final
 import pytest
 
 from schemas.wire import LimitSpec
+from streams.decision import DECISION_BYTES
 from streams.job import JobKey
-from streams.partition import DECISION_BYTES, DECISIONS_MAX, DISPATCH_LOST_MS, Capacity
+from streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, Capacity
 from streams.schedule import STALE_MAX
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (

@@ -95,7 +95,7 @@ _TABLE: Final[dict[str, tuple[str, ...]]] = {
     "dispatch": (
         "bug", "dispatched", "dispatched", "bug", "bug", "dispatched", *["bug"] * _ENDED
     ),
-    "defer": ("bug", "deferred", "deferred", "bug", "bug", "bug", *["bug"] * _ENDED),
+    "defer": ("bug", "deferred", "deferred", "bug", "bug", "deferred", *["bug"] * _ENDED),
     "expire": ("bug", "expired", "expired", "bug", "bug", "bug", *["bug"] * _ENDED),
     "rescue": ("bug", "bug", "bug", "rescued", "rescued", "bug", *["bug"] * _ENDED),
     "started": (
