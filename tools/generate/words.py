@@ -34,7 +34,7 @@ EVENT_MEANINGS: Final[dict[EventKind, str]] = {
     E.ATTEMPT_SUCCEEDED: "The handler returned.",
     E.ATTEMPT_FAILED: "The handler raised, timed out, or its process died; `error` says how.",
     E.RETRY_SCHEDULED: "Another attempt begins at `due_at`.",
-    E.RETURNED: "The worker could not begin it; `reason` says why, `data` how often so far. No attempt is spent.",
+    E.RETURNED: "The worker could not begin it; `reason` says why. No attempt is spent.",
     E.RESCUED: "The worker was lost; no attempt is spent.",
     E.CANCEL_REQUESTED: "Somebody wants it to stop; its worker is told.",
     E.REDRIVEN: "A person or a policy runs it again, as a new `run`.",
