@@ -420,4 +420,3 @@ class Partition:
 
 def _is_held_by_limit(job: Job | None) -> bool:
     return job is not None and job.state is State.SCHEDULED and job.reason == Reason.RATE_LIMITED
-

@@ -47,7 +47,7 @@ class Fleet(Scene):
         self.now_ms = NOW
         self.serve(good=[1], old=[1])
 
-    def serve(self, queue: str = "default", **runners: list[int]) -> None:
+    def serve(self, queue: str = "default", /, **runners: list[int]) -> None:
         """Which workers run which types; worker n owns ready partition n."""
         workers = sorted({number for numbers in runners.values() for number in numbers})
         groups = groups_of(
@@ -313,7 +313,7 @@ def test_what_is_out_stays_known_while_lines_change() -> None:
     flying = set(fleet.in_flight())
     assert len(flying) == 8
     for runners in ({"good": [1]}, {"good": [1, 2], "old": [2]}, {"good": [1], "old": [1]}):
-        fleet.serve(**runners)
+        fleet.serve("default", **runners)
         fleet.pass_ms(1)
         assert set(fleet.in_flight()) == flying
         assert len(fleet.in_flight()) == 8
@@ -353,7 +353,7 @@ def test_large_ones_are_given_up_one_at_a_time() -> None:
     fleet.serve(good=[1])
     big = {"text": "x" * 300_000}
     fleet.pass_ms(29_000, *asked("old", 10, payload=big))
-    found = []
+    found: list[str] = []
     while len(found) < 10:
         events = events_in(fleet.group(fleet.now_ms))
         failed = kinds(events).count("failed")
