@@ -33,7 +33,8 @@ MEANINGS: Final = {
     CHECK_FAILED: "A check of `doctor` failed, or `topics plan` found differences.",
     TIMED_OUT: "What was waited for did not happen in time.",
     JOB_NOT_SUCCEEDED: "`enqueue --wait`: the job ended, and not as succeeded.",
-    CONFLICT: "What exists does not fit, such as another number of partitions.",
+    CONFLICT: "What exists does not fit, such as another number of partitions. A supervisor does "
+    "not try again.",
     IN_USE: "A port or a data folder is used by another process.",
     MODULES: "A worker's modules or queues cannot be used. A supervisor does not try again.",
     FAIL_STOP: "A role met what it must not survive; the log has the reason. Start it again.",
@@ -46,8 +47,8 @@ MEANINGS: Final = {
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
-HOPELESS: Final = frozenset({MODULES, CONFIG})
+HOPELESS: Final = frozenset({MODULES, CONFIG, CONFLICT})
 """Codes after which starting again would end the same way."""
 
-FINAL: Final = frozenset({TOO_OLD})
+FINAL: Final = frozenset({TOO_OLD, CONFLICT})
 """The same, also of a process that has been ready: what it met is still there."""

@@ -283,9 +283,10 @@ class Supervisor:
         name = kept.process.name
         if isinstance(kept.process, ChildProcess):
             kept.process.close()
-        is_hopeless = code in exit_codes.HOPELESS and not kept.has_been_ready
-        if is_hopeless or code in exit_codes.FINAL:
-            self._say(f"{name} cannot start as it is set up; see its lines above")
+        is_final = code in exit_codes.FINAL
+        if is_final or (code in exit_codes.HOPELESS and not kept.has_been_ready):
+            verb = "go on" if is_final and kept.has_been_ready else "start"
+            self._say(f"{name} cannot {verb} as it is set up; see its lines above")
             self.fatal_exit_code = code
             kept.restart_at = float("inf")
             return

@@ -10,7 +10,7 @@ lives there, so a user's jobs would be looked for in another place under another
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -27,8 +27,10 @@ from confluent_kafka.admin._config import (
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from agents import exit_codes
 from agents.runtime.clients import client_settings
-from schemas.topics import READY_PARTITIONS, Topics, TopicSpec
+from agents.runtime.failstop import fail_stop
+from schemas.topics import Topics, TopicSpec
 
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
 AWAITED_POLL_SECONDS: Final = 0.25  # between two looks for topics that somebody else makes
@@ -57,6 +59,10 @@ class TopicsError(Exception):
 
 class TopicRefused(TopicsError):
     """Kafka's answer will be the same next time: a name, a right, a policy."""
+
+
+class TopicConflict(TopicsError):
+    """A topic that `apply` cannot mend: its number of partitions does not fit."""
 
 
 class PartitionsMismatch(TopicsError):
@@ -115,10 +121,47 @@ def found_partitions(kafka: str, topics: Topics) -> int | None:
 
 
 def check_partitions(kafka: str, topics: Topics, partitions: int) -> None:
-    """Raise PartitionsMismatch when the cluster was set up with another N."""
-    found = found_partitions(kafka, topics)
+    """Raise PartitionsMismatch when the cluster was set up with another N, TopicConflict when one
+    of the ledger's topics has another number. Topics that are not there yet are passed over."""
+    counts = _counts(admin_client(kafka))
+    found = counts.get(topics.state)
     if found is not None and found != partitions:
         raise PartitionsMismatch(partitions, found, topics.state)
+    problem = count_problem(topics, partitions, counts)
+    if problem is not None:
+        raise TopicConflict(problem)
+
+
+def count_problem(topics: Topics, partitions: int, counts: Mapping[str, int]) -> str | None:
+    """Which topic has a number of partitions with which no ledger, worker or sink may go on, and
+    the way out; None when there is none. `counts`: of the topics that are there."""
+    for spec in topics.fixed():
+        found, needed = counts.get(spec.name, 0), spec.partitions or partitions
+        if found > needed and (spec.partitions or spec.name in topics.exact):
+            return too_many(spec.name, found, needed)
+        if 0 < found < needed:
+            return (
+                f"topic {spec.name} has {found} partitions and needs {needed}: run `tidemill "
+                "topics apply`, which adds them"
+            )
+    return None
+
+
+def end_on_conflict(topics: Topics, partitions: int, counts: Mapping[str, int]) -> None:
+    """End the process for good when a topic has got a number of partitions that does not fit."""
+    problem = count_problem(topics, partitions, counts)
+    if problem is not None:
+        fail_stop(problem, code=exit_codes.CONFLICT)
+
+
+def too_many(topic: str, found: int, partitions: int) -> str:
+    """What is wrong with a topic that somebody grew, and what to do without losing a record."""
+    return (
+        f"topic {topic} has {found} partitions and needs {partitions}; Kafka cannot take "
+        "partitions away, and with more of them records would be read by nobody. Nothing is lost: "
+        "stop the roles, and go on under another --topic-prefix, whose topics `tidemill topics "
+        "apply` makes. Do not delete the topic: what is in it has perhaps not been read"
+    )
 
 
 def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -> None:
@@ -145,27 +188,27 @@ def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -
 
 def plan(kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()) -> list[Change]:
     """What `apply` would do, in order; an empty list when all is as planned."""
-    return _plan(admin_client(kafka), wanted(topics, partitions, queues))
+    return _plan(admin_client(kafka), topics, wanted(topics, partitions, queues))
 
 
 def apply(kafka: str, topics: Topics, partitions: int, queues: Iterable[str] = ()) -> list[Change]:
     """Create and mend topics; the changes that were made.
 
-    Raises PartitionsMismatch before anything is touched when N differs, TopicsError on a conflict
-    or when the cluster refuses.
+    Raises PartitionsMismatch before anything is touched when N differs, TopicConflict when a topic
+    cannot be mended, TopicsError when the cluster refuses.
     """
     admin = admin_client(kafka)
     found = _counts(admin).get(topics.state)
     if found is not None and found != partitions:
         raise PartitionsMismatch(partitions, found, topics.state)
-    changes = _plan(admin, wanted(topics, partitions, queues))
+    changes = _plan(admin, topics, wanted(topics, partitions, queues))
     conflicts = [change for change in changes if change.action == "conflict"]
     if conflicts:
-        raise TopicsError("; ".join(f"{change.topic}: {change.detail}" for change in conflicts))
+        raise TopicConflict("; ".join(change.detail for change in conflicts))
     _create(admin, [change for change in changes if change.action == "create"])
     _grow(admin, [change for change in changes if change.action == "grow"])
     _configure(admin, [change for change in changes if change.action == "configure"])
-    _await(lambda: not _plan(admin, wanted(topics, partitions, queues)))
+    _await(lambda: not _plan(admin, topics, wanted(topics, partitions, queues)))
     return changes
 
 
@@ -209,7 +252,7 @@ def _creation(spec: TopicSpec) -> Change:
     )
 
 
-def _plan(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Change]:
+def _plan(admin: AdminClient, topics: Topics, specs: Sequence[TopicSpec]) -> list[Change]:
     counts = _counts(admin)
     changes: list[Change] = []
     present: list[TopicSpec] = []
@@ -220,27 +263,23 @@ def _plan(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Change]:
             continue
         present.append(spec)
         if found != spec.partitions:
-            change = _partition_change(spec, found)
+            change = _partition_change(spec, found, is_exact=spec.name in topics.exact)
             if change is not None:
                 changes.append(change)
     changes.extend(_config_changes(admin, present))
     return changes
 
 
-def _partition_change(spec: TopicSpec, found: int) -> Change | None:
-    if spec.partitions == READY_PARTITIONS and spec.key == "none":
-        # Ready topics are keyed by nothing, so more partitions are harmless and fewer can grow.
-        if found > spec.partitions:
-            return None
+def _partition_change(spec: TopicSpec, found: int, *, is_exact: bool) -> Change | None:
+    if found < spec.partitions:
+        # Nothing moves by that: whoever reads a topic forwards what is not at its place.
         return Change(
             spec.name, "grow", f"{found} -> {spec.partitions} partitions", spec.partitions
         )
-    return Change(
-        spec.name,
-        "conflict",
-        f"has {found} partitions and needs {spec.partitions}; delete the topic, or use another "
-        "--topic-prefix",
-    )
+    if is_exact or (spec.partitions == 1 and found > 1):
+        return Change(spec.name, "conflict", too_many(spec.name, found, spec.partitions))
+    # Keyed by nothing, or read by the ledger however many there are, or only written by us.
+    return None
 
 
 def _config_changes(admin: AdminClient, specs: Sequence[TopicSpec]) -> list[Change]:

@@ -117,6 +117,18 @@ class Topics:
     def definitions(self) -> str:
         return self._name("jobs.definitions")
 
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """Inputs that anybody writes: what is in a partition past N is read, and forwarded home."""
+        return (self.requested, self.commands)
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Topics whose partition p means ledger partition p to who writes them, or to who reads
+        them: with more than N of them nobody could say what a record in the rest is for."""
+        return (self.outcomes, self.internal, self.events, self.state, self.owners,
+                self.ledger_table)
+
     def ready(self, queue: str) -> str:
         """The topic from which workers take the jobs of `queue`."""
         return self._name(f"jobs.ready.{queue}")

@@ -30,6 +30,7 @@ from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
 from streams.outbox import Buried
+from streams.rows import input_name
 from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
 from streams.state import FORGET_AT_ONCE_MAX, PartitionState
 
@@ -138,25 +139,30 @@ class Partition:
 
     def take(self, topic: str, partition: int, record: InRecord) -> bool:
         """Decides one input record. False when it had been decided before."""
-        if record.offset <= self.state.applied.get(topic, -1):
+        return self._take(input_name(topic, partition, self.number), topic, partition, record)
+
+    def _take(self, name: str, topic: str, partition: int, record: InRecord) -> bool:
+        if record.offset <= self.state.applied.get(name, -1):
             return False
         self._intake.take(topic, partition, record)
-        self.state.applied[topic] = record.offset
+        self.state.applied[name] = record.offset
         return True
 
     def take_all(self, topic: str, partition: int, records: Sequence[InRecord]) -> None:
         """`take` of each."""
+        name = input_name(topic, partition, self.number)
         for record in records:
-            self.take(topic, partition, record)
+            self._take(name, topic, partition, record)
 
-    def pass_over(self, topic: str, next_offset: int) -> None:
+    def pass_over(self, topic: str, partition: int, next_offset: int) -> None:
         """No record waits below `next_offset`: what is there are markers of transactions.
 
         Without this a topic whose last record is followed by a marker would look, once retention
         has emptied it, as if records had been deleted before they were applied.
         """
-        if next_offset - 1 > self.state.applied.get(topic, -1):
-            self.state.applied[topic] = next_offset - 1
+        name = input_name(topic, partition, self.number)
+        if next_offset - 1 > self.state.applied.get(name, -1):
+            self.state.applied[name] = next_offset - 1
 
     def define(self, definition: Definition) -> None:
         """Takes a type's definition; jobs that waited for it go on."""

@@ -217,8 +217,23 @@ def read_definition(value: bytes) -> Definition:
     return Definition.model_validate_json(value)
 
 
+def input_name(topic: str, partition: int, home: int) -> str:
+    """The name of an input in the position of the ledger partition `home` that reads it.
+
+    Its own partition of a topic goes by the topic. A partition that was added to the topic later is
+    "topic/partition"; no topic's name has a slash.
+    """
+    return topic if partition == home else f"{topic}/{partition}"
+
+
+def input_place(name: str, home: int) -> tuple[str, int]:
+    """Topic and partition of an input by its name."""
+    topic, _, partition = name.partition("/")
+    return topic, int(partition) if partition else home
+
+
 def position_value(applied: dict[str, int], clock_ms: int, accepted: int) -> bytes:
-    """`applied`: last decided offset by input topic; `accepted`: jobs accepted so far."""
+    """`applied`: last decided offset by input (`input_name`); `accepted`: jobs accepted so far."""
     return _dumps({"applied": applied, "clock": clock_ms, "accepted": accepted})
 
 

@@ -87,7 +87,9 @@ class _Core:
         self.topics = Topics(settings.topic_prefix)
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds)
-        self._completions = Completions(settings.kafka, self.topics.completed)
+        self._completions = Completions(
+            settings.kafka, self.topics.completed, self.topics.state
+        )
         self._history = (
             None if clickhouse is None else LookingBack(clickhouse, self._completions.tell)
         )

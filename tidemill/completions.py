@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings, take_arrived
 from schemas.events import CompletedJob
+from streams.homes import partition_of
 from tidemill.remembered import OTHER_LIFE_MS, Remembered
 from tidemill.requests import ClientError
 
@@ -94,9 +95,11 @@ class _Seen:
 class Completions:
     """The shared reader. Started by the first wait, ended by `close`."""
 
-    def __init__(self, kafka: str, topic: str) -> None:
+    def __init__(self, kafka: str, topic: str, state_topic: str) -> None:
         self._kafka = kafka
         self._topic = topic
+        self._state_topic = state_topic  # it has as many partitions as there are homes
+        self._homes = 0  # 0: not known
         self._lock = threading.Lock()
         self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._new: list[Waiter] = []
@@ -212,7 +215,9 @@ class Completions:
         partitions = self._partitions(consumer)
         for waiter in new:
             if not waiter.future.done():
-                chosen = partitions if waiter.partition is None else [waiter.partition]
+                # Where a request went says nothing once its topic has got more partitions.
+                is_placed = waiter.partition is not None and self._homes > 0
+                chosen = [partition_of(waiter.key[0], self._homes)] if is_placed else partitions
                 self._read_from(consumer, chosen, waiter.since_ms)
 
     def _partitions(self, consumer: Consumer) -> list[int]:
@@ -221,11 +226,13 @@ class Completions:
         while not self._is_closed:
             try:
                 found = consumer.list_topics(self._topic, timeout=LOOKUP_SECONDS)
+                state = consumer.list_topics(self._state_topic, timeout=LOOKUP_SECONDS)
             except KafkaException as error:
                 logger.warning("no answer from Kafka: %s; asking again", error.args[0].str())
                 continue
             partitions = list(found.topics[self._topic].partitions)
             if partitions:
+                self._homes = len(state.topics[self._state_topic].partitions)
                 self._all = partitions
                 return partitions
             raise ClientError(

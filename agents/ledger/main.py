@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from agents.ledger.claim import Claim
@@ -27,11 +28,12 @@ from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
 from agents.runtime.transaction import TransactionalProducer
 from agents.settings import LedgerSettings
-from agents.topics import await_topics, check_partitions
+from agents.topics import await_topics, check_partitions, end_on_conflict
 from schemas.native import core
 from schemas.topics import Topics
 from streams.homes import Homes
 from streams.partition import Partition
+from streams.rows import input_place
 from streams.state import PartitionState
 
 logger = logging.getLogger("tidemill.ledger")
@@ -63,7 +65,7 @@ class Ledger:
 
     def add(self, chunk: Chunk) -> None:
         """A chunk of an input of an owned partition."""
-        self._runners[chunk.partition].add(chunk)
+        self._runners[chunk.partition % self._settings.partitions].add(chunk)
         self._lane.wake()
 
     async def restore(self, partition: int) -> PartitionRunner:
@@ -113,9 +115,11 @@ class Ledger:
         gc.freeze()
         return count
 
-    def positions(self, partition: int, state: PartitionRunner) -> Mapping[str, int]:
+    def positions(
+        self, partition: int, state: PartitionRunner
+    ) -> Mapping[tuple[str, int], int]:
         applied = state.partition.state.applied
-        return {topic: offset + 1 for topic, offset in applied.items()}
+        return {input_place(name, partition): offset + 1 for name, offset in applied.items()}
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         runners = [self._runners[number] for number in partitions]
@@ -180,6 +184,9 @@ def build_ledger(settings: LedgerSettings) -> RoleApp:
         instance_id=ledger.instance_id,
     )
     ledger.app = app
+    for topic in ledger.topics.folded:
+        app.folded_topics[topic] = settings.partitions
+    app.on_counts = partial(end_on_conflict, ledger.topics, settings.partitions)
     app.partition_table(TABLE, ledger, settings.partitions)
 
     async def take(stream: Any) -> None:

@@ -36,15 +36,28 @@ class PartitionRunner:
         self.waiting = 0  # records that have arrived and are in no group yet
         self._book = book
         self._passed_to = passed_to
-        self._inbox: dict[str, deque[Chunk]] = {topic: deque() for topic in input_topics}
+        self._topics = input_topics  # the most urgent first
+        # A partition that was added to a topic is an input beside our own one.
+        self._inbox: dict[tuple[str, int], deque[Chunk]] = {
+            (topic, partition.number): deque() for topic in input_topics
+        }
         self._is_woken = True
         self._deciding: list[Chunk] = []
 
     def add(self, chunk: Chunk) -> None:
         """A chunk of one of the inputs, in the order of its topic."""
-        self._inbox[chunk.topic].append(chunk)
+        self._inbox_of(chunk).append(chunk)
         self.waiting += len(chunk)
         self._is_woken = True
+
+    def _inbox_of(self, chunk: Chunk) -> deque[Chunk]:
+        place = (chunk.topic, chunk.partition)
+        found = self._inbox.get(place)
+        if found is None:
+            found = self._inbox[place] = deque()
+            rank = self._topics.index
+            self._inbox = dict(sorted(self._inbox.items(), key=lambda one: rank(one[0][0])))
+        return found
 
     def wake(self) -> None:
         """Workers or definitions changed."""
@@ -78,10 +91,10 @@ class PartitionRunner:
         for chunk in chunks:
             partition.take_all(chunk.topic, chunk.partition, chunk.records)
         # 4. A topic that has nothing out has been read up to here, markers included.
-        for topic in self._inbox:
-            passed = self._passed_to(topic, partition.number)
+        for topic, number in self._inbox:
+            passed = self._passed_to(topic, number)
             if passed is not None:
-                partition.pass_over(topic, passed)
+                partition.pass_over(topic, number, passed)
         # 5. What time alone brings.
         partition.tick()
         return count, partition.seal()
@@ -102,7 +115,7 @@ class PartitionRunner:
         self.partition.undo()
         chunks, self._deciding = self._deciding, []
         for chunk in reversed(chunks):
-            self._inbox[chunk.topic].appendleft(chunk)
+            self._inbox_of(chunk).appendleft(chunk)
             self.waiting += len(chunk)
         self._is_woken = True
 

@@ -37,7 +37,7 @@ REBALANCE_TIMEOUT_SECONDS = 300.0
 # Faust's recovery ends for good when one of its steps takes longer; the watchdog notices that.
 REQUEST_TIMEOUT_SECONDS = 90.0
 # How soon partitions that come while a role runs are noticed: one small request each time.
-METADATA_SECONDS = 10.0
+METADATA_SECONDS = 5.0
 # Committed offsets are a hint for ledgers; for workers this bounds what runs again after a crash.
 COMMIT_INTERVAL_SECONDS = 0.5
 # Bytes of one partition in one fetch; a larger record is fetched alone.
@@ -160,7 +160,10 @@ class RoleApp(faust.App):
         """Where reading goes on, from the state; None when committed offsets are the truth."""
         if self._partition_table is None:
             return None
-        return self._partition_table.store.applied_positions(partitions)
+        table = self._partition_table
+        # One that was added to a folded topic has its position with its home.
+        homes = {number % (table.partitions or 1) for number in partitions}
+        return table.store.applied_positions(homes)
 
     # -- fail-stop -----------------------------------------------------------------------------
 

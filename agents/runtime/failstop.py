@@ -25,6 +25,8 @@ def fail_stop(
 ) -> NoReturn:
     """Log ``reason`` and end the process without any clean-up: no ack, no commit, no flush.
 
+    `code` tells a supervisor whether another start may help.
+
     What was in flight is either committed by Kafka's transaction or will be done again by the next
     owner, so an abrupt end is always safe and a half-working process never is.
     """

@@ -39,9 +39,9 @@ class PartitionOwner(Protocol[S]):
     async def restore(self, partition: int) -> S:
         """Fence the former owner, read the state, return it. Records flow after all returned."""
 
-    def positions(self, partition: int, state: S) -> Mapping[str, int]:
-        """Per input topic, the applied position + 1. A topic that is left out starts at the log's
-        start."""
+    def positions(self, partition: int, state: S) -> Mapping[tuple[str, int], int]:
+        """(Topic, partition) of each input of it -> the applied position + 1. One that is left out
+        starts at the log's start."""
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         """A rebalance begins: let the transactions in flight end and start none until ``resume``.
@@ -115,9 +115,9 @@ class PartitionStore(Store[int, S], Generic[S]):
     def applied_positions(self, partitions: Iterable[int]) -> dict[tuple[str, int], int]:
         """Return (topic, partition) -> the offset where reading goes on."""
         return {
-            (topic, partition): offset
+            place: offset
             for partition in partitions
-            for topic, offset in self._owner.positions(partition, self[partition]).items()
+            for place, offset in self._owner.positions(partition, self[partition]).items()
         }
 
     def _changelog_topics(self) -> set[str]:

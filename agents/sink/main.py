@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from agents.runtime.run import run_app
 from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from agents.sink.batches import BatchLimits
 from agents.sink.writer import SinkWriter
-from agents.topics import await_topics
+from agents.topics import await_topics, check_partitions, end_on_conflict
 from schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.sink")
@@ -97,6 +98,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
         partitions=settings.partitions,
         instance_id=settings.instance_id or f"{socket.gethostname()}-{os.getpid()}",
     )
+    app.on_counts = partial(end_on_conflict, topics, settings.partitions)
     app.fetch_bytes_min = FETCH_BYTES_MIN
     writer = SinkWriter(
         app,
@@ -175,6 +177,7 @@ def _run(settings: SinkSettings, engine: Engine, **ready_fields: Any) -> int:
 
     topics = Topics(settings.topic_prefix)
     await_topics(settings.kafka, (topics.events, topics.dead), logger.warning)
+    check_partitions(settings.kafka, topics, settings.partitions)
 
     def build() -> RoleApp:
         app = build_sink(settings, engine)

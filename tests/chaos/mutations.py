@@ -59,7 +59,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
             ),
             Patch(
                 "agents/runtime/app.py",
-                "        return self._partition_table.store.applied_positions(partitions)\n",
+                "        return table.store.applied_positions(homes)\n",
                 "        return None\n",
             ),
         ),

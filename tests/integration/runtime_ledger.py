@@ -124,8 +124,8 @@ class Ledger:
         print(f"restored {partition} {state.count}", flush=True)
         return state
 
-    def positions(self, partition: int, state: Partition) -> Mapping[str, int]:
-        return state.applied
+    def positions(self, partition: int, state: Partition) -> Mapping[tuple[str, int], int]:
+        return {(topic, partition): offset for topic, offset in state.applied.items()}
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         for number in partitions:

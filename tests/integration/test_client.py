@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.cimpl import NewPartitions
 from pydantic import BaseModel
 
 from agents import exit_codes
@@ -352,6 +353,27 @@ def test_wait_for_one_of_many_after_waits_on_some_partitions(
     assert handle.partition is None
     ledger.end(handle.user_id, handle.job_id)
     assert client.wait(handle, SECONDS).user_id == handle.user_id
+
+
+def test_wait_finds_the_end_when_the_topics_have_got_more_partitions(
+    kafka: str, topics: Topics, ledger: Ledger
+) -> None:
+    admin = topics_.admin_client(kafka)
+    grown = {topics.requested: 7, topics.completed: 6}
+    for future in admin.create_partitions([NewPartitions(*one) for one in grown.items()]).values():
+        future.result(20)
+
+    def have_grown() -> bool:
+        found = admin.list_topics(timeout=20).topics
+        return all(len(found[name].partitions) == number for name, number in grown.items())
+
+    wait_until(have_grown, SECONDS, "the topics have not grown")
+    with Client(kafka, topic_prefix=topics.prefix) as client:
+        handles = [client.enqueue("t", user_id=f"u{n}") for n in range(8)]
+        assert any((handle.partition or 0) >= PARTITIONS for handle in handles)
+        for handle in handles:
+            ledger.end(handle.user_id, handle.job_id)
+            assert client.wait(handle, SECONDS).user_id == handle.user_id
 
 
 def test_wait_for_a_later_run_passes_the_first(client: Client, ledger: Ledger) -> None:

@@ -12,15 +12,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 
-from agents.topics import apply
+from agents import exit_codes
+from agents.topics import TopicConflict, apply, plan
 from schemas.topics import Topics
+from tests.chaos.rawlog import read_topic
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +48,8 @@ class Role:
             cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )
         self.ready: dict[str, Any] | None = None
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.popen.stdout is not None
@@ -64,11 +71,15 @@ class Role:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
-        code = self.popen.wait(20)
+        return self.popen.wait(20)
+
+    def close(self) -> None:
+        """Whatever the test has left of it."""
+        self.stop(signal.SIGKILL)
+        self._reader.join(20)
         self._log.close()
         assert self.popen.stdout is not None
         self.popen.stdout.close()
-        return code
 
 
 @pytest.fixture
@@ -83,8 +94,7 @@ def start(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..
 
     yield begin
     for role in roles:
-        if role.popen.poll() is None:
-            role.stop(signal.SIGKILL)
+        role.close()
 
 
 def module(folder: Path, *queues: str) -> str:
@@ -205,3 +215,117 @@ def test_a_worker_of_several_changes_its_queues_and_the_others_stay(
     outcomes.wait(jobs, SERVED_SECONDS, once_more.told)
     assert first.log.read_text().count("does not fit") == 1
     assert second.popen.poll() is None
+
+
+# --- ledgers: topics that come late, partitions that are added ------------------------------------
+
+
+def ask(kafka: str, topic: str, counts: dict[int, int], stem: str, **fields: str) -> set[str]:
+    """That many records in each partition, all acknowledged; the job ids."""
+    failures: list[str] = []
+    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 5, "acks": "all"})
+    jobs = set()
+    for partition, count in counts.items():
+        for number in range(count):
+            job_id = f"{stem}-{partition}-{number}"
+            jobs.add(job_id)
+            body = {"user_id": f"u-{number % 7}", "job_id": job_id} | fields
+            producer.produce(
+                topic, orjson.dumps(body), partition=partition,
+                on_delivery=lambda error, _: failures.append(str(error)) if error else None,
+            )
+    assert producer.flush(20) == 0
+    assert not failures
+    return jobs
+
+
+def told_of(kafka: str, topic: str) -> list[dict[str, Any]]:
+    return [orjson.loads(record.value or b"{}") for record in read_topic(kafka, topic)]
+
+
+def accepted(kafka: str, topics: Topics) -> list[str]:
+    """The job ids of all that were accepted, each time that one was."""
+    return [event["job_id"] for event in told_of(kafka, topics.events)
+            if event["event"] == "requested"]
+
+
+def grow(kafka: str, topic: str, partitions: int) -> None:
+    """Somebody adds partitions, and sees them."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for made in admin.create_partitions([NewPartitions(topic, partitions)]).values():
+        made.result(20)
+    wait_until(
+        lambda: len(admin.list_topics(topic, timeout=20).topics[topic].partitions) == partitions,
+        SECONDS, f"{topic} has not grown",
+    )
+
+
+def test_a_ledger_that_comes_before_its_topics_waits_and_serves(
+    kafka: str, topic_prefix: str, start: Callable[..., Role], tmp_path: Path
+) -> None:
+    topics = Topics(topic_prefix)
+    ledger = start("ledger", "--instance-id", "l-0")
+    ledger.wait_told("waiting: topic")
+    worker = start("worker", module(tmp_path, "default"), "--worker-id", "w")
+    worker.wait_told("waiting: topic")
+    assert (ledger.ready, worker.ready) == (None, None)
+    apply(kafka, topics, PARTITIONS)
+    assert ledger.wait_ready()["partitions"] == [0, 1, 2, 3]
+    worker.wait_ready()
+    jobs = ask(kafka, topics.requested, {0: 5, 3: 5}, "early", type="t.default")
+    wait_until(
+        lambda: jobs <= {body["job_id"] for body in told_of(kafka, topics.completed)},
+        SERVED_SECONDS + 1, lambda: ledger.told() + worker.told(),  # 1: reading the whole topic
+    )
+    standby = start("ledger", "--instance-id", "l-1")
+    more = [start("ledger", "--instance-id", f"l-{n}") for n in (2, 3, 4)]
+    for one in (standby, *more):
+        one.wait_ready()
+    wait_until(
+        lambda: "standby: other processes own all 4 partitions" in ledger.log.read_text(),
+        SECONDS, ledger.told,
+    )
+
+
+def test_added_partitions_are_read_and_forwarded_home(
+    kafka: str, topic_prefix: str, start: Callable[..., Role]
+) -> None:
+    topics = Topics(topic_prefix)
+    apply(kafka, topics, PARTITIONS)
+    ledger = start("ledger", "--instance-id", "l")
+    ledger.wait_ready()
+    run_at = (datetime.now(tz=UTC) + timedelta(days=1)).isoformat()
+    ask_for = partial(ask, kafka, topics.requested, type="t", run_at=run_at)
+    jobs = ask_for(dict.fromkeys(range(4), 5), "before")
+    # 1. While it runs.
+    grow(kafka, topics.requested, 6)
+    grow(kafka, topics.commands, 7)
+    jobs |= ask_for(dict.fromkeys(range(6), 10), "while")
+    ask(kafka, topics.commands, {6: 1}, "before-0", command="cancel", job_id="before-0-0")
+
+    def are_accepted() -> bool:
+        return jobs <= set(accepted(kafka, topics))
+
+    wait_until(are_accepted, SECONDS, ledger.told)
+    wait_until(
+        lambda: [body["job_id"] for body in told_of(kafka, topics.completed)] == ["before-0-0"],
+        SECONDS, ledger.told,
+    )
+    # 2. After a restart, with what came meanwhile; nothing is decided twice.
+    ledger.stop(signal.SIGKILL)
+    jobs |= ask_for(dict.fromkeys(range(6), 3), "after")
+    again = start("ledger", "--instance-id", "l")
+    again.wait_ready()
+    wait_until(are_accepted, SECONDS, again.told)
+    assert sorted(accepted(kafka, topics)) == sorted(jobs)
+    assert not [one for one in told_of(kafka, topics.events) if one["event"] == "duplicate_ignored"]
+    assert plan(kafka, topics, PARTITIONS) == []
+    # 3. An input in which a partition has a meaning ends it for good, with the reason.
+    grow(kafka, topics.outcomes, 5)
+    code = wait_until(again.popen.poll, SECONDS, again.told)
+    assert code == exit_codes.CONFLICT, again.told()
+    assert f"topic {topics.outcomes} has 5 partitions and needs 4" in again.told()
+    once_more = start("ledger", "--instance-id", "l")
+    assert wait_until(once_more.popen.poll, SECONDS, once_more.told) == exit_codes.CONFLICT
+    with pytest.raises(TopicConflict, match="Do not delete the topic"):
+        apply(kafka, topics, PARTITIONS)

@@ -198,12 +198,12 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
     scene.group(NOW, request("j"))
     applied = scene.engine.state.applied[TOPICS.requested]
     scene.engine.begin(NOW + 1)
-    scene.engine.pass_over(TOPICS.requested, applied + 2)
+    scene.engine.pass_over(TOPICS.requested, scene.engine.number, applied + 2)
     rows = dict(record[2:4] for record in scene.engine.seal() if record[0] == TOPICS.state)
     scene.engine.settle()
     assert orjson.loads(rows[b"p"] or b"")["applied"][TOPICS.requested] == applied + 1
     scene.engine.begin(NOW + 2)
-    scene.engine.pass_over(TOPICS.requested, applied + 1)  # never back
+    scene.engine.pass_over(TOPICS.requested, scene.engine.number, applied + 1)  # never back
     assert not len(scene.engine.seal())
 
 

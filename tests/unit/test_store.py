@@ -24,7 +24,7 @@ class Owner:
     async def restore(self, partition: int) -> str:
         return f"state of {partition}"
 
-    def positions(self, partition: int, state: str) -> Mapping[str, int]:
+    def positions(self, partition: int, state: str) -> Mapping[tuple[str, int], int]:
         return {}
 
     async def quiesce(self, partitions: frozenset[int]) -> None:

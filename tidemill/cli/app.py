@@ -27,6 +27,7 @@ app = typer.Typer(
 # subclasses count. The first that fits is taken.
 _EXITS: Final = (
     ("agents.topics", "PartitionsMismatch", exit_codes.CONFLICT),
+    ("agents.topics", "TopicConflict", exit_codes.CONFLICT),
     ("agents.topics", "TopicsError", exit_codes.UNREACHABLE),
     ("agents.settings", "SettingsError", exit_codes.CONFIG),
     ("agents.dev", "DevError", None),
