@@ -54,8 +54,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         (
             Patch(
                 "agents/ledger/runner.py",
-                "        self._inbox[chunk.topic].append(chunk)\n",
-                "        self._inbox[chunk.topic].append(chunk)\n        chunk.ack()\n",
+                "        self._inbox_of(chunk).append(chunk)\n",
+                "        self._inbox_of(chunk).append(chunk)\n        chunk.ack()\n",
             ),
             Patch(
                 "agents/runtime/app.py",
