@@ -127,6 +127,11 @@ class LedgerSettings(CommonSettings):
         gt=0,
         description="How long an ended job's id is remembered: a repeat within it changes nothing.",
     )
+    public_compression: Literal["gzip", "zstd", "none"] = Field(
+        default="gzip",
+        description="Of the topics that others read. Every client reads gzip; zstd is half as "
+        "large, and some clients need an extra library for it.",
+    )
     instance_id: str | None = Field(
         default=None,
         description="Name of this process, the same after a restart, unique in the cluster: its "

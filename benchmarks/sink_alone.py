@@ -53,7 +53,7 @@ class Log:
         self._producer = Producer(
             {
                 "bootstrap.servers": kafka, "transactional.id": f"{prefix}ledger",
-                "linger.ms": 5, "compression.type": "lz4",
+                "linger.ms": 5, "compression.type": "gzip",
             }
         )
         self._producer.init_transactions()

@@ -43,6 +43,7 @@ from tidemill.requests import (
 from tidemill.sending import (
     DELIVERY_SECONDS,
     ROOM_SECONDS,
+    Compression,
     EnqueueFailed,
     Promise,
     Record,
@@ -82,11 +83,12 @@ class _Core:
         clickhouse: str | None,
         topic_prefix: str | None,
         timeout_seconds: float,
+        compression: Compression,
     ) -> None:
         settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
         self.topics = Topics(settings.topic_prefix)
         self._ids = JobIds()
-        self._sender = Sender(settings.kafka, timeout_seconds)
+        self._sender = Sender(settings.kafka, timeout_seconds, compression)
         self._completions = Completions(
             settings.kafka, self.topics.completed, self.topics.state
         )
@@ -202,6 +204,7 @@ class Client:
     `kafka`: HOST:PORT, several with commas; None: TIDEMILL_KAFKA or 127.0.0.1:9092.
     `clickhouse`: http://HOST:PORT; lets `wait` find jobs that had ended long before.
     `timeout_seconds`: how long a broker may be away before `enqueue` gives up.
+    `compression`: of the requests; `gzip` where payloads are large texts.
     """
 
     def __init__(
@@ -211,8 +214,9 @@ class Client:
         topic_prefix: str | None = None,
         *,
         timeout_seconds: float = DELIVERY_SECONDS,
+        compression: Compression = "none",
     ) -> None:
-        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds)
+        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds, compression)
 
     def enqueue(
         self,
@@ -322,8 +326,9 @@ class AsyncClient:
         topic_prefix: str | None = None,
         *,
         timeout_seconds: float = DELIVERY_SECONDS,
+        compression: Compression = "none",
     ) -> None:
-        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds)
+        self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds, compression)
         self._bridge: LoopBridge | None = None
 
     def _promise(self) -> LoopPromise:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -75,6 +75,11 @@ def failure_text(error: KafkaError) -> str:
     return error.str()
 
 
+# Of the requests. Every client reads records that are not compressed, and the ledger takes them
+# quickest. The other values are for large payloads.
+Compression = Literal["none", "gzip", "zstd"]
+
+
 def _producer(kafka: str, timeout_seconds: float, settings: dict[str, Any]) -> Producer:
     return Producer(
         client_settings(
@@ -84,7 +89,6 @@ def _producer(kafka: str, timeout_seconds: float, settings: dict[str, Any]) -> P
                 "acks": "all",
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
-                "compression.type": "lz4",
                 "delivery.timeout.ms": int(timeout_seconds * 1000),
                 "topic.metadata.propagation.max.ms": int(UNKNOWN_TOPIC_SECONDS * 1000),
                 "message.max.bytes": BIG_RECORD_BYTES,
@@ -97,8 +101,15 @@ def _producer(kafka: str, timeout_seconds: float, settings: dict[str, Any]) -> P
 class Sender:
     """Sends records; safe to use from many threads."""
 
-    def __init__(self, kafka: str, timeout_seconds: float = DELIVERY_SECONDS) -> None:
+    def __init__(
+        self,
+        kafka: str,
+        timeout_seconds: float = DELIVERY_SECONDS,
+        compression: Compression = "none",
+    ) -> None:
         self._kafka = kafka
+        # librdkafka names gzip's level by a setting of its own; the first is the quickest.
+        self._compression = {"compression.type": compression, "compression.level": 1}
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._bulk_lock = threading.Lock()
@@ -171,13 +182,14 @@ class Sender:
         if self._poller is not None:
             self._poller.join()
 
+    def _producer(self, settings: dict[str, Any]) -> Producer:
+        return _producer(self._kafka, self._timeout_seconds, {**self._compression, **settings})
+
     def _open_single(self) -> Producer:
         if self._is_closed.is_set():
             raise ClientError("the client is closed; make a new one")
         if self._single is None:
-            single = _producer(
-                self._kafka, self._timeout_seconds, {"linger.ms": SINGLE_LINGER_MS}
-            )
+            single = self._producer({"linger.ms": SINGLE_LINGER_MS})
             poller = threading.Thread(
                 target=self._poll, args=(single,), name="tidemill-send", daemon=True
             )
@@ -187,17 +199,14 @@ class Sender:
 
     def _open_bursts(self) -> Bursts:
         if self._bursts is None:
-            producer = _producer(self._kafka, self._timeout_seconds, {"linger.ms": LINGER_MS})
-            self._bursts = Bursts(producer)
+            self._bursts = Bursts(self._producer({"linger.ms": LINGER_MS}))
         return self._bursts
 
     def _bulk_producer(self) -> Producer:
         if self._is_closed.is_set():
             raise ClientError("the client is closed; make a new one")
         if self._bulk is None:
-            self._bulk = _producer(
-                self._kafka,
-                self._timeout_seconds,
+            self._bulk = self._producer(
                 {
                     "linger.ms": BULK_LINGER_MS,
                     "batch.size": 1_000_000,

@@ -22,6 +22,7 @@ from agents.ledger.runner import PartitionRunner
 from agents.ledger.workers import WorkerBook, WorkerReader
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
+from agents.runtime.batches_out import CODECS, public_codecs
 from agents.runtime.chunk import Chunk
 from agents.runtime.inputs import InputPolicy
 from agents.runtime.restore import read_compacted
@@ -92,9 +93,10 @@ class Ledger:
         """At the first partition; fences a former process of our name."""
         self._start_reader()
         name = f"{self._settings.topic_prefix}tidemill-ledger-{self.instance_id}"
+        codecs = public_codecs(self.topics, CODECS[self._settings.public_compression])
         await self._lane.start(
             [
-                TransactionalProducer(self._settings.kafka, f"{name}-{number}")
+                TransactionalProducer(self._settings.kafka, f"{name}-{number}", codecs=codecs)
                 for number in range(PRODUCERS)
             ]
         )

@@ -133,7 +133,7 @@ class OutboxProducer:
                     "enable.idempotence": True,
                     "acks": "all",
                     "linger.ms": LINGER_MS,
-                    "compression.type": "lz4",
+                    "compression.type": "gzip",
                     "message.max.bytes": RECORD_BYTES_MAX,
                     "message.timeout.ms": OUTBOX_TIMEOUT_MS,
                     "queue.buffering.max.messages": QUEUE_RECORDS_MAX,

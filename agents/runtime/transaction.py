@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from aiokafka import errors
@@ -36,7 +36,7 @@ from agents.runtime.batch_writer import (
     error_of,
     pauses,
 )
-from agents.runtime.batches_out import OutBatch, Target, transactional_batches
+from agents.runtime.batches_out import NO_CODECS, OutBatch, Target, transactional_batches
 from agents.runtime.clients import client_logger
 from agents.runtime.errors import AbortableError, FatalError
 from schemas.record_pages import OutGroup
@@ -68,8 +68,12 @@ class TransactionalProducer:
     do the same group again), or this process must end (FatalError).
     """
 
-    def __init__(self, kafka: str, transactional_id: str) -> None:
+    def __init__(
+        self, kafka: str, transactional_id: str, *, codecs: Mapping[str, int] = NO_CODECS
+    ) -> None:
+        """`codecs`: by topic, of those that are not written in the usual one."""
         self.transactional_id = transactional_id
+        self._codecs = codecs
         self._kafka = kafka
         self._log = client_logger(transactional_id)
         self._writer = BatchWriter(kafka, transactional_id, transactional_id)
@@ -104,7 +108,7 @@ class TransactionalProducer:
 
         AbortableError: the transaction was aborted. PoisonMessage: no transaction was begun.
         """
-        batches = transactional_batches(group, int(time.time() * 1000))
+        batches = transactional_batches(group, int(time.time() * 1000), self._codecs)
         self._is_sending = True
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):

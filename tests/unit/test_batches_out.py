@@ -8,13 +8,18 @@ import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
 from agents.runtime.batches_out import (
+    CODECS,
     RECORD_BYTES_MAX,
+    ZSTD,
     OutBatch,
     Target,
+    public_codecs,
     transactional_batches,
 )
 from agents.runtime.errors import FatalError, PoisonMessage
+from agents.settings import LedgerSettings
 from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage, RecordPages
+from schemas.topics import Topics
 
 AT_MS = 1_790_000_000_000
 
@@ -96,3 +101,32 @@ def test_a_sealed_batch_stays_as_it_is() -> None:
     first = bytes(batch.data)
     batch.seal(7, 3, 200)
     assert bytes(batch.data) == first
+
+
+def codec_of(batch: OutBatch) -> int:
+    """As a reader sees it: the low bits of the attributes in a batch's head."""
+    batch.seal(7, 3, 100)
+    return batch.data[22] & 0x07
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 100_000, 900_000])
+@pytest.mark.parametrize(("name", "number"), [("none", 0), ("gzip", 1), ("zstd", 4)])
+def test_public_topics_have_a_codec_of_their_own(name: str, number: int, size: int) -> None:
+    topics = Topics("p.")
+    codecs = public_codecs(topics, CODECS[name])
+    records: list[OutRecord] = [
+        (topic, 0, b"k", b"word " * (size // 5), None)
+        for topic in (topics.events, topics.completed, topics.retry, topics.dead, topics.state,
+                      topics.internal, topics.ready("mail"))
+    ]
+    batches = transactional_batches(OutGroup(records), AT_MS, codecs)
+    found = {target[0]: codec_of(few[0]) for target, few in batches.items()}
+    public = {topics.events, topics.completed, topics.retry, topics.dead}
+    assert found == {topic: number if topic in public else ZSTD for topic in found}
+    assert {record[0]: read(batches)[record[0], 0] for record in records} == {
+        record[0]: [[record]] for record in records
+    }
+
+
+def test_by_default_every_client_reads_what_is_public() -> None:
+    assert CODECS[LedgerSettings().public_compression] == 1

@@ -27,7 +27,7 @@ HEAD: Final = """# Reference
 Written by `make docs` from the code; a test keeps it fresh. Names on this page stay; new ones are
 added beside them.
 
-Contents: [topics](#topics) · [records](#records) · [headers](#headers) ·
+Contents: [topics](#topics) · [records](#records) · [headers](#headers) · [clients](#clients) ·
 [ClickHouse tables](#clickhouse-tables) · [panels](#panels) · [reasons](#reasons) ·
 [error codes](#error-codes) · [HTTP API](#http-api) · [exit codes](#exit-codes) ·
 [settings](#settings). States and events: [STATE_MACHINE.md](STATE_MACHINE.md). For machines:
@@ -139,6 +139,30 @@ def _headers() -> list[str]:
     ]
 
 
+# Clients and what each reads without an extra library, as their own documents say.
+CLIENTS: Final = (
+    ("confluent-kafka for Python, Go, .NET, JavaScript", "all", "Tested in Python."),
+    ("Java's kafka-clients, Spring, Kafka Connect, Kafka Streams", "all", "Tested."),
+    ("kafkajs", "none, gzip", "Tested with its defaults."),
+    ("aiokafka, kafka-python", "none, gzip", "The others with an extra (`aiokafka[all]`)."),
+    ("franz-go, sarama, kafka-go (Go)", "all", ""),
+    ("rdkafka (Rust)", "none, gzip, lz4, snappy", "zstd with the feature of that name."),
+)
+
+
+def _clients() -> list[str]:
+    return [
+        "## Clients", "",
+        "The ledger writes the public topics in gzip, which every client reads; "
+        "`TIDEMILL_PUBLIC_COMPRESSION` chooses zstd (half as large) or none. Other topics are in "
+        "zstd. `jobs.requested` and `jobs.commands` keep the compression of whoever wrote them: "
+        "the clients of this package use none by default (`Client(compression=...)`), and the "
+        "ledger reads all.",
+        "",
+        *_table(("client", "compressions that it reads by default", "note"), CLIENTS), "",
+    ]
+
+
 def _clickhouse() -> list[str]:
     lines = ["## ClickHouse tables", "", "Database `default`."]
     for name, (meaning, columns) in TABLES.items():
@@ -228,8 +252,8 @@ def _settings() -> list[str]:
 def render() -> str:
     """The Markdown text."""
     sections = (
-        _topics(), _records(), _headers(), _clickhouse(), _panels(), _words(), _api(),
-        _exit_codes(), _settings(),
+        _topics(), _records(), _headers(), _clients(), _clickhouse(), _panels(), _words(),
+        _api(), _exit_codes(), _settings(),
     )
     body = "\n\n".join("\n".join(section) for section in sections)
     return f"{HEAD}\n{body}\n"
