@@ -8,12 +8,18 @@ rebinding) or from another site (request forgery); a program sends none of these
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_HOST: Final = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?))"
+    r"(?::[0-9]{1,5})?"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -37,12 +43,10 @@ def family_of(host: str) -> socket.AddressFamily:
 
 
 def name_called(headers: Mapping[str, str]) -> str:
-    """The name that the Host header calls us by, without the port; "" when it holds none."""
-    try:
-        # As it was sent: what is no host's name must not pass for the address of the socket.
-        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:
-        return ""
+    """The name that the Host header calls us by, in lower case without the port; "" for what is no
+    host's name, such as `user@localhost` or `localhost/x`."""
+    match = _HOST.fullmatch(headers.get("host", ""))
+    return "" if match is None else (match["six"] or match["name"]).lower()
 
 
 def is_from_another_page(headers: Mapping[str, str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from agents.callers import is_loopback
+from agents.callers import is_loopback, name_called
 from schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
 from schemas.topics import DEV_PARTITIONS
 
@@ -42,12 +42,22 @@ PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]*$"  # what a Kafka topic's name may ho
 PREFIX_LENGTH_MAX: Final = 80  # characters; prefix and queue together fit Kafka's 249
 
 _ADDRESS: Final = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
+_TOKEN: Final = re.compile(r"^[\x20-\x7e]+$")
+_PORT: Final = re.compile(r"^[^:]*:[0-9]+$|\]:[0-9]+$")
 _QUEUE: Final = re.compile(QUEUE_PATTERN)
 _SETTINGS: Final = SettingsConfigDict(
-    env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid",
+    frozen=True,
 )
+EMPTY_OPTIONS: Final = frozenset({"topic_prefix"})
+"""Options for which "" says something: no prefix, whatever the environment has."""
 
 S = TypeVar("S", bound="CommonSettings")
+
+
+def is_blank(value: object) -> bool:
+    """Whether this is text without a word in it: it counts as no value, wherever it comes from."""
+    return isinstance(value, str) and not value.strip()
 
 
 class SettingsError(Exception):
@@ -101,6 +111,24 @@ class CommonSettings(BaseSettings):
     token: SecretStr | None = Field(
         default=None, description="Bearer token of the API; required when it is not on loopback."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_blanks(cls, values: Any) -> Any:
+        """Empty or blank text is no value: a variable that is set to nothing is not set."""
+        return {name: value for name, value in values.items() if not is_blank(value)}
+
+    @field_validator("token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        text = value.get_secret_value().strip()
+        if not text:
+            return None
+        if not _TOKEN.match(text):
+            raise ValueError("use ASCII letters, digits and signs only: it travels in a header")
+        return SecretStr(text)
 
     @field_validator("kafka")
     @classmethod
@@ -224,6 +252,29 @@ class SinkSettings(CommonSettings):
 class ApiSettings(CommonSettings):
     """The HTTP API and the page; `clickhouse` is where it reads."""
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names beside loopback's and http_host by which callers may call, with commas.",
+    )
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip().lower() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name_called({"host": name}) != name.strip("[]").lower() or _PORT.search(name):
+                raise ValueError(
+                    f"{name!r} is no host's name; write for example tidemill.example, without a "
+                    "port and without *"
+                )
+        return tuple(name.strip("[]").lower() for name in value)
+
     @model_validator(mode="after")
     def _need_token_off_loopback(self) -> Self:
         if self.token is None and not is_loopback(self.http_host):
@@ -257,7 +308,11 @@ def load(cls: type[S], **given: Any) -> S:
 
     Raises SettingsError that names each wrong setting, the reason and how to set it.
     """
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {
+        name: value
+        for name, value in given.items()
+        if value is not None and (name in EMPTY_OPTIONS or not is_blank(value))
+    }
     try:
         return cls(**options)
     except ValidationError as error:
@@ -280,12 +335,13 @@ def _explain(error: ValidationError, options: dict[str, Any]) -> str:
 
 def effective(settings: CommonSettings, **given: Any) -> list[EffectiveSetting]:
     """Every setting with its value and source. `given` are the command line's options."""
-    environment = {name.upper() for name in os.environ}
+    environment = {name.upper() for name, value in os.environ.items() if not is_blank(value)}
     rows = []
     for name, field in type(settings).model_fields.items():
         variable = f"{ENV_PREFIX}{name.upper()}"
         source: Literal["command line", "environment", "default"] = "default"
-        if given.get(name) is not None:
+        value = given.get(name)
+        if value is not None and (name in EMPTY_OPTIONS or not is_blank(value)):
             source = "command line"
         elif variable in environment:
             source = "environment"

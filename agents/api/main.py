@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-import uvicorn
 from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +32,7 @@ from agents.api.routes import build_routes, read_problem
 from agents.api.security import Gate, GateMiddleware
 from agents.callers import family_of, http_address, is_loopback
 from agents.clickhouse.engine import Engine, open_engine
+from agents.http_door import DoorProtocol, DoorServer, door_config
 from agents.logging import announce_ready, configure_logging
 from agents.settings import ENV_PREFIX, ApiSettings, SettingsError
 
@@ -53,7 +54,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     metrics = Metrics()
     reader = Reader(engine, metrics)
     enqueuer = Enqueuer(settings.kafka, settings.topic_prefix)
-    gate = Gate(settings.http_host, token)
+    gate = Gate(settings.http_host, token, settings.allowed_hosts)
     pages = Pages(reader, gate)
 
     @contextlib.asynccontextmanager
@@ -96,7 +97,11 @@ def _answer_outages(app: FastAPI) -> None:
         assert isinstance(error, ReadFailed)
         return read_problem(error).response(request.url.path)
 
+    async def drop(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=400)  # nobody hears it: the caller has gone
+
     app.add_exception_handler(ReadFailed, answer)
+    app.add_exception_handler(ClientDisconnect, drop)
 
 
 def _add_probes(app: FastAPI, reader: Reader, metrics: Metrics) -> None:
@@ -154,15 +159,15 @@ class _MetricsMiddleware:
 class ApiServer:
     """An app served from a thread of its own, beside whatever the process does otherwise."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(
+        self, app: FastAPI, host: str, port: int, door: type[DoorProtocol] = DoorProtocol
+    ) -> None:
         self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS,
-                # Names and schemes that a stranger claims in X-Forwarded-* are not believed.
-                proxy_headers=False,
+        self._server = DoorServer(
+            door_config(
+                app, door, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=STOP_SECONDS, backlog=BACKLOG,
             )
         )
         self._thread = threading.Thread(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -26,6 +26,7 @@ COOKIE_SECONDS: Final = 12 * 3600  # seconds; a working day
 LOGIN_BYTES_MAX: Final = 4_096  # bytes of a login form
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/login"})
+SHOWN_MAX: Final = 100  # characters of a stranger's name in an error
 STATIC_PREFIX: Final = "/static/"
 
 CSP: Final = "; ".join(
@@ -52,10 +53,17 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 
 
 class Gate:
-    """The checks, apart from how they are called. `token` None: loopback, no token."""
+    """The checks, apart from how they are called. `token` None: loopback, no token.
 
-    def __init__(self, host: str, token: str | None) -> None:
-        self._names = LOOPBACK_NAMES | {host.strip("[]").lower()}
+    `allowed_hosts`: names beside loopback's and `host` by which callers may call. Without any, and
+    with a token, every name will do: another site's page has no cookie for it.
+    """
+
+    def __init__(
+        self, host: str, token: str | None, allowed_hosts: Collection[str] = ()
+    ) -> None:
+        self._names = LOOPBACK_NAMES | {host.strip("[]").lower()} | set(allowed_hosts)
+        self._takes_any_name = token is not None and not allowed_hosts
         self._token = token
         key = (token or "").encode()
         # The cookie proves the token without holding it.
@@ -67,22 +75,21 @@ class Gate:
         return self._token is not None
 
     def check_host(self, headers: Headers) -> Problem | None:
-        """With a token any name will do: another site's page has no cookie for it."""
-        if self.needs_token:
-            return None
+        """Whether we are called by a name of ours; what is no host's name is refused always."""
         name = name_called(headers)
-        if name in self._names or is_loopback(name):
+        if name and (self._takes_any_name or name in self._names or is_loopback(name)):
             return None
+        given = headers.get("host", "")[:SHOWN_MAX]
         return Problem(
-            421, "unknown-host", f"host {name!r} is not this server's; call it as 127.0.0.1 or "
-            "localhost, or set TIDEMILL_TOKEN to serve other names", field="Host",
+            421, "unknown-host", f"host {given!r} is not this server's; call it as 127.0.0.1 or "
+            "localhost, or name it in TIDEMILL_ALLOWED_HOSTS", field="Host",
         )
 
     def check_origin(self, method: str, headers: Headers) -> Problem | None:
         """A change must not come from a page of another origin."""
         if method in SAFE_METHODS or not is_from_another_page(headers):
             return None
-        site = headers.get("origin", "another site")
+        site = headers.get("origin", "another site")[:SHOWN_MAX]
         return Problem(
             403, "cross-origin", f"a page of {site} may not change anything "
             "here; call the API from a program, without an Origin header", field="Origin",

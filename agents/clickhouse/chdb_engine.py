@@ -31,6 +31,7 @@ from agents.clickhouse.engine import (
     settings_text,
     text_params,
 )
+from agents.private_files import make_private
 
 LOCK_FILE = "tidemill.lock"
 INSERT_PREFIX = "insert-"
@@ -65,8 +66,9 @@ _open_engines: dict[Path, ChdbEngine] = {}
 class ChdbEngine:
     """An open folder; `open` gives the same one to every caller in this process."""
 
-    def __init__(self, folder: Path, lock_file: IO[str], base: Any):
+    def __init__(self, folder: Path, address: str, lock_file: IO[str], base: Any):
         self._folder = folder
+        self._address = address
         self._lock_file = lock_file
         self._base = base
         self._state = threading.Condition()
@@ -90,10 +92,11 @@ class ChdbEngine:
             lock_file = _locked(folder)
             for left_over in folder.glob(f"{INSERT_PREFIX}*"):
                 left_over.unlink(missing_ok=True)
+            address = _engine_address(folder)
             try:
                 with _nowhere():
-                    first = _connect(folder, SERVER_OPTIONS)
-                engine = cls(folder, lock_file, first)
+                    first = _connect(address, SERVER_OPTIONS)
+                engine = cls(folder, address, lock_file, first)
             except BaseException:
                 lock_file.close()
                 raise
@@ -206,7 +209,8 @@ class ChdbEngine:
                 raise EngineError(f"chDB folder {self._folder}: the engine is closed")
             self._calls_in_flight += 1
         try:
-            with _translated_errors(), contextlib.closing(_connect(self._folder, {})) as connection:
+            connected = _connect(self._address, {})
+            with _translated_errors(), contextlib.closing(connected) as connection:
                 connection.query(f"SET {settings_text(_ordered(settings))}", "Null")
                 yield connection
         finally:
@@ -240,12 +244,22 @@ def _translated_errors() -> Iterator[None]:
         raise parse_error(str(error)) from error
 
 
-def _connect(folder: Path, options: Mapping[str, int]) -> Any:
+def _connect(address: str, options: Mapping[str, int]) -> Any:
     from chdb.state import sqlitelike
 
-    address = f"{folder}?{urlencode(options)}" if options else str(folder)
     with _translated_errors():
-        return sqlitelike.Connection(address)
+        return sqlitelike.Connection(f"{address}?{urlencode(options)}" if options else address)
+
+
+def _engine_address(folder: Path) -> str:
+    """The folder as chDB is told of it. On Linux by a descriptor, which stays open.
+
+    So every name will do, and what the engine tells of its files (`system.parts.path`) tells
+    nothing of the machine. It is not closed: threads of the engine may outlive the last connection.
+    """
+    if not IS_LINUX:
+        return str(folder)
+    return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
 
 
 @contextlib.contextmanager
@@ -273,17 +287,17 @@ def _folder_of(dsn: str) -> Path:
         raise EngineError(
             f"clickhouse DSN {dsn!r}: the folder must be absolute, as in chdb:///data/ch"
         )
-    if set(folder) & set("?&#%'\n"):
+    if "?" in folder and not IS_LINUX:
         raise EngineError(
-            f"clickhouse DSN {dsn!r}: chDB takes ? & # % and quotes in a path for options; "
-            "choose a folder without them"
+            f"clickhouse DSN {dsn!r}: chDB takes what follows ? for options; choose a folder "
+            "without it"
         )
     return Path(folder).resolve()
 
 
 def _locked(folder: Path) -> IO[str]:
     """The folder's lock file, held until it is closed or the process ends, with our pid in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder, marks=(LOCK_FILE,))
     lock_file = (folder / LOCK_FILE).open("a+", encoding="ascii")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -93,13 +93,13 @@ ALLOWED_FUNCTION_CATEGORIES = frozenset(
 ALLOWED_FUNCTIONS = _names(
     """
     _CAST bar buildId byteSize caseWithExpression countDigits currentDatabase currentSchemas
-    currentUser defaultValueOfArgumentType defaultValueOfTypeName displayName
+    currentUser defaultValueOfArgumentType defaultValueOfTypeName
     finalizeAggregation format formatQuery formatQuerySingleLine formatReadableDecimalSize
     formatReadableQuantity formatReadableSize formatReadableTimeDelta getSetting
     getSubcolumn identity ignore initializeAggregation isConstant isDecimalOverflow
     materialize neighbor normalizedQueryHash normalizeQuery parseReadableSize parseTimeDelta
     queryID revision rowNumberInAllBlocks rowNumberInBlock runningAccumulate
-    runningDifference throwIf toColumnTypeName toTypeName transform uptime variantElement
+    runningDifference throwIf toColumnTypeName toTypeName transform variantElement
     variantType version visibleWidth
     exists grouping lambda untuple
     """

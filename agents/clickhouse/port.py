@@ -11,28 +11,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import hmac
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
-import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from agents.callers import LOOPBACK_NAMES, family_of, is_from_another_page, name_called
+from agents.callers import family_of, is_from_another_page, is_loopback, name_called
 from agents.clickhouse import wire
 from agents.clickhouse.engine import Engine, EngineError, QueryOutput
 from agents.clickhouse.guard import DEFAULT_DATABASE, SQL_BYTES_MAX, Guard
 from agents.clickhouse.port_settings import PortLimits, SettingsPolicy
+from agents.http_door import DoorLimits, DoorProtocol, DoorServer, door_config
 
 DEFAULT_PORT = 8123
 DEFAULT_FORMAT = "TabSeparated"
@@ -69,6 +68,12 @@ class _Answer:
     headers: dict[str, str]
 
 
+class PortDoor(DoorProtocol):
+    """Questions may stand in the address, so a request line may be as long as a question."""
+
+    limits = DoorLimits(line_bytes_max=SQL_BYTES_MAX)
+
+
 class ClickHousePort:
     """The interface on one address: `start` returns when it serves, `stop` when it has ended."""
 
@@ -80,8 +85,10 @@ class ClickHousePort:
         port: int = DEFAULT_PORT,
         limits: PortLimits | None = None,
         password: str | None = None,
+        allowed_hosts: Collection[str] = (),
+        door: type[DoorProtocol] = PortDoor,
     ):
-        if host not in LOOPBACK_NAMES and not password:
+        if not is_loopback(host) and not password:
             raise EngineError(
                 f"ClickHouse port on {host}: set a password, or bind it to 127.0.0.1; anyone who "
                 "reaches it could read every job"
@@ -89,6 +96,8 @@ class ClickHousePort:
         self._host = host
         self._port = port
         self._password = password
+        self._allowed_hosts = frozenset(allowed_hosts)
+        self._door = door
         self._engine = engine
         self._limits = limits or PortLimits()
         self._guard = Guard(engine)
@@ -96,7 +105,7 @@ class ClickHousePort:
         self._timezone = self._version = ""
         self._threads = ThreadPoolExecutor(self._limits.queries_max, "clickhouse-port")
         self._in_flight = 0
-        self._server: _Server | None = None
+        self._server: DoorServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self.app = Starlette(
             routes=[
@@ -117,16 +126,10 @@ class ClickHousePort:
         sql = "SELECT timezone() AS timezone, version() AS version"
         about = (await self._in_thread(self._engine.query, sql))[0]
         self._timezone, self._version = str(about["timezone"]), str(about["version"])
-        config = uvicorn.Config(
-            self.app,
-            access_log=False,
-            lifespan="off",
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=STOP_TIMEOUT_SECONDS,
-            ws="none",
+        config = door_config(
+            self.app, self._door, lifespan="off", timeout_graceful_shutdown=STOP_TIMEOUT_SECONDS
         )
-        self._server = _Server(config)
+        self._server = DoorServer(config)
         self._serving = asyncio.create_task(
             self._server.serve(sockets=[listener]), name="clickhouse-port"
         )
@@ -160,10 +163,12 @@ class ClickHousePort:
             answer = await self._slot(ask)
         except EngineError as error:
             return _error_response(error, query_id)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody hears it: the caller has gone
         return Response(answer.body, headers=answer.headers)
 
     def _check_caller(self, request: Request) -> None:
-        if self._host in LOOPBACK_NAMES:
+        if is_loopback(self._host):
             self._check_page(request)
         if self._password and not hmac.compare_digest(
             _given_password(request).encode(), self._password.encode()
@@ -176,9 +181,12 @@ class ClickHousePort:
 
     def _check_page(self, request: Request) -> None:
         name = name_called(request.headers)
-        if name not in LOOPBACK_NAMES:
+        if not name or not (is_loopback(name) or name in self._allowed_hosts):
             raise EngineError(
-                f"Host {name!r} is not served here; use {self.url}", code=497, name="ACCESS_DENIED"
+                f"Host {request.headers.get('host', '')[:100]!r} is not served here; use "
+                f"{self.url}, or name it in TIDEMILL_ALLOWED_HOSTS",
+                code=497,
+                name="ACCESS_DENIED",
             )
         if is_from_another_page(request.headers):
             # It could not read the answer, yet it could keep the engine busy.
@@ -274,14 +282,6 @@ class ClickHousePort:
             headers |= {"Content-Encoding": ask.encoding, "Vary": "Accept-Encoding"}
             return _Answer(wire.packed(output.data, ask.encoding), headers)
         return _Answer(output.data, headers)
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers: the process that hosts the port owns the signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _listener(host: str, port: int) -> socket.socket:

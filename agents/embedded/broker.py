@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -32,10 +33,18 @@ from agents.embedded.kafka_settings import (
     DEFAULT_HEAP_MB,
     DEFAULT_PORT,
     HEAP_MB_MIN,
+    LOG_CONFIGURATION,
     LOOPBACK,
     jvm_options,
     log_properties,
     server_properties,
+)
+from agents.private_files import (
+    FILE_MODE,
+    FOLDER_MODE,
+    PRIVATE_UMASK,
+    folder_fault,
+    make_private,
 )
 
 # Ready takes 3 s on an idle machine; a busy one, or a long log check after a kill, takes many times
@@ -46,6 +55,8 @@ STOP_TIMEOUT_SECONDS = 10.0
 # A predecessor that lost its parent is given this long to end before the folder counts as taken.
 LOCK_PATIENCE_SECONDS = 8.0
 POLL_SECONDS = 0.05
+SETTINGS_FILE = "server.properties"
+UTF8_LOCALE = "C.UTF-8"
 LOG_TAIL_LINES = 15
 # Ends the broker when the pipe that only the parent holds is closed. The kernel's parent-death
 # signal exists on Linux only, and fires already when the thread that started the broker ends.
@@ -132,10 +143,13 @@ class Broker:
         """Start, and return when a client is served; an EmbeddedError says what is in the way."""
         if self.is_alive:
             raise EmbeddedError(f"this broker runs already, as process {self.pid}")
-        (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
+        if (fault := folder_fault(self.data_dir)) is not None:
+            raise EmbeddedError(f"the folder {self.data_dir!a} cannot be used: {fault}")
+        make_private(self.data_dir, marks=("broker.lock",))
+        (self.data_dir / "logs").mkdir(mode=FOLDER_MODE, exist_ok=True)
         with _folder_lock(self.data_dir) as lock:
             jars = class_path()
-            java = str(find_java().path)
+            java = os.path.abspath(find_java().path)
             _refuse_used_port(self.port)
             self._write_settings()
             if not (self.data_dir / "data" / "meta.properties").exists():
@@ -183,41 +197,45 @@ class Broker:
 
     def _write_settings(self) -> None:
         text = server_properties(
-            data=self.data_dir / "data",
-            port=self.port,
-            controller_port=self.controller_port or free_port(),
+            port=self.port, controller_port=self.controller_port or free_port()
         )
-        self._settings_file.write_text(text, encoding="utf-8")
-        self._log_configuration.write_text(log_properties(self.data_dir / "logs"), encoding="utf-8")
-
-    @property
-    def _settings_file(self) -> Path:
-        return self.data_dir / "server.properties"
-
-    @property
-    def _log_configuration(self) -> Path:
-        return self.data_dir / "log4j2.properties"
+        for name, content in ((SETTINGS_FILE, text), (LOG_CONFIGURATION, log_properties())):
+            path = self.data_dir / name
+            path.write_text(content, encoding="utf-8")
+            path.chmod(FILE_MODE)
 
     def _jvm_options(self) -> list[str]:
-        return jvm_options(heap_mb=self.heap_mb, log_configuration=self._log_configuration)
+        return jvm_options(heap_mb=self.heap_mb)
+
+    def _environment(self) -> dict[str, str]:
+        # Java names files in the encoding of the locale; under LANG=C that would be ASCII.
+        needs = not str(self.data_dir).isascii() and sys.platform.startswith("linux")
+        return {**os.environ, "LC_ALL": UTF8_LOCALE} if needs else {**os.environ}
 
     def _format(self, java: str, jars: str) -> None:
         # A folder without this file was never formatted, or not to the end.
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         command = [java, *self._jvm_options(), "-cp", jars, "kafka.tools.StorageTool", "format"]
         # The id stands in one argument with its option: it may begin with a dash.
-        command += [f"--cluster-id={cluster}", "--config", str(self._settings_file)]
+        command += [f"--cluster-id={cluster}", "--config", SETTINGS_FILE]
         command.append("--ignore-formatted")
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_SECONDS, check=False
+            command, capture_output=True, text=True, errors="replace", check=False,
+            timeout=FORMAT_TIMEOUT_SECONDS, cwd=self.data_dir, env=self._environment(),
+            umask=PRIVATE_UMASK,
         )
         if done.returncode != 0:
             raise StartError(f"cannot format {self.data_dir}: {done.stdout}{done.stderr}".strip())
 
     def _spawn(self, command: list[str], lock: IO[str]) -> None:
         with (self.data_dir / "logs" / "broker.out").open("wb") as output:
+            os.fchmod(output.fileno(), FILE_MODE)
             self._process = subprocess.Popen(
-                [*command, str(self._settings_file)],
+                [*command, SETTINGS_FILE],
+                # All of its paths are relative: no name of a folder can be misread on the way.
+                cwd=self.data_dir,
+                env=self._environment(),
+                umask=PRIVATE_UMASK,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -237,6 +255,7 @@ class Broker:
             )
         record = json.dumps({"pid": self._process.pid, "port": self.port})
         (self.data_dir / "broker.json").write_text(record, encoding="utf-8")
+        (self.data_dir / "broker.json").chmod(FILE_MODE)
 
     def _wait_ready(self, deadline: float) -> None:
         while not is_serving(self.port):
@@ -342,6 +361,7 @@ def _refuse_used_port(port: int) -> None:
 @contextlib.contextmanager
 def _folder_lock(folder: Path) -> Iterator[IO[str]]:
     with (folder / "broker.lock").open("a") as file:
+        os.fchmod(file.fileno(), FILE_MODE)
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while not _try_lock(file):
             if time.monotonic() > deadline:

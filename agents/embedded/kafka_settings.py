@@ -1,12 +1,10 @@
 """What the embedded broker is told: its server.properties, its log, its JVM.
 
 Owns: every setting of the one-node Kafka with the reason for it.
-Refuses to know: processes, ports in use, and folders other than the one it is given.
+Refuses to know: processes, ports in use, and where the broker's folder is.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 9092
@@ -27,9 +25,14 @@ IO_THREADS = 2
 # Each file of the broker's log, and how many are kept.
 LOG_FILE_MB_MAX = 10
 LOG_FILES_KEPT = 3
+# Paths are relative to the broker's folder, in which it runs: Kafka takes a comma in a path for the
+# end of it, reads its settings as latin-1, and log4j fills in what looks like a pattern.
+DATA_FOLDER = "data"
+LOG_FOLDER = "logs"
+LOG_CONFIGURATION = "log4j2.properties"
 
 
-def server_properties(*, data: Path, port: int, controller_port: int) -> str:
+def server_properties(*, port: int, controller_port: int) -> str:
     """server.properties of one KRaft node that is broker and controller, on loopback only."""
     settings: dict[str, object] = {
         "process.roles": "broker,controller",
@@ -38,7 +41,7 @@ def server_properties(*, data: Path, port: int, controller_port: int) -> str:
         "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
         "controller.listener.names": "CONTROLLER",
-        "log.dirs": data,
+        "log.dirs": DATA_FOLDER,
         # One node can hold one replica.
         "offsets.topic.replication.factor": 1,
         "transaction.state.log.replication.factor": 1,
@@ -72,13 +75,13 @@ def server_properties(*, data: Path, port: int, controller_port: int) -> str:
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-def log_properties(folder: Path) -> str:
+def log_properties() -> str:
     """log4j2's configuration: broker.log, rotated by size, with a bound on what is kept."""
     return f"""status=error
 appender.file.type=RollingFile
 appender.file.name=file
-appender.file.fileName={folder}/broker.log
-appender.file.filePattern={folder}/broker.%i.log
+appender.file.fileName={LOG_FOLDER}/broker.log
+appender.file.filePattern={LOG_FOLDER}/broker.%i.log
 appender.file.layout.type=PatternLayout
 appender.file.layout.pattern=%d{{yyyy-MM-dd HH:mm:ss.SSS}} %p %m (%c{{1}})%n
 appender.file.policies.type=Policies
@@ -91,7 +94,7 @@ rootLogger.appenderRef.file.ref=file
 """
 
 
-def jvm_options(*, heap_mb: int, log_configuration: Path) -> list[str]:
+def jvm_options(*, heap_mb: int) -> list[str]:
     """Options for the broker's JVM: a small heap, and the collector that suits few cores."""
     return [
         f"-Xms{min(heap_mb, 256)}m",
@@ -104,5 +107,5 @@ def jvm_options(*, heap_mb: int, log_configuration: Path) -> list[str]:
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
         "-Djava.awt.headless=true",
-        f"-Dlog4j2.configurationFile={log_configuration.as_uri()}",
+        f"-Dlog4j2.configurationFile={LOG_CONFIGURATION}",
     ]

@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -131,8 +132,10 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
 class PortThread:
     """The ClickHouse port in an event loop of its own, so that no insert makes a reader wait."""
 
-    def __init__(self, engine: Engine, host: str, port: int) -> None:
-        self._port = ClickHousePort(engine, host=host, port=port)
+    def __init__(
+        self, engine: Engine, host: str, port: int, allowed_hosts: Collection[str] = ()
+    ) -> None:
+        self._port = ClickHousePort(engine, host=host, port=port, allowed_hosts=allowed_hosts)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="tidemill-clickhouse", daemon=True
@@ -229,13 +232,15 @@ def run_stack(settings: StackSettings) -> int:
 
     try:
         engine = open_migrated(settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS)
-        port = PortThread(engine, DEFAULT_HOST, settings.clickhouse_port)
+        port = PortThread(
+            engine, DEFAULT_HOST, settings.clickhouse_port, settings.allowed_hosts
+        )
         port.start()
         api = ApiServer(build_api(engine, settings), settings.http_host, settings.http_port)
         api.start()
     except (EngineError, SettingsError) as error:
         logger.error("the stack cannot start: %s", error)
-        return exit_codes.FAILED
+        return exit_codes.CONFIG if isinstance(error, SettingsError) else exit_codes.FAILED
     http = http_address(settings.http_host, api.port)
     code = _run(settings, engine, clickhouse=port.url, http=http)
     # Readers first: they hold queries open over the engine.

@@ -116,7 +116,7 @@ def test_the_commands_are_commands_of_tidemill(compose: dict[str, Any]) -> None:
 
 
 def test_the_broker_is_set_as_the_embedded_one(compose: dict[str, Any]) -> None:
-    lines = server_properties(data=Path("/x"), port=1, controller_port=2).splitlines()
+    lines = server_properties(port=1, controller_port=2).splitlines()
     embedded = dict(line.split("=", 1) for line in lines)
     environment = compose["services"]["kafka"]["environment"]
     for name, value in embedded.items():
