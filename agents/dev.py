@@ -27,6 +27,7 @@ from agents import topics as topics_
 from agents.callers import family_of, http_address
 from agents.embedded.broker import Broker, free_port
 from agents.embedded.errors import EmbeddedError
+from agents.private_files import folder_fault, make_data_folder, private_umask
 from agents.settings import DEFAULT_HOST, StackSettings
 from agents.supervisor import (
     LOOK_SECONDS,
@@ -44,6 +45,7 @@ BROKER_STAGE: Final = 2
 # Seconds from the first Ctrl-C until what is left of a stage is killed. All within 10 s; each role
 # can be killed at any point without a loss, so a kill costs a restore and nothing else.
 STOP_DEADLINES: Final = {WORKER_STAGE: 5.0, ENGINE_STAGE: 7.5, BROKER_STAGE: 9.5}
+LEFT_LINES_MAX: Final = 3  # lines about files whose mode stays; more would say the same
 DEV_STOP_GRACE_SECONDS: Final = 4.0  # running jobs may finish; below the worker stage's deadline
 
 
@@ -149,11 +151,16 @@ class DevStack:
         self._supervisor = Supervisor(say)
         self._broker = BrokerProcess(Broker(plan.data / "kafka", plan.kafka_port))
         self._signals = 0
+        self._umask = -1  # -1: as it is; else what it was before ours
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Run until a signal; the exit code. `on_ready` is called when a request is served."""
         _refuse_used_ports(self._plan)
-        with _held_folder(self._plan.data), self._signals_counted():
+        with (
+            private_umask() as self._umask,
+            _held_folder(self._plan.data, self._say),
+            self._signals_counted(),
+        ):
             try:
                 self._start()
                 self._keep(on_ready)
@@ -167,7 +174,9 @@ class DevStack:
         supervisor.add(self._broker, BROKER_STAGE)
         for name, stage, argv in _roles(self._plan):
             log_file = self._plan.data / "logs" / f"{name}.log"
-            supervisor.add(ChildProcess(name, argv, log_file, self._echo), stage)
+            # Handlers are other people's code, and so are the files that they make.
+            umask = self._umask if stage == WORKER_STAGE else -1
+            supervisor.add(ChildProcess(name, argv, log_file, self._echo, umask=umask), stage)
         while not self._broker.is_ready() and not self._signals:
             # The first start is not tried again: what is in its way will still be there.
             if self._broker.error is not None:
@@ -273,16 +282,16 @@ def _refuse_used_ports(plan: DevPlan) -> None:
 
 
 @contextmanager
-def _held_folder(data: Path) -> Iterator[None]:
+def _held_folder(data: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One stack a folder. The lock ends with this process, however it ends."""
+    if (fault := folder_fault(data)) is not None:
+        raise _unusable(data, fault)
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        for left in make_data_folder(data)[:LEFT_LINES_MAX]:
+            say(f"others may read what jobs say, and that cannot be changed: {left}")
         lock = (data / "dev.lock").open("a")
     except OSError as error:
-        raise DevError(
-            f"the folder {data} cannot be used ({error.strerror}): choose another with --data",
-            exit_codes.FAILED,
-        ) from None
+        raise _unusable(data, error.strerror or repr(error)) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -293,3 +302,10 @@ def _held_folder(data: Path) -> Iterator[None]:
                 exit_codes.IN_USE,
             ) from None
         yield
+
+
+def _unusable(data: Path, reason: str) -> DevError:
+    return DevError(
+        f"the folder {str(data)!r} cannot be used: {reason}; choose another with --data",
+        exit_codes.CONFIG,
+    )

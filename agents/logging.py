@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from agents.plain_text import plain_event
+
 READY_EVENT: Final = "role_ready"
 EXTRA_FIELDS: Final = (
     "job", "user", "type", "attempt", "code", "reason", "stage", "field", "source"
@@ -67,7 +69,12 @@ def configure_logging(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=foreign,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # JSON escapes by itself what could steer a terminal.
+                *([] if log_format == "json" else [plain_event]),
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()

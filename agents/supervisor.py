@@ -27,6 +27,7 @@ from typing import IO, Final, Protocol
 
 from agents import exit_codes
 from agents.logging import READY_EVENT, announce_ready
+from agents.plain_text import plain
 
 logger = logging.getLogger("tidemill.supervisor")
 
@@ -82,8 +83,11 @@ class ChildProcess:
         log_file: Path | None,
         echo: Echo,
         env: Mapping[str, str] | None = None,
+        *,
+        umask: int = -1,
     ) -> None:
         self.name = name
+        self._umask = umask  # -1: that of this process
         self._argv = list(argv)
         self._env = {**os.environ, **(env or {}), SUPERVISED: "1", "PYTHONUNBUFFERED": "1"}
         self._echo = echo
@@ -106,7 +110,9 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",  # `tidemill.cli.streams` has roles write it, whatever the locale
             errors="replace",
+            umask=self._umask,
             # The terminal's Ctrl-C is for the supervisor, which stops the roles in order.
             start_new_session=True,
         )
@@ -191,6 +197,8 @@ class ChildProcess:
         self._take_line(line)
 
     def _take_line(self, line: str) -> None:
+        # Handlers print what they like, and a log file is read in a terminal too.
+        line = plain(line, "\t")
         self._log.info(line)
         self._echo(self.name, line)
 
@@ -348,6 +356,11 @@ def describe_exit(code: int) -> str:
 def role_argv(*words: str) -> list[str]:
     """The command line of a role in this very installation."""
     return [sys.executable, "-m", "tidemill", *words]
+
+
+def is_supervised() -> bool:
+    """Whether this process is a role that a supervisor of ours has started."""
+    return SUPERVISED in os.environ
 
 
 def wait_for_go() -> None:

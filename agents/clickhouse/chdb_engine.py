@@ -287,6 +287,8 @@ def _folder_of(dsn: str) -> Path:
         raise EngineError(
             f"clickhouse DSN {dsn!r}: the folder must be absolute, as in chdb:///data/ch"
         )
+    if "\0" in folder:
+        raise EngineError(f"clickhouse DSN {dsn!r}: no path holds a zero byte")
     if "?" in folder and not IS_LINUX:
         raise EngineError(
             f"clickhouse DSN {dsn!r}: chDB takes what follows ? for options; choose a folder "

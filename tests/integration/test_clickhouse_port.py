@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from agents.clickhouse.engine import Engine, EngineError, EngineUnavailable, open_engine
+from agents.clickhouse.guard_lists import ALLOWED_SYSTEM_TABLES
 from agents.clickhouse.migrate import MigrationError, migrate, pending_migrations
 from agents.clickhouse.port import ClickHousePort
 from agents.clickhouse.port_settings import PortLimits
@@ -269,6 +271,35 @@ class TestStockClients:
         assert method == 0x82
         plain = lz4.block.decompress(body[25 : 16 + size], uncompressed_size=plain_size)
         assert plain.startswith(b"0\n1\n2\n")
+
+
+class TestTheHost:
+    """Nothing that a reader may ask tells of the machine: its name, its folders, its system."""
+
+    @pytest.fixture
+    def words(self, engine: Engine) -> set[str]:
+        folder = engine.dsn.removeprefix("chdb://")
+        return {socket.gethostname(), folder, Path(folder).name, os.uname().release, os.getcwd()}
+
+    def test_no_open_table_does(self, http: httpx.Client, words: set[str]) -> None:
+        endless = {"numbers", "numbers_mt", "zeros", "zeros_mt"}
+        prose = {"licenses", "contributors", "documentation"}
+        for table in ALLOWED_SYSTEM_TABLES - endless - prose:
+            answer = ask(http, f"SELECT * FROM system.{table} LIMIT 3000 FORMAT TSV")
+            assert answer.status_code == 200, (table, answer.text)
+            cells = {cell for line in answer.text.splitlines() for cell in line.split("\t")}
+            assert not [cell for cell in cells if any(word in cell for word in words)], table
+
+    def test_no_open_function_does(self, http: httpx.Client, words: set[str]) -> None:
+        found = ask(http, "SELECT name FROM system.functions WHERE NOT is_aggregate FORMAT TSV")
+        names = found.text.split()
+        assert len(names) > 1_000
+        refused = 0
+        for name in names:
+            answer = ask(http, f"SELECT toString(`{name}`())")
+            refused += answer.headers.get("X-ClickHouse-Exception-Code") == "497"
+            assert not any(word in answer.text for word in words), (name, answer.text)
+        assert refused > 50
 
 
 class TestRefusals:
@@ -529,7 +560,7 @@ class TestEngine:
             open_engine("http://user:hidden@127.0.0.1:9/default")
 
     @pytest.mark.parametrize(
-        "dsn", ["chdb://relative", "chdb:///a?b", "mysql://x", "http:///nothing"]
+        "dsn", ["chdb://relative", "chdb:///a\0b", "mysql://x", "http:///nothing"]
     )
     def test_a_wrong_dsn_says_what_to_write(self, dsn: str) -> None:
         with pytest.raises(EngineError, match="clickhouse DSN"):

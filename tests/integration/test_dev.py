@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -56,6 +57,8 @@ def hold(payload: dict) -> None:
         time.sleep(0.05)
 """
 
+ODD_FOLDER = "-R&D, M\u00fcller's \"50%20\" #1? a\\b ${x} \U0001f600\nzwei"
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -68,6 +71,8 @@ class Dev:
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "tidemill", "dev", *words],
             cwd=folder, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            # The barest of locales: names of folders and lines of jobs must not depend on it.
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}, umask=0o002,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -156,7 +161,7 @@ def in_sql(clickhouse: str, job_id: str) -> str | None:
 def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
     start: Any, folder: Path
 ) -> None:
-    dev = start("my_jobs.py")
+    dev = start("my_jobs.py", f"--data={ODD_FOLDER}")
     kafka, clickhouse, http = dev.wait_ready()
     assert len(dev.lines) == 1
     assert_comes_last(dev.child("tidemill", "stack"))
@@ -188,14 +193,30 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
     assert dev.popen.returncode == exit_codes.OK
     assert not [one for one in descendants if is_alive(one)]
 
-    # The next start goes on from the same folder.
-    second = start("my_jobs.py")
+    # All of it is in that very folder, and its owner's alone.
+    assert {entry.name for entry in folder.iterdir()} <= {
+        ODD_FOLDER, "my_jobs.py", "dev.log", "__pycache__"
+    }
+    assert stat.S_IMODE((folder / ODD_FOLDER).stat().st_mode) == 0o700
+    assert open_to_others(folder / ODD_FOLDER) == []
+    (folder / ODD_FOLDER).chmod(0o755)
+    (folder / ODD_FOLDER / "dev.lock").chmod(0o644)
+
+    # The next start goes on from the same folder, and mends it.
+    second = start("my_jobs.py", f"--data={ODD_FOLDER}")
     kafka, clickhouse, http = second.wait_ready()
     with Client(kafka, clickhouse=clickhouse) as client:
         assert client.wait(handle, SECONDS).status == "succeeded"
         assert client.wait(waiting, SECONDS).status == "succeeded"
     assert http.startswith("http://127.0.0.1:")
     assert second.stop() < STOP_SECONDS
+    assert open_to_others(folder / ODD_FOLDER) == []
+
+
+def open_to_others(folder: Path) -> list[str]:
+    """The folder and what is below it, as far as group or others may use it."""
+    found = (path for path in (folder, *folder.rglob("*")) if not path.is_symlink())
+    return [str(path) for path in found if path.stat().st_mode & 0o077]
 
 
 def assert_comes_last(sink: psutil.Process) -> None:

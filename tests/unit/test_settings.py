@@ -141,3 +141,71 @@ def test_effective_settings_tell_their_source_and_mask_secrets(
 def test_every_setting_says_what_it_means(cls: type[CommonSettings]) -> None:
     silent = [row.name for row in effective(load(cls)) if not row.meaning]
     assert silent == []
+
+
+ROLES = (CommonSettings, LedgerSettings, WorkerSettings, SinkSettings, ApiSettings, StackSettings)
+
+
+@pytest.mark.parametrize("cls", ROLES)
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+def test_a_variable_that_is_empty_is_not_set(
+    cls: type[CommonSettings], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = load(cls)
+    for name in cls.model_fields:
+        monkeypatch.setenv(f"TIDEMILL_{name.upper()}", text)
+    assert load(cls).model_dump(exclude={"worker_id"}) == usual.model_dump(exclude={"worker_id"})
+    assert {row.source for row in effective(load(cls))} == {"default"}
+
+
+@pytest.mark.parametrize("cls", ROLES)
+def test_an_option_that_is_empty_is_not_given(
+    cls: type[CommonSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_KAFKA", "a:1")
+    names = set(cls.model_fields) - {"topic_prefix"}
+    assert load(cls, **dict.fromkeys(names, "")).kafka == "a:1"
+    # An empty prefix is a prefix: none.
+    monkeypatch.setenv("TIDEMILL_TOPIC_PREFIX", "x.")
+    assert load(cls, topic_prefix="").topic_prefix == ""
+
+
+@pytest.mark.parametrize("token", ["", "  ", "\n"])
+@pytest.mark.parametrize("cls", [ApiSettings, StackSettings])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "tidemill.example"])
+def test_an_empty_token_opens_nothing(
+    cls: type[ApiSettings], token: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_TOKEN", token)
+    with pytest.raises(SettingsError, match="a token is required"):
+        load(cls, http_host=host)
+
+
+@pytest.mark.parametrize("token", ["M\u00fcller", "a\nb", "a\x1bb"])
+def test_a_token_that_no_header_carries_is_refused(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_TOKEN", token)
+    with pytest.raises(SettingsError, match="TIDEMILL_TOKEN"):
+        load(ApiSettings)
+
+
+def test_a_token_loses_the_line_end_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_TOKEN", "secret\n")
+    token = load(ApiSettings).token
+    assert token is not None
+    assert token.get_secret_value() == "secret"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("", ()), ("Tide.example", ("tide.example",)), ("a, [::1],b,", ("a", "::1", "b"))],
+)
+def test_allowed_hosts_are_words_with_commas(given: str, expected: tuple[str, ...]) -> None:
+    assert load(ApiSettings, allowed_hosts=given).allowed_hosts == expected
+
+
+@pytest.mark.parametrize("given", ["*", "a:80", "http://a", "a/b", "a b", "user@a"])
+def test_what_is_no_hosts_name_is_not_allowed(given: str) -> None:
+    with pytest.raises(SettingsError, match="host's name"):
+        load(ApiSettings, allowed_hosts=given)

@@ -15,6 +15,9 @@ def main() -> NoReturn:
     """Run the command line and exit with a code of `agents.exit_codes`."""
     # Kafka's client is native code: a crash there shall say where.
     faulthandler.enable()
+    from tidemill.cli import streams
+
+    streams.use_utf8()
     from tidemill.shadowing import ShadowedPackage, check_not_shadowed
 
     try:
@@ -22,10 +25,15 @@ def main() -> NoReturn:
     except ShadowedPackage as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(78)
-    from agents.supervisor import tie_to_supervisor
+    from agents.supervisor import is_supervised, tie_to_supervisor
     from schemas.native import NativeCoreMissing
 
     tie_to_supervisor()
+    streams.prepare(is_supervised=is_supervised())
+    word = streams.not_text(sys.argv[1:])
+    if word is not None and sys.argv[1] not in streams.OWN_MODE_COMMANDS:
+        sys.stderr.write(f"error: the argument {word} is not UTF-8; write it in UTF-8\n")
+        sys.exit(2)
     from tidemill.cli.app import run
 
     try:

@@ -5,6 +5,7 @@ Owns their options and what is shown. Refuses to know how each is done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ Queues = Annotated[
 ]
 
 
-def _broker_folder(data: Path | None) -> Path:
+def _broker_folder(data: str | None) -> Path:
     from agents.settings import CommonSettings, load
 
     folder = load(CommonSettings, data=data).data
@@ -36,8 +37,11 @@ def _broker_folder(data: Path | None) -> Path:
 def broker_start(data: o.Data = None, kafka_port: o.KafkaPort = None) -> None:
     """Start a broker that stays when this command has ended."""
     from agents.embedded.broker import free_port, start_background
-    from agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT
+    from agents.private_files import make_data_folder
+    from agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT, CommonSettings, load
 
+    with contextlib.suppress(OSError):  # what is in the way is told by the broker's own start
+        make_data_folder(load(CommonSettings, data=data).data)
     port = DEFAULT_KAFKA_PORT if kafka_port is None else kafka_port or free_port()
     pid = start_background(_broker_folder(data), port)
     print(f"ready kafka={DEFAULT_HOST}:{port} pid={pid}", flush=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from agents import exit_codes
+from agents.plain_text import LINES, plain
 from tidemill.cli import admin, jobs, roles
 
 app = typer.Typer(
@@ -86,7 +87,7 @@ def run() -> int:
         code = exit_code_of(error)
         if code is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {plain(str(error), LINES)}\n")
         return code
     return exit_codes.OK
 

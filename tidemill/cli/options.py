@@ -5,7 +5,6 @@ Owns names and help texts. None always means "not given": then environment and d
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,8 +22,9 @@ TopicPrefix = Annotated[
 Partitions = Annotated[
     int | None, typer.Option("--partitions", help="Partitions of the ledger's topics.")
 ]
+# Text and not a path: an empty one is no folder, and a path of it would be the current one.
 Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Folder of the embedded stack.")
+    str | None, typer.Option("--data", metavar="DIR", help="Folder of the embedded stack.")
 ]
 HttpHost = Annotated[
     str | None, typer.Option("--http-host", help="Address of page and API; loopback by default.")

@@ -26,9 +26,13 @@ app = typer.Typer()
 def _run_role(role: str, settings: CommonSettings, load: Callable[[], Callable[[], int]]) -> None:
     """Load the code, wait for a supervisor's word where there is one, run, exit."""
     from agents.logging import configure_logging
+    from agents.private_files import PRIVATE_UMASK
     from agents.supervisor import wait_for_go
 
     configure_logging(role, settings.log_format, settings.log_level)
+    if role != "worker":
+        # What these roles write is of users' jobs; a worker's files are its handlers'.
+        os.umask(PRIVATE_UMASK)
     run = load()
     wait_for_go()
     raise typer.Exit(run())

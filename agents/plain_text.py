@@ -1,0 +1,72 @@
+"""Text from strangers, made safe to show: no character of it may steer a terminal.
+
+Owns what is replaced and by what. Refuses to know who shows the text. Names of users, types and
+jobs, error texts and payloads may hold anything; an escape sequence in one of them could clear a
+screen, change a title, or make one line look like another.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+# Joiners that emoji and some scripts are written with: they change no line and no order.
+_KEPT: Final = frozenset("\u200c\u200d")
+# Categories that are shown as they are although Python does not count them as printable: spaces,
+# private letters, and letters that are younger than Python's tables.
+_HARMLESS: Final = frozenset({"Zs", "Co", "Cn"})
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+LINES: Final = "\n\t"
+"""What `plain` keeps of a text that may have several lines, such as a trace."""
+
+
+def plain(text: str, keep: str = "") -> str:
+    """`text` with everything that could steer a terminal as \\x1b, \\n, \\u202e; the rest as it is.
+
+    That is: control characters, changes of writing direction, invisible ones, and halves of
+    surrogate pairs. `keep` are characters that stay, such as `LINES`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_shown(letter, keep) for letter in text)
+
+
+def _shown(letter: str, keep: str) -> str:
+    if letter.isprintable() or letter in keep or letter in _KEPT:
+        return letter
+    if unicodedata.category(letter) in _HARMLESS:
+        return letter
+    return _SHORT.get(letter) or escaped(letter)
+
+
+def escaped(letter: str) -> str:
+    """One letter as Python and JSON write it by its number."""
+    number = ord(letter)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def plain_json(text: str) -> str:
+    """A JSON document with the same meaning, in which such characters are \\u escapes."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(
+        letter if _shown(letter, LINES) == letter else _json_escape(letter) for letter in text
+    )
+
+
+def _json_escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[start:start + 4]}" for start in range(0, len(units), 4))
+
+
+def plain_event(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """A step of structlog: all text of an event; a trace keeps its lines."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = plain(value, LINES if name in ("exception", "stack") else "")
+    return event
