@@ -223,6 +223,10 @@ class DoorProtocol(H11Protocol):
         """Whether the next word is the client's: a head or a body has not come yet."""
         return not self._is_ending and self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.is_waiting or (self._is_ending and not self.transport.is_closing())
+
     def sweep(self, now: float) -> str | None:
         """End what is overdue; why, or None."""
         if self._is_stalled(now):
@@ -255,13 +259,12 @@ class DoorProtocol(H11Protocol):
 
     def _make_room(self) -> bool:
         """Close the one that has made us wait longest; False when all are being answered."""
-        waiting = [
-            one for one in self.connections
-            if isinstance(one, DoorProtocol) and one is not self and one.is_waiting
-        ]
-        if not waiting:
+        others = (one for one in self.connections if one is not self)
+        idle = [one for one in others if isinstance(one, DoorProtocol) and one._is_idle]
+        if not idle:
             return False
-        oldest = min(waiting, key=lambda one: one.since)
+        # Those that have had their answer go first.
+        oldest = min(idle, key=lambda one: (not one._is_ending, one.since))
         oldest._forget_cycle()
         oldest._is_ending = True
         oldest._abort()
