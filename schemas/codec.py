@@ -32,8 +32,11 @@ from schemas.words import ErrorCode, Priority
 Headers = Sequence[tuple[str, bytes | None]]
 
 DEPTH_MAX: Final = 32  # nested arrays and objects of a request, the outermost included
+# The same of an event: a result is what orjson writes, 254 deep, and the event is around it.
+EVENT_DEPTH_MAX: Final = 256
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**64 - 1  # what ClickHouse and most languages can hold
+COUNT_MAX: Final = 2**32 - 1  # of runs, attempts, epochs, sequences: a column of 32 bits
 MESSAGE_LENGTH_MAX: Final = 500  # characters of a refusal's message
 
 # Every digit becomes a 0, so that a run of digits is found by a plain substring search.
@@ -202,17 +205,17 @@ def _checked_int(digits: str) -> int:
     return number
 
 
-def parse_json(value: bytes | None) -> Any | Refusal:
+def parse_json(value: bytes | None, depth_max: int = DEPTH_MAX) -> Any | Refusal:
     """JSON within our bounds -> Python value; else the refusal. Shared by all inputs."""
     if value is None:
         return Refusal(
             ErrorCode.EMPTY_RECORD,
             "the record has no value (a tombstone); send a JSON object as the value",
         )
-    if value.count(b"[") + value.count(b"{") > DEPTH_MAX and depth_of(value) > DEPTH_MAX:
+    if value.count(b"[") + value.count(b"{") > depth_max and depth_of(value) > depth_max:
         return Refusal(
             ErrorCode.TOO_DEEP,
-            f"the JSON is nested more than {DEPTH_MAX} deep; flatten it or send it as a string",
+            f"the JSON is nested more than {depth_max} deep; flatten it or send it as a string",
         )
     parsed: Any = None
     try:

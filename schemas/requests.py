@@ -27,6 +27,7 @@ TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
 REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
 RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
 NESTED_MAX: Final = 200  # nested values of a result; orjson itself stops at 254
+# One bound for every instant: of a request, of an event, of a row.
 INSTANT_MIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 INSTANT_MAX: Final = datetime(2299, 12, 31, tzinfo=UTC)  # where ClickHouse's DateTime64(3) ends
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from schemas.requests import RESULT_BYTES_MAX
-from schemas.wire import BackoffSpec
+from schemas.wire import DELAY_MS_MAX, BackoffSpec
 from schemas.words import ErrorCode, State
 from streams import retry
 from streams.job import Job
@@ -26,7 +26,6 @@ NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
 # doubled each time, up to the wait after which a type that nobody runs counts as unknown.
 RETURN_MS: Final = 500
 RETURN_MS_MAX: Final = 30_000
-RETRY_AFTER_MS_MAX: Final = 30 * 86_400_000  # ms that a handler may put off its retry, 30 days
 
 
 def times(job: Job, outcome: dict[str, Any], now: int) -> tuple[int, int, int]:
@@ -96,7 +95,7 @@ def delay_ms(job: Job, outcome: dict[str, Any], policy: Policy | None) -> int:
         backoff = NO_BACKOFF_KNOWN if policy is None else policy.backoff
         seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
         asked = retry.backoff_ms(backoff, attempt=job.attempt, seed=seed)
-    return max(0, min(int(asked), RETRY_AFTER_MS_MAX))
+    return max(0, min(int(asked), DELAY_MS_MAX))
 
 
 def return_delay_ms(returns: int) -> int:

@@ -10,9 +10,10 @@ whole insert; then, and only then, every record of it is read and checked (`is_c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -20,9 +21,18 @@ from pydantic import ValidationError
 
 from agents.runtime.chunk import Record
 from schemas import SCHEMA_VERSION
-from schemas.codec import Refusal, owner_of, parse_json
+from schemas.codec import (
+    COUNT_MAX,
+    EVENT_DEPTH_MAX,
+    INTEGER_MAX,
+    Refusal,
+    owner_of,
+    parse_json,
+)
 from schemas.events import JobEvent
-from schemas.words import ErrorCode
+from schemas.instants import instant_text
+from schemas.requests import INSTANT_MAX, INSTANT_MIN
+from schemas.words import ErrorCode, EventKind
 
 COLUMNS: Final = (
     "kafka_partition", "kafka_offset", "schema_version", "event_id", "event", "job_id", "user_id",
@@ -46,16 +56,16 @@ INSERT_SETTINGS: Final[dict[str, object]] = {
 _USUAL_START: Final = b'{"schema_version":%d,' % SCHEMA_VERSION
 _ROW: Final = b'{"kafka_partition":%d,"kafka_offset":%d,%b'
 
-UINT32_MAX: Final = 2**32 - 1
-UINT64_MAX: Final = 2**64 - 1
 # Whole numbers that ClickHouse would cut without a word.
 _BOUNDS: Final = {
-    "incarnation": UINT64_MAX, "run": UINT32_MAX, "sequence": UINT32_MAX, "attempt": UINT32_MAX,
-    "epoch": UINT32_MAX, "wait_ms": UINT64_MAX, "run_ms": UINT64_MAX,
+    "incarnation": INTEGER_MAX, "run": COUNT_MAX, "sequence": COUNT_MAX, "attempt": COUNT_MAX,
+    "epoch": COUNT_MAX, "wait_ms": INTEGER_MAX, "run_ms": INTEGER_MAX,
 }
 _NOT_EMPTY: Final = ("event_id", "job_id", "user_id")
-# What DateTime64 holds for certain.
-_YEAR_MIN, _YEAR_MAX = 1970, 2200
+# Events that may tell of a job that nobody has asked for: it has no state.
+_STATELESS: Final = frozenset({EventKind.CANCEL_KEPT.value, EventKind.COMMAND_REFUSED.value})
+# A row's `occurred_at` is later than this instant by a constraint of the table.
+_NO_INSTANT: Final = INSTANT_MIN
 
 
 @dataclass(slots=True)
@@ -84,10 +94,17 @@ def encode(partition: int, records: Sequence[Record], *, is_careful: bool) -> En
         if isinstance(checked, Refusal):
             found.refused.append((record, checked))
         else:
-            add(_ROW % (partition, record.offset, orjson.dumps(checked)[1:]))
+            add(_ROW % (partition, record.offset, _json(checked)[1:]))
     if not is_careful and not _is_text(found.data):
         return encode(partition, records, is_careful=True)
     return found
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a result may be as deep as orjson goes, and the event is around it
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _is_text(data: bytes) -> bool:
@@ -100,7 +117,7 @@ def _is_text(data: bytes) -> bool:
 
 def check(value: bytes | None) -> dict[str, Any] | Refusal:
     """An event's fields when it may go in, else why not. Never raises."""
-    body = parse_json(value)
+    body = parse_json(value, EVENT_DEPTH_MAX)
     if isinstance(body, Refusal):
         return body
     if not isinstance(body, dict):
@@ -122,7 +139,9 @@ def check(value: bytes | None) -> dict[str, Any] | Refusal:
             "schema_version",
         )
     try:
-        JobEvent.model_validate_json(orjson.dumps(body), strict=True)
+        # What is in `data` is anybody's, and may be nested deeper than pydantic reads.
+        flat = body if not isinstance(body.get("data"), dict) else {**body, "data": {}}
+        JobEvent.model_validate_json(_json(flat), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "value"
@@ -144,18 +163,30 @@ def _wrong_value(body: dict[str, Any]) -> tuple[str, str] | None:
             return name, f"must be 0 to {most}"
     cause = body["cause"]
     if cause is not None and not (
-        0 <= cause["partition"] <= UINT32_MAX and 0 <= cause["offset"] <= UINT64_MAX
+        0 <= cause["partition"] <= COUNT_MAX and 0 <= cause["offset"] <= INTEGER_MAX
     ):
         return "cause", "its partition or offset is out of range"
+    is_stateless = body["sequence"] is None and body["event"] in _STATELESS
+    if body["state_after"] is None and not is_stateless:
+        return "state_after", "must be a state"
     for name in ("occurred_at", "due_at"):
-        if body[name] is not None and not _is_instant(body[name]):
-            return name, "must be RFC 3339, as in 2025-11-24T16:00:00.000Z"
+        if body[name] is None:
+            continue
+        moment = _instant(body[name])
+        if moment is None or (name == "occurred_at" and moment == _NO_INSTANT):
+            return name, (
+                "must be RFC 3339, as in 2025-11-24T16:00:00.000Z, between the years 1970 and 2299"
+            )
+        # As the ledger writes it: ISO 8601 has forms that ClickHouse does not read.
+        body[name] = instant_text((moment - INSTANT_MIN) // timedelta(milliseconds=1))
     return None
 
 
-def _is_instant(text: str) -> bool:
+def _instant(text: str) -> datetime | None:
+    """The instant when every row can hold it."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return False
-    return moment.tzinfo is not None and _YEAR_MIN <= moment.year <= _YEAR_MAX
+        return None
+    is_held = moment.tzinfo is not None and INSTANT_MIN <= moment <= INSTANT_MAX
+    return moment if is_held else None

@@ -32,6 +32,7 @@ from agents.embedded.broker import free_port
 from benchmarks.event_log import make_events
 from schemas.event_writer import Event
 from schemas.topics import Topics
+from tests.unit.bounds_kit import TAKEN, events_of_life, nested, value_with
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -430,6 +431,30 @@ def test_bad_events_become_dead_letters_and_neighbours_go_on(
         assert headers["tidemill.dead.partition"] == b"1"
         assert headers["trace"] == b"1"
         assert headers["tidemill.dead.error.message"]
+
+
+def test_events_at_every_bound_of_the_door_go_in_beside_a_broken_one(
+    log: Log, place: Place, kafka: str
+) -> None:
+    lives = [
+        events_of_life(value_with(name, value), result=nested(254))
+        for name, values in TAKEN.items() for value in values
+    ]
+    good = [event for life in lives for event in life]
+    broken = [BAD["cut"][0], BAD["unknown field"][0], BAD["no instant"][0]]
+    log.produce_bad([*good[:40], broken[0], *good[40:], *broken[1:]], partition=1)
+    place.start().wait_ready()
+    place.wait_count(len(good))
+    assert place.count() == len(good)
+    rows = place.query(
+        "SELECT toString(max(due_at)) AS latest, toString(min(due_at)) AS first FROM job_events "
+        "WHERE event = 'scheduled' AND due_at > '2200-01-01'"
+    )
+    assert rows == [
+        {"latest": "2299-12-31 00:00:00.000", "first": "2200-12-31 10:00:00.000"}
+    ]
+    letters = _dead_letters(kafka, log.topics.dead, len(broken))
+    assert [value for value, _ in letters] == broken
 
 
 @pytest.mark.parametrize("name", ["two events", "unknown field", "fields missing", "wrong type"])
