@@ -64,7 +64,8 @@ def build_templates() -> Environment:
         lstrip_blocks=True,
     )
     for name in (
-        "number", "rate", "percent", "duration", "absolute", "clock", "tone", "pretty_json"
+        "number", "rate", "percent", "duration", "absolute", "clock", "tone", "pretty_json",
+        "missing",
     ):
         templates.filters[name] = getattr(view, name)
     templates.globals["job_path"] = job_path
@@ -149,11 +150,13 @@ class Pages:
     async def _tables(self, minutes: int) -> dict[str, Any]:
         rows = self._reader.rows
         windowed = (
-            "error_rate_by_type", "error_codes", "latency_by_type", "queues", "last_failures"
+            "error_rate_by_type", "error_codes", "latency_by_type", "queues", "hand_backs",
+            "last_failures",
         )
         try:
-            states, groups, *rest = await asyncio.gather(
+            states, nobody, groups, *rest = await asyncio.gather(
                 rows("states_now"),
+                rows("nobody_runs", limit=PANEL_ROWS),
                 rows("dead_letter_groups", limit=PANEL_ROWS),
                 *(rows(name, minutes, limit=PANEL_ROWS) for name in windowed),
             )
@@ -162,6 +165,7 @@ class Pages:
         return {
             "is_away": False,
             "states": states,
+            "nobody_runs": nobody,
             "jobs_most": max((row["jobs"] for row in states), default=0),
             "dead_letter_groups": groups,
             **dict(zip(windowed, rest, strict=True)),

@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from schemas.safe_text import safe_text
-from schemas.words import EventKind, State
+from schemas.words import EventKind, Reason, State
 
 DASH: Final = "–"  # shown where there is no number
 JSON_LENGTH_MAX: Final = 20_000  # characters of a payload or result that a page shows
@@ -68,6 +68,14 @@ EVENT_WORDS: Final[dict[str, str]] = {
     EventKind.COMMAND_REFUSED: "Command refused",
     EventKind.CANCEL_KEPT: "Cancel kept for the request to come",
 }
+
+
+MISSING_WORDS: Final[dict[str, str]] = {
+    Reason.QUEUE_NOT_SERVED: "no living worker serves its queue",
+    Reason.TYPE_NOT_RUN: "no living worker of its queue runs this type",
+    Reason.UNKNOWN_TYPE: "no worker has told of this type",
+}
+"""Why nobody can run a job: reason -> what is missing."""
 
 
 def number(value: float | None) -> str:
@@ -133,6 +141,11 @@ def absolute(text: str | None) -> str:
 def clock(text: str | None) -> str:
     """The time of day with milliseconds, for a timeline."""
     return DASH if not text else moment_of(text).strftime("%H:%M:%S.%f")[:-3]
+
+
+def missing(reason: str) -> str:
+    """What a waiting job lacks, in words; other reasons as they are."""
+    return MISSING_WORDS.get(reason, reason.replace("_", " "))
 
 
 def tone(state: str) -> str:
@@ -240,7 +253,7 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
     """What is worth saying beside the title."""
     parts: list[str] = []
     if event["reason"]:
-        parts.append(event["reason"].replace("_", " "))
+        parts.append(missing(event["reason"]))
     if event["event"] == EventKind.PROGRESSED and data:
         told = [str(data[key]) for key in ("stage", "message") if data.get(key)]
         percent_done = data.get("percent")
@@ -253,6 +266,8 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
     if event["due_at"]:
         rest_ms = milliseconds_between(event["occurred_at"], event["due_at"])
         word = "for" if event["event"] == EventKind.CANCEL_KEPT else "goes on in"
+        if event["reason"] in MISSING_WORDS:
+            word = "given up in"
         parts += [f"{word} {duration(rest_ms)}"] if rest_ms > 0 else []
     if event["worker_id"]:
         parts.append(f"worker {event['worker_id']}")

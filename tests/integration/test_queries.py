@@ -18,7 +18,7 @@ from agents import queries
 from agents.clickhouse.engine import Engine, open_engine
 from agents.queries.grafana import expand, to_grafana
 from tests.conftest import CLICKHOUSE_VARIABLE
-from tests.page.sample import Sample, engine_with, make_sample
+from tests.page.sample import NOT_RUN, NOT_SERVED, Sample, engine_with, make_sample
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 WINDOW = queries.Window.last(15, NOW)
@@ -177,6 +177,25 @@ def test_queues_add_up(engine: Engine, sample: Sample) -> None:
     assert sum(row["in_flight"] for row in rows) == live["in_flight"]
     ended = Counter(row["queue"] for row in sample.rows if row["event"] in TERMINAL)
     assert {row["queue"]: row["ended"] for row in rows if row["ended"]} == ended
+
+
+def test_what_nobody_can_run_is_named_with_its_cause(engine: Engine, sample: Sample) -> None:
+    rows = queries.run(engine, "nobody_runs", limit=100)
+    found = {(row["queue"], row["type"], row["reason"]): row["jobs"] for row in rows}
+    assert found["mail", "mail.send", "queue_not_served"] == NOT_SERVED
+    assert found["feed", "feed.gone", "type_not_run"] == NOT_RUN
+    last = {(row["user_id"], row["job_id"]): row for row in sample.rows if row["sequence"]}
+    unknown = [
+        row for row in last.values()
+        if (row["state_after"], row["reason"]) == ("scheduled", "unknown_type")
+    ]
+    assert sum(n for (_, _, reason), n in found.items() if reason == "unknown_type") == len(unknown)
+
+
+def test_hand_backs_are_counted(engine: Engine, sample: Sample) -> None:
+    (row,) = queries.run(engine, "hand_backs", WINDOW)
+    assert (row["queue"], row["type"], row["reason"]) == ("feed", "feed.gone", "type_not_run")
+    assert (row["hand_backs"], row["jobs"], row["most_of_a_job"]) == (NOT_RUN, NOT_RUN, 1)
 
 
 def test_a_story_is_complete_and_in_order(engine: Engine, sample: Sample) -> None:

@@ -156,7 +156,8 @@ def make_sample(now: datetime, jobs: int = 4_000, minutes: int = 14, seed: int =
     rng = random.Random(seed)
     sample = Sample()
     start = now - timedelta(minutes=minutes)
-    begins = sorted(rng.betavariate(1.3, 1.0) * minutes * 60 for _ in range(jobs))
+    many = jobs - NOT_SERVED - NOT_RUN
+    begins = sorted(rng.betavariate(1.3, 1.0) * minutes * 60 for _ in range(many))
     for index, begin in enumerate(begins):
         kind = rng.choices(TYPES, WEIGHTS)[0]
         in_burst = kind[0] == "feed.fetch" and 0.55 < begin / (minutes * 60) < 0.7
@@ -170,6 +171,7 @@ def make_sample(now: datetime, jobs: int = 4_000, minutes: int = 14, seed: int =
         else:
             life = request(sample, at, user_id, job_id, kind[0], kind[1], payload)
         _one_life(life, rng, now, chosen)
+    _nobody_runs(sample, now - timedelta(minutes=2))
     sample.rows.sort(key=lambda row: (row["occurred_at"], row["sequence"]))
     return sample
 
@@ -181,6 +183,23 @@ def _early(life: Life, rng: random.Random, queue: str) -> Life:
         life.move_to(queue)
         life.tell("scheduled", "scheduled", 700)
     return life
+
+
+NOT_SERVED: Final = 3  # jobs of the sample in a queue without workers
+NOT_RUN: Final = 2  # of a type that no worker of its queue runs
+
+
+def _nobody_runs(sample: Sample, at: datetime) -> None:
+    """Jobs for which no worker is there, and some that came back from one that lacks their type."""
+    for number in range(NOT_SERVED):
+        life = request(sample, at, "ada", f"letter-{number}", "mail.send", "mail", {})
+        life.tell("deferred", "scheduled", 30_000, reason="queue_not_served")
+    for number in range(NOT_RUN):
+        life = request(sample, at, "ada", f"gone-{number}", "feed.gone", "feed", {})
+        life.tell("dispatched", "dispatched", 10)
+        life.tell("returned", "pending", 90, reason="type_not_run", data='{"returns":1}')
+        life.tell("deferred", "scheduled", reason="handed_back", due_at=_text(at))
+        life.tell("deferred", "scheduled", 3_000, reason="type_not_run", due_at=_text(at))
 
 
 def _one_life(life: Life, rng: random.Random, now: datetime, kind: Any) -> None:

@@ -111,6 +111,19 @@ def test_the_charts_tell_units_and_latest_numbers(open_page: Open) -> None:
     watched.check()
 
 
+def test_what_nobody_can_run_is_on_the_first_page_and_in_the_job_s_story(open_page: Open) -> None:
+    watched = open_page()
+    page = watched.go("/?minutes=60")
+    panel = page.locator("[data-table=nobody_runs]")
+    expect(panel).to_contain_text("mail")
+    expect(panel).to_contain_text("no living worker serves its queue")
+    expect(panel).to_contain_text("no living worker of its queue runs this type")
+    expect(page.locator("[data-table=hand_backs]")).to_contain_text("type not run")
+    page = watched.go("/jobs/letter-0?user_id=ada")
+    expect(page.locator("main")).to_contain_text("no living worker serves its queue")
+    watched.check()
+
+
 def test_new_jobs_show_up_without_a_reload(open_page: Open, engine: Engine) -> None:
     watched = open_page()
     page = watched.go("/")

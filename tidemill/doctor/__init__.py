@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 
 from agents.settings import CommonSettings
 from agents.topics import TopicsError
-from tidemill.doctor import clickhouse, installation, kafka, ledger, workers
+from tidemill.doctor import clickhouse, installation, kafka, ledger, waiting, workers
 from tidemill.doctor.finding import Check, Finding, Verdict
 from tidemill.sql import SqlError
 
@@ -25,6 +25,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *ledger.CHECKS,
     *workers.CHECKS,
     *clickhouse.CHECKS,
+    *waiting.CHECKS,
 )
 WORDS: Final = {"kafka": "Kafka", "clickhouse": "ClickHouse"}  # a check that others need
 

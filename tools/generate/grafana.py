@@ -54,6 +54,8 @@ DASHBOARDS: Final[dict[str, tuple[str, tuple[Place, ...]]]] = {
             Place("run_series", "timeseries", 12, 8),
             Place("queues", "table", 12, 8),
             Place("latency_by_type", "table", 12, 8),
+            Place("nobody_runs", "table", 12, 8),
+            Place("hand_backs", "table", 12, 8),
         ),
     ),
     "errors": (
