@@ -38,6 +38,8 @@ def _retained(days: int, record_bytes: int = RECORD_BYTES) -> dict[str, str]:
         "cleanup.policy": "delete",
         "retention.ms": str(days * DAY_MS),
         "max.message.bytes": str(record_bytes),
+        # A codec of the topic's own would take the place of ours, which every client reads.
+        "compression.type": "producer",
     }
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -28,6 +27,13 @@ from pydantic import BaseModel
 from agents.settings import CommonSettings, load
 from schemas.events import CompletedJob
 from schemas.topics import Topics
+from tidemill.answers import (
+    ANSWER_SECONDS,
+    AnswerTimeout,
+    CommandAnswer,
+    CommandReceipt,
+    wait_for_answer,
+)
 from tidemill.bridge import LoopBridge, LoopPromise
 from tidemill.completions import Completions, Waiter
 from tidemill.looking_back import LookingBack
@@ -63,17 +69,6 @@ class WaitTimeout(ClientError, TimeoutError):
     """No end came in time. The job goes on; waiting again is fine."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommandReceipt:
-    """A command that Kafka acknowledged. Its answer is the event that it causes."""
-
-    command: str
-    user_id: str
-    job_id: str
-    partition: int
-    offset: int
-
-
 class _Core:
     """What both clients do; no method waits, but for `enqueue_many`."""
 
@@ -87,6 +82,7 @@ class _Core:
     ) -> None:
         settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
         self.topics = Topics(settings.topic_prefix)
+        self._kafka = settings.kafka
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds, compression)
         self._completions = Completions(
@@ -144,11 +140,15 @@ class _Core:
 
         def receipt(message: Message) -> CommandReceipt:
             return CommandReceipt(
-                word, user_id, job_id, message.partition() or 0, message.offset() or 0
+                word, user_id, job_id, message.partition() or 0, message.offset() or 0, now_ms
             )
 
+        now_ms = time.time_ns() // 1_000_000
         record = (user_id, encode_command(body))
         return partial(self._sender.try_send, self.topics.commands, record, job_id, receipt)
+
+    def answer(self, receipt: CommandReceipt, timeout: float) -> CommandAnswer:
+        return wait_for_answer(self._kafka, self.topics, receipt, timeout)
 
     def waiter(self, job: JobHandle, run: int) -> Waiter:
         """Register a wait. Requests and ends of a user share the number of their partition."""
@@ -302,6 +302,12 @@ class Client:
         )
         return receipt
 
+    def answer(
+        self, receipt: CommandReceipt, timeout: float = ANSWER_SECONDS
+    ) -> CommandAnswer:
+        """What the ledger did on a command. Raises AnswerTimeout after `timeout` seconds."""
+        return self._core.answer(receipt, timeout)
+
     def close(self) -> None:
         """Wait for what is under way, then close the connections."""
         self._core.close()
@@ -408,6 +414,12 @@ class AsyncClient:
         receipt: CommandReceipt = await _sent_async(command, self._promise())
         return receipt
 
+    async def answer(
+        self, receipt: CommandReceipt, timeout: float = ANSWER_SECONDS
+    ) -> CommandAnswer:
+        """As `Client.answer`; runs in a thread."""
+        return await asyncio.to_thread(self._core.answer, receipt, timeout)
+
     async def close(self) -> None:
         """As `Client.close`; runs in a thread."""
         await asyncio.to_thread(self._core.close)
@@ -423,9 +435,11 @@ class AsyncClient:
 
 
 __all__ = [
+    "AnswerTimeout",
     "AsyncClient",
     "Client",
     "ClientError",
+    "CommandAnswer",
     "CommandReceipt",
     "CompletedJob",
     "EnqueueFailed",

@@ -7,6 +7,8 @@ keeps to it.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from agents import exit_codes
 from tests.chaos.engine import Engine
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import PARTITIONS, Ends, Job
@@ -58,6 +61,54 @@ def test_a_cancel_right_after_an_acknowledged_enqueue_is_never_lost(
     assert {body["status"] for body in ended.values()} == {"cancelled"}
     told = answers(engine, places)
     assert all(kinds in (["cancelled"], ["cancel_kept", "cancelled"]) for kinds in told.values())
+
+
+def test_the_caller_is_told_what_the_log_says(engine: Engine, ends: Ends, notes: Path) -> None:
+    later = datetime.now(tz=UTC) + timedelta(hours=1)
+    with Client(engine.kafka) as client:
+        waits = client.enqueue("stranger.note", user_id="told", run_at=later)
+        ends_soon = client.enqueue("stranger.note", user_id="told", payload={"folder": str(notes)})
+        assert client.wait(ends_soon).status == "succeeded"
+        cancelled = client.answer(client.cancel("told", waits.job_id))
+        assert (cancelled.event, cancelled.is_done) == ("cancelled", True)
+        late = client.answer(client.cancel("told", ends_soon.job_id))
+        assert (late.event, late.reason, late.is_done, late.is_unknown_job) == (
+            "command_refused", "already_ended", False, False
+        )
+        kept = client.answer(client.cancel("told", "nobody-asked"))
+        assert (kept.event, kept.is_unknown_job, kept.is_done) == ("cancel_kept", True, False)
+        assert kept.until is not None
+        lost = client.answer(client.redrive("told", "nobody-knows"))
+        assert (lost.event, lost.reason, lost.is_unknown_job) == (
+            "command_refused", "unknown_job", True
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("cancel", "cli-waits"), exit_codes.OK, '"event": "cancelled"'),
+        (("cancel", "cli-nobody"), exit_codes.NOT_FOUND, "the cancel is kept until"),
+        (("redrive", "cli-nobody"), exit_codes.NOT_FOUND, "there is no job"),
+        (("redrive", "cli-waits-2"), exit_codes.CONFLICT, "not_ended"),
+        (("cancel", "cli-waits-2", "--timeout", "0"), exit_codes.OK, '"offset"'),
+    ],
+)
+def test_the_command_line_waits_for_the_answer(
+    engine: Engine, ends: Ends, words: tuple[str, ...], code: int, said: str
+) -> None:
+    later = datetime.now(tz=UTC) + timedelta(hours=1)
+    with Client(engine.kafka) as client:
+        if "waits" in words[1]:
+            client.enqueue("stranger.note", user_id="cli", job_id=words[1], run_at=later)
+    done = subprocess.run(
+        [sys.executable, "-m", "tidemill", "jobs", *words, "--user", "cli",
+         "--kafka", engine.kafka],
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done
+    if words[0] == "cancel" and "waits" in words[1]:
+        ends.wait_for({("cli", words[1])})
 
 
 def _request(form: str, user: str, job: str) -> tuple[bytes, Headers]:

@@ -37,6 +37,7 @@ _EXITS: Final = (
     ("agents.embedded.errors", "EmbeddedError", exit_codes.FAILED),
     ("tidemill.requests", "InvalidRequest", exit_codes.USAGE),
     ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
+    ("tidemill.answers", "AnswerTimeout", exit_codes.TIMED_OUT),
     ("tidemill.sending", "EnqueueFailed", exit_codes.UNREACHABLE),
     ("tidemill.sql", "SqlError", None),
     ("tidemill.requests", "ClientError", exit_codes.FAILED),

@@ -22,13 +22,14 @@ from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_json, print_table
 
 if TYPE_CHECKING:
-    from tidemill.client import Client, CompletedJob, JobHandle
+    from tidemill.client import Client, CommandReceipt, CompletedJob, JobHandle
 
 app = typer.Typer()
 jobs_app = typer.Typer(help="Look at jobs and steer them.", no_args_is_help=True)
 
 WAIT_SECONDS: Final = 60.0
 DELIVERY_SECONDS: Final = 30.0  # a person waits for this answer; a broker restarts in 10 s
+ANSWER_SECONDS: Final = 10.0  # the ledger answers within milliseconds
 LIST_LIMIT: Final = 50
 LIST_COLUMNS: Final = (
     "job_id", "user_id", "type", "status", "reason", "error_code", "attempts", "requested_at",
@@ -42,6 +43,9 @@ STORY_COLUMNS: Final = (
 User = Annotated[str, typer.Option("--user", help="Whose job.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the job's history.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait.")]
+AnswerTimeout = Annotated[
+    float, typer.Option("--timeout", min=0, help="Seconds to wait for the answer; 0: do not wait.")
+]
 
 
 @app.command(rich_help_panel="Jobs")
@@ -212,18 +216,44 @@ def show_job(
     print_table(story, STORY_COLUMNS, title="\nStory")
 
 
+def _show_answer(client: Client, receipt: CommandReceipt, timeout: float) -> None:
+    """The receipt and, when it is waited for, the answer, which the exit code tells as well."""
+    shown = dataclasses.asdict(receipt)
+    if timeout == 0:
+        print_json(shown)
+        return
+    answer = client.answer(receipt, timeout)
+    print_json(shown | dataclasses.asdict(answer))
+    if answer.is_done:
+        return
+    whose = f"job {receipt.job_id!r} of user {receipt.user_id!r}"
+    if answer.until is not None:
+        raise CliError(
+            f"nobody has asked for {whose} yet; the cancel is kept until {answer.until} and ends "
+            "the job as soon as its request comes", exit_codes.NOT_FOUND,
+        )
+    if answer.is_unknown_job:
+        raise CliError(f"there is no {whose}", exit_codes.NOT_FOUND)
+    raise CliError(
+        f"the {receipt.command} of {whose} was refused: {answer.reason}", exit_codes.CONFLICT
+    )
+
+
 @jobs_app.command("cancel")
 def cancel_job(
     job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
     user: User,
     reason: Reason = None,
+    timeout: AnswerTimeout = ANSWER_SECONDS,
     kafka: o.Kafka = None,
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
-    """Ask to end a waiting job, or a running one to stop."""
+    """End a waiting job, or ask a running one to stop; shows what came of it.
+
+    A job that nobody has asked for yet ends as soon as its request comes, within a day: exit 4.
+    """
     with _client(kafka, topic_prefix) as client:
-        receipt = client.cancel(user, job_id, reason=reason, actor="cli")
-        print_json(dataclasses.asdict(receipt))
+        _show_answer(client, client.cancel(user, job_id, reason=reason, actor="cli"), timeout)
 
 
 @jobs_app.command("redrive")
@@ -231,13 +261,13 @@ def redrive_job(
     job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
     user: User,
     reason: Reason = None,
+    timeout: AnswerTimeout = ANSWER_SECONDS,
     kafka: o.Kafka = None,
     topic_prefix: o.TopicPrefix = None,
 ) -> None:
-    """Ask to run a failed job again, as its next run."""
+    """Run a failed job again, as its next run; shows what came of it."""
     with _client(kafka, topic_prefix) as client:
-        receipt = client.redrive(user, job_id, reason=reason, actor="cli")
-        print_json(dataclasses.asdict(receipt))
+        _show_answer(client, client.redrive(user, job_id, reason=reason, actor="cli"), timeout)
 
 
 @app.command(rich_help_panel="Jobs")

@@ -10,6 +10,7 @@ from typing import Final
 
 from agents.settings import CommonSettings
 from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS
+from schemas.words import EventKind, Reason
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
 from tidemill.sql import SqlError, query_rows
 
@@ -64,8 +65,28 @@ def clock(settings: CommonSettings) -> Finding:
     return Finding("clock", "ok", found)
 
 
+def cancels(settings: CommonSettings) -> Finding:
+    """Kept cancels that went before their day was over, because there were too many."""
+    rows = query_rows(
+        settings.clickhouse,
+        "SELECT sum(events) AS forgotten FROM job_minutes "
+        f"WHERE reason = '{Reason.TOO_MANY_CANCELS}' AND minute > now() - INTERVAL 1 DAY",
+    )
+    forgotten = int(rows[0]["forgotten"])
+    if forgotten:
+        return Finding(
+            "cancels", "warning",
+            f"{forgotten} cancels of jobs that nobody had asked for were forgotten within a day, "
+            "because too many were kept",
+            "find who sends them: SELECT user_id, count() FROM job_events WHERE event = "
+            f"'{EventKind.CANCEL_KEPT}' GROUP BY user_id ORDER BY 2 DESC",
+        )
+    return Finding("cancels", "ok", "none forgotten early")
+
+
 CHECKS: Final = (
     Check("clickhouse", reachable),
     Check("tables", tables, needs="clickhouse"),
     Check("clock", clock, needs="clickhouse"),
+    Check("cancels", cancels, needs="clickhouse"),
 )
