@@ -65,8 +65,13 @@ def _json_escape(letter: str) -> str:
 def plain_event(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A step of structlog: all text of an event; a trace keeps its lines."""
+    """A step of structlog: all text of an event. A trace keeps its lines, set in, so that none of
+    them can pass for a line of the log."""
     for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = plain(value, LINES if name in ("exception", "stack") else "")
+        if not isinstance(value, str):
+            continue
+        if name in ("exception", "stack"):
+            event[name] = "  " + plain(value, LINES).replace("\n", "\n  ")
+        else:
+            event[name] = plain(value)
     return event

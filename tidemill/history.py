@@ -17,7 +17,7 @@ from schemas.events import CompletedJob, JobError
 from schemas.instants import instant_text
 from schemas.requests import parse_instant
 from schemas.words import TERMINAL_KINDS, State
-from tidemill.sql import ANSWER_SECONDS, SqlError, query_bytes, query_rows
+from tidemill.sql import ANSWER_SECONDS, query_rows
 
 _ENDS: Final = ", ".join(f"'{kind}'" for kind in sorted(TERMINAL_KINDS))
 
@@ -115,20 +115,6 @@ def story_rows(clickhouse: str, job_id: str, user_id: str) -> list[dict[str, Any
         "job_id": job_id, "user_id": user_id, "limit": str(STORY_EVENTS_MAX), "offset": "0"
     }
     return query_rows(clickhouse, load("job_story").sql, params)
-
-
-def read_only_rows(clickhouse: str, sql: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column names and rows of a SELECT. Raises SqlError."""
-    said = query_bytes(clickhouse, sql, fmt="JSON", is_read_only=True) or b'{"meta":[],"data":[]}'
-    try:
-        answer = orjson.loads(said)
-        return [column["name"] for column in answer["meta"]], answer["data"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise SqlError(
-            "the answer is not in the format JSON: leave FORMAT out of the query and name it with "
-            "--format",
-            is_reachable=True,
-        ) from None
 
 
 def find_completed(

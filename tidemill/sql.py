@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -33,25 +34,34 @@ class SqlError(Exception):
         self.is_reachable = is_reachable
 
 
-def query_bytes(
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What ClickHouse wrote, and in which of its formats: one in the query wins over the asked."""
+
+    data: bytes
+    fmt: str | None
+
+
+def ask(
     clickhouse: str,
     sql: str,
     params: Mapping[str, str] | None = None,
     *,
     fmt: str | None = None,
     is_read_only: bool = False,
+    settings: Mapping[str, str] | None = None,
     timeout_seconds: float = ANSWER_SECONDS,
-) -> bytes:
+) -> Answer:
     """The answer as ClickHouse wrote it. `params` fill {name:Type}. Raises SqlError.
 
     `is_read_only`: also a server that would let us write shall refuse to.
     """
-    settings = {"readonly": "1"} if is_read_only else {}
-    request = _request(clickhouse, sql, params or {}, fmt, settings)
+    # Last: under `readonly` no setting may change after it.
+    chosen = {**(settings or {}), **({"readonly": "1"} if is_read_only else {})}
+    request = _request(clickhouse, sql, params or {}, fmt, chosen)
     try:
         with _OPENER.open(request, timeout=timeout_seconds) as response:
-            answer: bytes = response.read()
-            return answer
+            return Answer(response.read(), response.headers.get("X-ClickHouse-Format", fmt))
     except urllib.error.HTTPError as error:
         text = error.read().decode("utf-8", "replace").strip()
         raise SqlError(text[:ERROR_LENGTH_MAX] or f"HTTP {error.code}", is_reachable=True) from None
@@ -62,6 +72,22 @@ def query_bytes(
             "and that `tidemill dev` (or the server) runs",
             is_reachable=False,
         ) from None
+
+
+def query_bytes(
+    clickhouse: str,
+    sql: str,
+    params: Mapping[str, str] | None = None,
+    *,
+    fmt: str | None = None,
+    is_read_only: bool = False,
+    timeout_seconds: float = ANSWER_SECONDS,
+) -> bytes:
+    """`ask` for those who know the format."""
+    return ask(
+        clickhouse, sql, params, fmt=fmt, is_read_only=is_read_only,
+        timeout_seconds=timeout_seconds,
+    ).data
 
 
 def query_rows(
@@ -106,7 +132,6 @@ def _request(
     given["output_format_json_quote_64bit_integers"] = "0"
     if fmt is not None:
         given["default_format"] = fmt
-    # Last: under `readonly` no setting may change after it.
     given |= settings
     url = f"{_address(clickhouse)}/?{urllib.parse.urlencode(given)}"
     request = urllib.request.Request(url, data=sql.encode())

@@ -7,7 +7,10 @@ its id was used, and keeps its time-out while ClickHouse is silent.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +24,8 @@ from schemas.topics import Topics
 from tests.page.sample import Life, Sample, engine_with, request
 from tests.waiting import wait_until
 from tidemill import AsyncClient, Client, JobHandle, WaitTimeout
-from tidemill.history import find_completed, read_only_rows, story_rows
+from tidemill.cli.app import run as cli
+from tidemill.history import find_completed, story_rows
 from tidemill.sql import SqlError, query_rows
 
 FIRST = datetime(2026, 3, 1, 9, tzinfo=UTC)
@@ -123,10 +127,100 @@ async def test_a_silent_clickhouse_holds_up_no_wait(kafka: str, topic_prefix: st
         assert time.monotonic() - begun < SECONDS
 
 
-@pytest.mark.parametrize("sql", ["SELECT 1, 'a' FORMAT CSV", "SELECT 1 FORMAT TSV"])
-def test_a_format_in_the_query_is_named(clickhouse: str, sql: str) -> None:
-    with pytest.raises(SqlError, match="--format"):
-        read_only_rows(clickhouse, sql)
+FULL = {
+    "0.042": "0.042",
+    "1e-320": "1e-320",
+    "0.1 + 0.2": "0.30000000000000004",
+    "1e300": "1e300",
+    "toFloat32(0.1)": "0.1",
+    "nan": "nan",
+    "-inf": "-inf",
+    "NULL": "NULL",
+    "'NULL'": "'NULL'",
+    "''": "''",
+    "' '": "",
+    "toUInt64(18446744073709551615)": "18446744073709551615",
+    "toInt128('-170141183460469231731687303715884105728')":
+        "-170141183460469231731687303715884105728",
+    "toUInt256('1157920892373161954235709850086879078')": "1157920892373161954235709850086879078",
+    "toDecimal64(1.10, 2)": "1.1",
+    "toDecimal128('12345678901234567890.123456789', 9)": "12345678901234567890.123456789",
+    "toDateTime64('2026-01-02 03:04:05.006', 3, 'UTC')": "2026-01-02 03:04:05.006",
+    "toDate('2026-01-02')": "2026-01-02",
+    "[1, NULL, 3]": "[1,NULL,3]",
+    "('a', 1.5, [2])": "('a',1.5,[2])",
+    "map('k', 0.25)": "{'k':0.25}",
+    "true": "true",
+    "'a\\tb\\nc'": "a\\tb\\nc",
+    "char(27, 91, 51, 49, 109)": "\\x1b[31m",
+    "repeat('x', 5000)": "x" * 5_000,
+    "'\u6f22\u5b57 \U0001f600'": "\u6f22\u5b57 \U0001f600",
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["tidemill", *words])
+    return cli()
+
+
+@pytest.mark.parametrize(("expression", "shown"), FULL.items())
+def test_a_value_is_shown_in_full(
+    clickhouse: str, expression: str, shown: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "sql", f"SELECT {expression} AS v", "--clickhouse", clickhouse) == 0
+    assert capsys.readouterr().out.splitlines()[1].strip() == shown
+
+
+@pytest.mark.parametrize(
+    ("expression", "written"),
+    [
+        ("0.042", "0.042"), ("nan", '"nan"'), ("NULL", "null"), ("''", '""'), ("-inf", '"-inf"'),
+        ("toUInt64(18446744073709551615)", "18446744073709551615"),
+        ("toInt128('170141183460469231731687303715884105727')",
+         "170141183460469231731687303715884105727"),
+        ("toDecimal128('12345678901234567890.123456789', 9)", "12345678901234567890.123456789"),
+        ("char(0xc2, 0x9b)", '"\\u009b"'),
+    ],
+)
+def test_json_is_exact(
+    clickhouse: str, expression: str, written: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    query = f"SELECT {expression} AS v"
+    assert run(monkeypatch, "sql", query, "--json", "--clickhouse", clickhouse) == 0
+    out = capsys.readouterr().out
+    assert f'{{"v":{written}}}' in out
+    assert isinstance(json.loads(out), list)
+
+
+def test_no_row_is_an_empty_list(
+    clickhouse: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "SELECT 1 AS v WHERE 0"
+    run(monkeypatch, "sql", query, "--json", "--clickhouse", clickhouse)
+    assert json.loads(capsys.readouterr().out) == []
+    run(monkeypatch, "sql", query, "--clickhouse", clickhouse)
+    assert capsys.readouterr().out == "v\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("SELECT 1, 'a,b' FORMAT CSV",), b'1,"a,b"\n'),
+        (("SELECT 1, '' FORMAT TSV",), b"1\t\n"),
+        (("SELECT 1, 'a,b'", "--format", "CSV"), b'1,"a,b"\n'),
+        (("SELECT char(27)", "--format", "RawBLOB"), b"\x1b"),
+    ],
+)
+def test_a_format_is_passed_on_byte_by_byte(
+    clickhouse: str, words: tuple[str, ...], expected: bytes
+) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "tidemill", "sql", *words, "--clickhouse", clickhouse],
+        capture_output=True, check=True,
+    )
+    assert found.stdout == expected
 
 
 def test_who_is_no_clickhouse_is_named() -> None:

@@ -14,7 +14,7 @@ import typer
 
 from agents import exit_codes
 from agents.plain_text import LINES, plain
-from tidemill.cli import admin, jobs, roles
+from tidemill.cli import admin, asking, jobs, roles
 
 app = typer.Typer(
     name="tidemill",
@@ -69,6 +69,7 @@ def _add(module_app: typer.Typer) -> None:
 
 _add(roles.app)
 _add(jobs.app)
+_add(asking.app)
 _add(admin.app)
 
 

@@ -35,6 +35,8 @@ LIST_COLUMNS: Final = (
     "job_id", "user_id", "type", "status", "reason", "error_code", "attempts", "requested_at",
     "wait_ms", "run_ms",
 )
+LIST_SPARE: Final = ("run_ms", "wait_ms", "reason", "attempts", "error_code", "requested_at")
+STORY_SPARE: Final = ("run_ms", "wait_ms", "worker_id", "run", "state_after", "error_code")
 STORY_COLUMNS: Final = (
     "occurred_at", "event", "run", "attempt", "state_after", "reason", "error_code",
     "error_message", "worker_id", "wait_ms", "run_ms",
@@ -77,7 +79,7 @@ def enqueue(
 ) -> None:
     """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
     # A job that was asked for before may have ended long ago: then ClickHouse knows.
-    history = _clickhouse(clickhouse) if wait else None
+    history = clickhouse_address(clickhouse) if wait else None
     with _client(kafka, topic_prefix, history) as client:
         handle = client.enqueue(
             type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
@@ -170,13 +172,13 @@ def list_jobs(
     from tidemill.history import list_jobs as query
 
     rows = query(
-        _clickhouse(clickhouse), statuses=_statuses(status), type_name=type_name, user_id=user,
-        queue=queue, since=_since(since), limit=limit,
+        clickhouse_address(clickhouse), statuses=_statuses(status), type_name=type_name,
+        user_id=user, queue=queue, since=_since(since), limit=limit,
     )
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, LIST_COLUMNS)
+        print_table(rows, LIST_COLUMNS, spare=LIST_SPARE)
 
 
 @jobs_app.command("show")
@@ -191,7 +193,7 @@ def show_job(
     """One job: its latest state and its story, event by event."""
     from tidemill.history import job_rows, story_rows
 
-    address = _clickhouse(clickhouse)
+    address = clickhouse_address(clickhouse)
     found = job_rows(address, job_id, user)
     if not found:
         raise CliError(
@@ -213,7 +215,7 @@ def show_job(
         [{"field": name, "value": value} for name, value in found[0].items() if value != ""],
         ("field", "value"),
     )
-    print_table(story, STORY_COLUMNS, title="\nStory")
+    print_table(story, STORY_COLUMNS, title="\nStory", spare=STORY_SPARE)
 
 
 def _show_answer(client: Client, receipt: CommandReceipt, timeout: float) -> None:
@@ -270,37 +272,8 @@ def redrive_job(
         _show_answer(client, client.redrive(user, job_id, reason=reason, actor="cli"), timeout)
 
 
-@app.command(rich_help_panel="Jobs")
-def sql(
-    query: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT; - reads stdin.")],
-    clickhouse: o.ClickHouse = None,
-    as_json: o.AsJson = False,
-    output_format: Annotated[
-        str | None,
-        typer.Option("--format", help="A format of ClickHouse: CSV, TSV, Parquet, Vertical, …"),
-    ] = None,
-) -> None:
-    """Ask ClickHouse, read-only."""
-    from tidemill.history import read_only_rows
-    from tidemill.sql import query_bytes
-
-    text = sys.stdin.read() if query == "-" else query
-    if not text.strip():
-        raise CliError("the query is empty: write a SELECT", exit_codes.USAGE)
-    address = _clickhouse(clickhouse)
-    if output_format is not None:
-        sys.stdout.buffer.write(
-            query_bytes(address, text, fmt=output_format, is_read_only=True)
-        )
-        return
-    columns, rows = read_only_rows(address, text)
-    if as_json:
-        print_json(rows)
-    else:
-        print_table(rows, columns)
-
-
-def _clickhouse(given: str | None) -> str:
+def clickhouse_address(given: str | None) -> str:
+    """Where to ask: the option, else the settings."""
     from agents.settings import CommonSettings, load
 
     return load(CommonSettings, clickhouse=given).clickhouse

@@ -1,16 +1,27 @@
 """How answers look: tables for people, JSON for programs.
 
-Owns the console, tables and the JSON form. Refuses to know what is shown. Colours go away by
-themselves with NO_COLOR and when the output is no terminal.
+Owns the way from values to text, and what goes to stdout. Refuses to know what is shown. Colours go
+away by themselves with NO_COLOR and when the output is no terminal. Text of strangers is made plain
+here, so that no command has to think of it.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
+
+from agents.plain_text import plain, plain_json
+from tidemill.cli.table import Column, lines_of
+
+WHOLE: Final = ("_id", "_at", "bootstrap", "environment")
+"""Ends of names whose values are copied or compared as one word."""
+TERMINAL_COLUMNS: Final = 80  # where a terminal does not tell its width
 
 
 class CliError(Exception):
@@ -24,37 +35,71 @@ class CliError(Exception):
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str)
-    sys.stdout.write(text.decode())
+    sys.stdout.write(plain_json(text.decode()))
 
 
 def print_table(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    title: str | None = None,
+    spare: Sequence[str] = (),
 ) -> None:
-    """Rows as a table on stdout; a pipe gets full width."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        # Nothing may be cut when a program or a file reads it.
-        console = Console(width=max(console.width, 400), soft_wrap=False)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """Rows as a table on stdout. `spare`: columns that a narrow terminal may leave out."""
     shown = list(rows)
-    for column in columns:
-        is_number = any(isinstance(row.get(column), int | float) for row in shown)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in shown:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console.print(table)
+    heads = [
+        Column(
+            name,
+            is_number=any(_is_number(row.get(name)) for row in shown),
+            is_whole=name.endswith(WHOLE),
+        )
+        for name in columns
+    ]
+    cells = [[cell_of(row.get(name)) for name in columns] for row in shown]
+    print_lines(heads, cells, title=title, spare=spare)
 
 
-def _cell(value: object) -> str:
-    from rich.markup import escape
+def print_lines(
+    columns: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    spare: Sequence[str] = (),
+) -> None:
+    """A table whose cells are text already; a pipe gets every row on one line, uncut."""
+    lines = lines_of(columns, cells, width=terminal_width(), spare=spare)
+    if title is not None:
+        sys.stdout.write(f"{title}\n")
+    for number, line in enumerate(lines):
+        text = f"\x1b[1m{line}\x1b[0m" if number == 0 and _has_color() else line
+        sys.stdout.write(f"{text}\n")
 
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    return escape(str(value))
+
+def terminal_width() -> int | None:
+    """Places of a line; None when stdout is no terminal."""
+    if not sys.stdout.isatty():
+        return None
+    return max(1, shutil.get_terminal_size((TERMINAL_COLUMNS, 24)).columns)
+
+
+def _has_color() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell_of(value: object) -> str:
+    """A value as text on one line: numbers in full, None as nothing."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float() if math.isfinite(value) and value.is_integer() and abs(value) < 2**53:
+            return str(int(value))
+        case list() | dict():
+            return plain(orjson.dumps(value, default=str).decode())
+        case _:
+            return plain(str(value))
