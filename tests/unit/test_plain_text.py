@@ -28,7 +28,8 @@ HOSTILE = {
     "nothing": "a\x00b",
 }
 USUAL = [
-    "M\u00fcller", "\u6f22\u5b57", "\U0001f468\u200d\U0001f469", "a b\u00a0c", "\u0627\u0644", "'\\x1b'"
+    "M\u00fcller", "\u6f22\u5b57", "\U0001f468\u200d\U0001f469", "a b\u00a0c",
+    "\u0627\u0644", "'\\x1b'"
 ]
 
 
