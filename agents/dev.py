@@ -25,9 +25,11 @@ from typing import Final
 from agents import exit_codes
 from agents import topics as topics_
 from agents.callers import family_of, http_address
+from agents.dev_lines import QuietStart, tell_handlers
 from agents.embedded.broker import Broker, free_port
 from agents.embedded.errors import EmbeddedError
 from agents.private_files import folder_fault, make_data_folder, private_umask
+from agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
 from agents.settings import DEFAULT_HOST, StackSettings
 from agents.supervisor import (
     LOOK_SECONDS,
@@ -35,6 +37,7 @@ from agents.supervisor import (
     ChildProcess,
     Echo,
     Supervisor,
+    describe_exit,
     role_argv,
 )
 from schemas.topics import Topics
@@ -69,6 +72,7 @@ class DevPlan:
     settings: StackSettings
     concurrency: int | None = None
     workers: int = 1
+    is_reloading: bool = False
 
     @property
     def kafka(self) -> str:
@@ -147,8 +151,9 @@ class DevStack:
     def __init__(self, plan: DevPlan, say: Callable[[str], None], echo: Echo) -> None:
         self._plan = plan
         self._say = say
-        self._echo = echo
-        self._supervisor = Supervisor(say)
+        self._lines = QuietStart(echo)
+        self._supervisor = Supervisor(self._tell)
+        self._workers: list[ChildProcess | ReloadedWorker] = []
         self._broker = BrokerProcess(Broker(plan.data / "kafka", plan.kafka_port))
         self._signals = 0
         self._umask = -1  # -1: as it is; else what it was before ours
@@ -162,21 +167,70 @@ class DevStack:
             self._signals_counted(),
         ):
             try:
-                self._start()
-                self._keep(on_ready)
+                self._load_workers()
+                if not self._signals:
+                    self._start()
+                    self._keep(on_ready)
             finally:
                 self._supervisor.stop(STOP_DEADLINES, self._is_urgent)
         return self._supervisor.fatal_exit_code or exit_codes.OK
 
+    def _tell(self, line: str) -> None:
+        """A word of the supervisor's: of a death it comes after the last lines of the dead."""
+        name, _, what = line.partition(" ")
+        if what.startswith("is ready") and self._lines.is_starting and self._plan.workers > 1:
+            return
+        if not what.startswith("is ready"):
+            self._lines.tell_kept(name)
+        self._say(line)
+
+    def _load_workers(self) -> None:
+        """First of all the user's modules: what is wrong with them is said before anything starts.
+
+        Raises DevError when a worker cannot load them.
+        """
+        for name, argv in _worker_roles(self._plan):
+            worker = self._made_worker(name, argv)
+            self._workers.append(worker)
+            self._supervisor.add(worker, WORKER_STAGE)
+        begun, is_slow_told = time.monotonic(), False
+        while not self._signals and any(worker.loaded is None for worker in self._workers):
+            for worker in self._workers:
+                code = worker.exit_code()
+                if code is not None:
+                    worker.close()
+                    raise _not_loaded(worker.name, code, self._plan.modules)
+            if not is_slow_told and time.monotonic() - begun > SLOW_START_SECONDS:
+                is_slow_told = True
+                self._say(f"still importing {', '.join(self._plan.modules)}")
+            time.sleep(LOOK_SECONDS)
+        self._tell_handlers(is_ready=False)
+
+    def _made_worker(self, name: str, argv: list[str]) -> ChildProcess | ReloadedWorker:
+        # Bytecode counts as fresh by the second, and an edit may come sooner than that.
+        env = {"PYTHONDONTWRITEBYTECODE": "1"} if self._plan.is_reloading else {}
+
+        def make() -> ChildProcess:
+            return ChildProcess(
+                name, argv, self._plan.data / "logs" / f"{name}.log", self._lines, env,
+                # Handlers are other people's code, and so are the files that they make.
+                umask=self._umask, runs_user_code=True,
+            )
+
+        return ReloadedWorker(name, make, self._say) if self._plan.is_reloading else make()
+
+    def _tell_handlers(self, *, is_ready: bool) -> None:
+        told = self._workers[0].loaded if self._workers else None
+        if told is not None:
+            tell_handlers(told["handlers"], self._say, is_ready=is_ready)
+
     def _start(self) -> None:
-        """Everything starts at once; the roles load while the broker does, then are let go."""
+        """The rest starts at once; the roles load while the broker does, then all are let go."""
         supervisor = self._supervisor
         supervisor.add(self._broker, BROKER_STAGE)
-        for name, stage, argv in _roles(self._plan):
+        for name, argv in _engine_roles(self._plan):
             log_file = self._plan.data / "logs" / f"{name}.log"
-            # Handlers are other people's code, and so are the files that they make.
-            umask = self._umask if stage == WORKER_STAGE else -1
-            supervisor.add(ChildProcess(name, argv, log_file, self._echo, umask=umask), stage)
+            supervisor.add(ChildProcess(name, argv, log_file, self._lines), ENGINE_STAGE)
         while not self._broker.is_ready() and not self._signals:
             # The first start is not tried again: what is in its way will still be there.
             if self._broker.error is not None:
@@ -192,14 +246,22 @@ class DevStack:
         begun = time.monotonic()
         is_announced = is_slow_told = False
         while not self._signals and self._supervisor.fatal_exit_code is None:
+            for worker in self._workers:
+                if isinstance(worker, ReloadedWorker):
+                    worker.look()
             self._supervisor.look()
             unready = self._supervisor.unready
             if not unready and not is_announced:
                 is_announced = True
+                self._lines.is_starting = False
                 on_ready()
+                self._tell_handlers(is_ready=True)
             if not is_announced and not is_slow_told:
                 is_slow_told = time.monotonic() - begun > SLOW_START_SECONDS
                 if is_slow_told:
+                    self._lines.is_starting = False
+                    for name in unready:
+                        self._lines.tell_kept(name)
                     self._say(f"still not ready: {', '.join(unready)}; see {self._plan.data}/logs")
             time.sleep(LOOK_SECONDS)
 
@@ -221,33 +283,54 @@ class DevStack:
                 signal.signal(number, handler)
 
 
-def _roles(plan: DevPlan) -> Iterator[tuple[str, int, list[str]]]:
-    """Name, stage of the stop, and command line of every role."""
+def _common_words(plan: DevPlan) -> list[str]:
     settings = plan.settings
-    common = ["--kafka", plan.kafka, "--partitions", str(settings.partitions)]
+    words = ["--kafka", plan.kafka, "--partitions", str(settings.partitions)]
+    words += ["--log-format", settings.log_format, "--log-level", settings.log_level]
     if settings.topic_prefix:
-        common += ["--topic-prefix", settings.topic_prefix]
-    yield "ledger", ENGINE_STAGE, role_argv("ledger", *common, "--instance-id", "dev-ledger-0")
+        words += ["--topic-prefix", settings.topic_prefix]
+    return words
+
+
+def _engine_roles(plan: DevPlan) -> Iterator[tuple[str, list[str]]]:
+    """Name and command line of ledger, and of sink with page."""
+    settings, common = plan.settings, _common_words(plan)
+    yield "ledger", role_argv("ledger", *common, "--instance-id", "dev-ledger-0")
     yield (
-        "stack", ENGINE_STAGE,
+        "stack",
         role_argv(
             "stack", *common, "--clickhouse", f"chdb://{(plan.data / 'clickhouse').absolute()}",
             "--clickhouse-port", str(plan.clickhouse_port), "--http-host", settings.http_host,
             "--http-port", str(plan.http_port), "--instance-id", "dev-sink-0",
         ),
     )
+
+
+def _worker_roles(plan: DevPlan) -> Iterator[tuple[str, list[str]]]:
+    """Name and command line of each worker; none without modules."""
     if not plan.modules:
         return
     tuned = [] if plan.concurrency is None else ["--concurrency", str(plan.concurrency)]
+    grace = RELOAD_GRACE_SECONDS if plan.is_reloading else DEV_STOP_GRACE_SECONDS
     for number in range(plan.workers):
-        name = "worker" if plan.workers == 1 else f"worker-{number}"
         yield (
-            name, WORKER_STAGE,
+            "worker" if plan.workers == 1 else f"worker-{number}",
             role_argv(
-                "worker", *plan.modules, *common, *tuned, "--worker-id", f"dev-worker-{number}",
-                "--stop-grace-seconds", str(DEV_STOP_GRACE_SECONDS),
+                "worker", *plan.modules, *_common_words(plan), *tuned,
+                "--worker-id", f"dev-worker-{number}", "--stop-grace-seconds", str(grace),
             ),
         )
+
+
+def _not_loaded(name: str, code: int, modules: Sequence[str]) -> DevError:
+    """For a worker that ended before it had loaded."""
+    if code in exit_codes.HOPELESS:
+        return DevError(f"{name} cannot load {', '.join(modules)}; nothing was started", code)
+    return DevError(
+        f"{name} ended {describe_exit(code)} while it imported {', '.join(modules)}; nothing was "
+        "started: importing them must not end the process",
+        exit_codes.MODULES,
+    )
 
 
 def choose_ports(plan_ports: dict[str, int]) -> dict[str, int]:
@@ -292,6 +375,7 @@ def _held_folder(data: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock = (data / "dev.lock").open("a")
     except OSError as error:
         raise _unusable(data, error.strerror or repr(error)) from None
+    _refuse_unusable_folders(data)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,3 +393,16 @@ def _unusable(data: Path, reason: str) -> DevError:
         f"the folder {str(data)!r} cannot be used: {reason}; choose another with --data",
         exit_codes.CONFIG,
     )
+
+
+def _refuse_unusable_folders(data: Path) -> None:
+    """Each part's folder must be one that can be written, now and not after the broker's start."""
+    for name in ("kafka", "clickhouse", "logs"):
+        folder = data / name
+        try:
+            folder.mkdir(exist_ok=True)
+            probe = folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _unusable(folder, error.strerror or repr(error)) from None

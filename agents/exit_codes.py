@@ -47,8 +47,8 @@ MEANINGS: Final = {
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
-HOPELESS: Final = frozenset({MODULES, CONFIG, CONFLICT})
-"""Codes after which starting again would end the same way."""
+HOPELESS: Final = frozenset({USAGE, CONFLICT, MODULES, CONFIG, TOO_OLD})
+"""Codes after which starting again would end the same way, also of what has been ready before."""
 
-FINAL: Final = frozenset({TOO_OLD, CONFLICT})
-"""The same, also of a process that has been ready: what it met is still there."""
+PASSING: Final = frozenset({UNREACHABLE, FAIL_STOP, RECYCLED})
+"""Codes of a role that waits for others or asks for a fresh start: it is always started again."""

@@ -22,6 +22,7 @@ EXTRA_FIELDS: Final = (
 """What lines about jobs name apart from their words."""
 LOADED_EVENT: Final = "role_loaded"
 LOAD_FAILED_EVENT: Final = "role_load_failed"
+REFUSED_EVENT: Final = "role_refused"  # Kafka's answer will be the same next time
 _words = "console:info"  # what this process was configured with
 
 # Libraries that tell at INFO what only their authors want to know.
@@ -31,7 +32,7 @@ _QUIET: Final = {
     "faust": "WARNING",
     "httpx": "WARNING",
     "mode": "WARNING",
-    "uvicorn.access": "WARNING",
+    "uvicorn": "WARNING",
     # Faust names the starts and stops of services after the modules of their classes.
     "agents.runtime": "WARNING",
 }

@@ -23,10 +23,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol, runtime_checkable
 
 from agents import exit_codes
-from agents.logging import READY_EVENT, announce_ready
+from agents.logging import (
+    LOAD_FAILED_EVENT,
+    LOADED_EVENT,
+    READY_EVENT,
+    REFUSED_EVENT,
+    announce_ready,
+)
 from agents.plain_text import plain
 
 logger = logging.getLogger("tidemill.supervisor")
@@ -39,6 +45,9 @@ LOOK_SECONDS: Final = 0.05  # between two looks at the children
 LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one log file; one older file is kept
 SLOW_START_SECONDS: Final = 30.0  # then a line says who is not ready
 KILL_AFTER_SECONDS: Final = 3.0  # past the grace of a role that does not end
+# A role that ends at each start before it has served once will not serve: a damaged folder, a full
+# disk, a library that does not fit. After this many starts it ends all, with its code.
+FAILED_STARTS_MAX: Final = 5
 SUPERVISED: Final = "TIDEMILL_SUPERVISED"
 GO: Final = "go\n"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
@@ -73,8 +82,22 @@ class Process(Protocol):
         """End it now, with its own children."""
 
 
+@runtime_checkable
+class HasPipes(Protocol):
+    """What holds pipes and a log file of its process."""
+
+    def close(self) -> None:
+        """After an end: let go of the pipes."""
+
+    def close_log(self) -> None:
+        """When it will not be started again."""
+
+
 class ChildProcess:
-    """A role in a process group of its own, its lines going to `echo` and, if given, to a file."""
+    """A role in a process group of its own, its lines going to `echo` and, if given, to a file.
+
+    `runs_user_code`: a handler may end the process with any code, so that a code alone says little.
+    """
 
     def __init__(
         self,
@@ -85,9 +108,16 @@ class ChildProcess:
         env: Mapping[str, str] | None = None,
         *,
         umask: int = -1,
+        runs_user_code: bool = False,
     ) -> None:
         self.name = name
         self._umask = umask  # -1: that of this process
+        self._runs_user_code = runs_user_code
+        self.loaded: dict[str, Any] | None = None
+        """What a worker has told of its modules: `handlers`, `files`; None before that."""
+        self.failed_files: list[str] = []
+        """The files of a user's modules when those could not be loaded."""
+        self._is_refused = False
         self._argv = list(argv)
         self._env = {**os.environ, **(env or {}), SUPERVISED: "1", "PYTHONUNBUFFERED": "1"}
         self._echo = echo
@@ -102,7 +132,8 @@ class ChildProcess:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        self._is_ready = False
+        self._is_ready = self._is_refused = False
+        self.loaded, self.failed_files = None, []
         self._process = subprocess.Popen(
             self._argv,
             env=self._env,
@@ -187,14 +218,32 @@ class ChildProcess:
         return thread
 
     def _take_stdout(self, line: str) -> None:
-        if line.startswith("{") and READY_EVENT in line:
-            try:
-                if json.loads(line).get("event") == READY_EVENT:
-                    self._is_ready = True
-                    return
-            except json.JSONDecodeError:
-                logger.debug("%s wrote a line that only looks like readiness", self.name)
-        self._take_line(line)
+        if not (line.startswith("{") and self._take_word(line)):
+            self._take_line(line)
+
+    def _take_word(self, line: str) -> bool:
+        """Whether the line is a word of the role for its supervisor."""
+        try:
+            told = json.loads(line)
+        except json.JSONDecodeError:
+            return False
+        event = told.get("event")
+        if event == READY_EVENT:
+            self._is_ready = True
+        elif event == LOADED_EVENT:
+            self.loaded = told
+        elif event == LOAD_FAILED_EVENT:
+            self.failed_files = [str(file) for file in told.get("files", ())]
+        elif event == REFUSED_EVENT:
+            self._is_refused = True
+        else:
+            return False
+        return True
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether its code was loaded and allowed: what ends it then may be a job."""
+        return self._runs_user_code and self.loaded is not None and not self._is_refused
 
     def _take_line(self, line: str) -> None:
         # Handlers print what they like, and a log file is read in a terminal too.
@@ -223,6 +272,8 @@ class Kept:
     stage: int
     started_at: float = 0.0
     deaths: int = 0
+    failed_starts: int = 0
+    """Deaths of its own doing before it could begin, in a row."""
     restart_at: float | None = None
     has_been_ready: bool = False
     is_told: bool = False
@@ -275,6 +326,7 @@ class Supervisor:
 
     def _note_ready(self, kept: Kept, now: float) -> None:
         kept.has_been_ready = True
+        kept.failed_starts = 0
         if not kept.is_told:
             kept.is_told = True
             self._say(f"{kept.process.name} is ready ({now - kept.started_at:.1f} s)")
@@ -289,15 +341,18 @@ class Supervisor:
 
     def _bury(self, kept: Kept, code: int, now: float) -> None:
         name = kept.process.name
-        if isinstance(kept.process, ChildProcess):
+        if isinstance(kept.process, HasPipes):
             kept.process.close()
-        is_final = code in exit_codes.FINAL
-        if is_final or (code in exit_codes.HOPELESS and not kept.has_been_ready):
-            verb = "go on" if is_final and kept.has_been_ready else "start"
-            self._say(f"{name} cannot {verb} as it is set up; see its lines above")
-            self.fatal_exit_code = code
-            kept.restart_at = float("inf")
+        is_begun = getattr(kept.process, "is_begun", False)
+        if code in exit_codes.HOPELESS and not is_begun:
+            self._give_up(kept, code, "cannot run as it is set up; see its lines above")
             return
+        if not (is_begun or kept.has_been_ready or code <= 0 or code in exit_codes.PASSING):
+            kept.failed_starts += 1
+            if kept.failed_starts == FAILED_STARTS_MAX:
+                said = f"ended {describe_exit(code)} at each of {FAILED_STARTS_MAX} starts"
+                self._give_up(kept, code, f"{said}, so this does not pass; see its lines above")
+                return
         if code == exit_codes.RECYCLED:
             self._say(f"{name} asks for a fresh start; starting it again")
             kept.restart_at = now
@@ -310,6 +365,11 @@ class Supervisor:
             f"{name} ended {describe_exit(code)} after {lived:.1f} s; "
             f"starting it again in {delay:g} s (death {kept.deaths})"
         )
+
+    def _give_up(self, kept: Kept, code: int, why: str) -> None:
+        self._say(f"{kept.process.name} {why}")
+        self.fatal_exit_code = code
+        kept.restart_at = float("inf")
 
     def stop(self, deadlines: Mapping[int, float], is_urgent: Callable[[], bool]) -> None:
         """End all, stage by stage. `deadlines`: stage -> seconds from now until it is killed.
@@ -334,7 +394,7 @@ class Supervisor:
     def _close(self, kept: Kept) -> None:
         while _lives(kept):
             time.sleep(LOOK_SECONDS)
-        if isinstance(kept.process, ChildProcess):
+        if isinstance(kept.process, HasPipes):
             kept.process.close()
             kept.process.close_log()
 
@@ -355,7 +415,11 @@ def describe_exit(code: int) -> str:
 
 def role_argv(*words: str) -> list[str]:
     """The command line of a role in this very installation."""
-    return [sys.executable, "-m", "tidemill", *words]
+    # The working folder is for users' modules: a file of theirs called like one of Python's or ours
+    # must not come before it. Unless this very installation is what stands in the folder.
+    home = Path(__file__).resolve().parent.parent
+    safe = [] if home == Path.cwd() else ["-P"]
+    return [sys.executable, *safe, "-m", "tidemill", *words]
 
 
 def is_supervised() -> bool:
@@ -402,7 +466,7 @@ def keep_instances(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _frame: signals.append(received))
     for name, argv in commands.items():
-        supervisor.add(ChildProcess(name, argv, None, echo), 0)
+        supervisor.add(ChildProcess(name, argv, None, echo, runs_user_code=True), 0)
     supervisor.open_gate()
     is_announced = False
     while not signals and supervisor.fatal_exit_code is None:

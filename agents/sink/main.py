@@ -64,6 +64,7 @@ FETCH_BYTES_MIN: Final = 1_048_576
 FOLDER_WAIT_SECONDS: Final = 10.0
 # The port's thread must serve by then.
 PORT_START_SECONDS: Final = 15.0
+ERROR_LENGTH_MAX: Final = 500  # characters of what ClickHouse says at a start that fails
 # All roles of `tidemill dev` share 10 s for their stop.
 STOP_SECONDS_MAX: Final = 6.0
 
@@ -216,8 +217,8 @@ def run_sink(settings: SinkSettings) -> int:
             settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS if is_folder else None
         )
     except EngineError as error:
-        logger.error("the sink cannot start: %s", error.message)
-        return exit_codes.FAILED
+        logger.error("the sink cannot start: %s", _first_line(error))
+        return _start_code(error)
     code = _run(settings, engine)
     _close(engine)
     return code
@@ -239,8 +240,8 @@ def run_stack(settings: StackSettings) -> int:
         api = ApiServer(build_api(engine, settings), settings.http_host, settings.http_port)
         api.start()
     except (EngineError, SettingsError) as error:
-        logger.error("the stack cannot start: %s", error)
-        return exit_codes.CONFIG if isinstance(error, SettingsError) else exit_codes.FAILED
+        logger.error("the stack cannot start: %s", _first_line(error))
+        return _start_code(error)
     http = http_address(settings.http_host, api.port)
     code = _run(settings, engine, clickhouse=port.url, http=http)
     # Readers first: they hold queries open over the engine.
@@ -248,6 +249,18 @@ def run_stack(settings: StackSettings) -> int:
     port.stop()
     _close(engine)
     return code
+
+
+def _first_line(error: Exception) -> str:
+    """ClickHouse's own errors end with pages of its stack."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:ERROR_LENGTH_MAX] if lines else repr(error)
+
+
+def _start_code(error: EngineError | SettingsError) -> int:
+    """What will be the same at the next start ends all; what may pass is tried again."""
+    passes = isinstance(error, EngineError) and error.is_retryable
+    return exit_codes.FAILED if passes else exit_codes.CONFIG
 
 
 def _close(engine: Engine) -> None:

@@ -219,13 +219,17 @@ def _check_words(where: str, type_name: object, queue: object, unique_by: object
     if (
         not isinstance(type_name, str)
         or len(type_name) > TYPE_LENGTH_MAX
-        or _TYPE.match(type_name) is None
+        or _TYPE.fullmatch(type_name) is None
     ):
         raise JobDefinitionError(
             f"{where}: the type must be a text of letters, digits and . _ : - (at most "
             f"{TYPE_LENGTH_MAX}), such as 'mail.send'"
         )
-    if not isinstance(queue, str) or len(queue) > QUEUE_LENGTH_MAX or _QUEUE.match(queue) is None:
+    if (
+        not isinstance(queue, str)
+        or len(queue) > QUEUE_LENGTH_MAX
+        or _QUEUE.fullmatch(queue) is None
+    ):
         raise JobDefinitionError(
             f"{where}: queue={queue!r} must be a text of letters, digits and . _ - (at most "
             f"{QUEUE_LENGTH_MAX})"

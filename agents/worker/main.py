@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from agents import exit_codes
-from agents.logging import announce_ready, configure_logging
+from agents.logging import REFUSED_EVENT, announce_ready, configure_logging, tell_supervisor
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.failstop import leave_within
 from agents.runtime.run import new_event_loop, run_through_exits, serve
@@ -256,6 +256,7 @@ def run_loaded(settings: WorkerSettings, loaded: Loaded) -> int:
         prepare(settings, loaded)
     except TopicRefused as error:
         logger.error("%s", explain_refusal(error, loaded.queues))
+        tell_supervisor(REFUSED_EVENT)
         return exit_codes.MODULES
     code = exit_codes.FAILED
     with (

@@ -253,11 +253,16 @@ def _found(top: str, search: Sequence[str]) -> list[str] | None:
 
 
 def _refuse_hidden(name: str, folder: Path, search: Sequence[str]) -> None:
-    """A dotted name that begins in the working folder, where another module has that name."""
+    """A dotted name that nothing has, or that another module than the one here has."""
     top = name.split(".")[0]
     here = [folder / f"{top}{SUFFIX}", folder / top / PACKAGE_FILE]
     found = _found(top, search)
-    if found is None or not any(each.is_file() for each in here):
+    if found is None:
+        raise MissingModule(
+            f"there is no module {name!r}: give a dotted name that Python can import from "
+            f"{folder}, or the path of a .py file"
+        )
+    if not any(each.is_file() for each in here):
         return
     real = {str(each.resolve()) for each in here}
     if not real & {os.path.realpath(each) for each in found}:

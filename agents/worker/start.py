@@ -35,7 +35,6 @@ from schemas.topics import Topics
 from schemas.wire import DEFINITION_BYTES_MAX
 
 START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
-TOPIC_LENGTH_MAX: Final = 249  # characters of a topic's name; Kafka's own bound
 PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
 
 logger = logging.getLogger("tidemill.worker")
@@ -113,18 +112,12 @@ def queues_of(handlers: Mapping[str, Handler], wanted: Sequence[str] | None) -> 
 
 
 def check_topics(prefix: str, handlers: Mapping[str, Handler]) -> None:
-    """Refuse queues whose topics Kafka would not create, or would take for one another."""
+    """Refuse queues whose topics Kafka would take for one another. Lengths fit by their bounds."""
     topics = Topics(prefix)
     seen: dict[str, Handler] = {}
     for handler in handlers.values():
         name = topics.ready(handler.queue)
         where = f"{handler.type!r} on {place_of(handler.function)}"
-        if len(name) > TOPIC_LENGTH_MAX:
-            raise ModuleLoadError(
-                f"the queue {handler.queue!r} of the job {where} makes a topic name of {len(name)} "
-                f"characters, and Kafka allows {TOPIC_LENGTH_MAX}: shorten the queue or the "
-                f"topic prefix {prefix!r}"
-            )
         # Kafka names its metrics with "_" in place of ".", and refuses topics that differ so only.
         other = seen.setdefault(name.replace(".", "_"), handler)
         if other.queue != handler.queue:

@@ -278,13 +278,101 @@ def test_what_is_in_the_way_is_told_with_the_option(start: Any, folder: Path) ->
     assert "--partitions 2" in other_count.told()
 
 
-def test_a_module_that_does_not_load_ends_the_command(start: Any, folder: Path) -> None:
-    (folder / "broken.py").write_text("import no_such_thing_at_all\n")
-    dev = start("broken.py")
-    code = dev.popen.wait(SECONDS)
-    assert code in exit_codes.HOPELESS
-    assert "no_such_thing_at_all" in dev.told()
-    assert not dev.lines
+def test_a_module_that_does_not_load_is_said_before_anything_starts(
+    start: Any, folder: Path
+) -> None:
+    (folder / "broken.py").write_text("import my_jobs\n\n\ndef inner():\n    1 / 0\n\ninner()\n")
+    for modules in (("broken.py",), ("my_jobs.py", "broken")):
+        dev = start(*modules)
+        assert dev.popen.wait(SECONDS) == exit_codes.MODULES
+        told = dev.told()
+        assert "ZeroDivisionError" in told
+        assert f"{folder / 'broken.py'}:5" in told
+        assert "line 7, in <module>" in told  # the trace
+        assert "broker" not in told
+        assert not dev.lines
+        assert not list((folder / ".tidemill" / "kafka").iterdir())
+        dev.log.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("import os\nos._exit(13)\n", "exit code 13"),
+     ("from tidemill import job\n@job('a', queue='x.y')\ndef a(p): ...\n"
+      "@job('b', queue='x_y')\ndef b(p): ...\n", "'x.y' and 'x_y'"),
+     ("x = 1\n", "defines no job"),
+     ("from tidemill import job\n@job('a b')\ndef a(p): ...\n", "the type must be")],
+)
+def test_what_is_wrong_in_a_module_ends_the_command(
+    start: Any, folder: Path, text: str, words: str
+) -> None:
+    (folder / "odd.py").write_text(text)
+    dev = start("odd.py")
+    assert dev.popen.wait(SECONDS) == exit_codes.MODULES
+    assert words in dev.told()
+    assert "broker" not in dev.told()
+
+
+@pytest.mark.parametrize("name", ["kafka", "clickhouse", "logs"])
+def test_a_folder_that_cannot_be_written_is_said_at_once(
+    start: Any, folder: Path, name: str
+) -> None:
+    (folder / ".tidemill").mkdir()
+    (folder / ".tidemill" / name).write_text("a file in the folder's place")
+    dev = start()
+    assert dev.popen.wait(SECONDS) == exit_codes.CONFIG
+    assert f".tidemill/{name}' cannot be used" in dev.told()
+
+
+def test_a_damaged_database_ends_the_command(start: Any, folder: Path) -> None:
+    clickhouse = folder / ".tidemill" / "clickhouse"
+    clickhouse.mkdir(parents=True)
+    for name in ("data", "metadata", "store"):
+        (clickhouse / name).write_text("rubbish")
+    dev = start()
+    # At once and with its reason, not after a round of starts.
+    assert dev.popen.wait(SECONDS) == exit_codes.CONFIG
+    assert "the stack cannot start" in dev.told()
+    assert "starting it again" not in dev.told()
+
+
+def test_code_is_loaded_again_when_a_file_changes(start: Any, folder: Path) -> None:
+    (folder / "words.py").write_text("HELLO = 'hello'\n")
+    jobs = folder / "my_jobs.py"
+    jobs.write_text("from words import HELLO\n" + JOBS.replace('"hello"', "HELLO"))
+    dev = start("my_jobs.py", "--reload")
+    kafka, _, _ = dev.wait_ready()
+    begun = [line for line in dev.told().splitlines() if "ready kafka" not in line]
+    before_ready = begun[: 1 + next(n for n, line in enumerate(begun) if "stack is ready" in line)]
+    assert len(before_ready) <= 8, before_ready
+    for word in ("greet", "slow", "hold", "queue default", "3 attempts"):
+        assert word in "\n".join(begun)
+    with Client(kafka) as client:
+
+        def answer() -> Any:
+            handle = client.enqueue("greet", user_id="u1", payload={"name": "Ada"})
+            return client.wait(handle, SECONDS).result
+
+        assert answer() == {"hello": "Ada"}
+        # A module that the given one imports, and a job that runs meanwhile.
+        slow = client.enqueue("slow", user_id="u2", payload={"seconds": 3})
+        (folder / "words.py").write_text("HELLO = 'hallo'\n")
+        wait_until(lambda: "runs the new code" in dev.told(), SECONDS, dev.told)
+        assert answer() == {"hallo": "Ada"}
+        assert client.wait(slow, SECONDS).status == "succeeded"
+        # What cannot be loaded changes nothing.
+        good = jobs.read_text()
+        jobs.write_text(good + "def (\n")
+        wait_until(lambda: "goes on with the code" in dev.told(), SECONDS, dev.told)
+        assert "SyntaxError" in dev.told()
+        assert answer() == {"hallo": "Ada"}
+        # The worker dies meanwhile: it waits for the file.
+        dev.child("tidemill", "worker").send_signal(signal.SIGKILL)
+        wait_until(lambda: "it waits for a change" in dev.told(), SECONDS, dev.told)
+        jobs.write_text(good.replace("HELLO:", "HELLO + '!':"))
+        wait_until(lambda: dev.told().count("runs the new code") == 2, SECONDS, dev.told)
+        assert answer() == {"hallo!": "Ada"}
+    assert dev.stop() < STOP_SECONDS
 
 
 def test_roles_apart_with_instances(kafka: str, topic_prefix: str, folder: Path) -> None:

@@ -139,7 +139,8 @@ def test_bad_signatures(function: Any, words: str) -> None:
     ("options", "words"),
     [
         ({"type": ""}, "type"), ({"type": "a b"}, "type"), ({"type": "x" * 129}, "type"),
-        ({"type": 5}, "type"), ({"queue": "a/b"}, "queue"), ({"queue": ""}, "queue"),
+        ({"type": 5}, "type"), ({"type": "mail\n"}, "type"), ({"queue": "mail\n"}, "queue"),
+        ({"queue": "a/b"}, "queue"), ({"queue": ""}, "queue"),
         ({"max_attempts": 0}, "max_attempts"), ({"max_attempts": 2.5}, "max_attempts"),
         ({"max_attempts": True}, "max_attempts"), ({"max_attempts": 101}, "max_attempts"),
         ({"timeout_seconds": 0}, "timeout_seconds"),

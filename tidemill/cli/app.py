@@ -30,6 +30,8 @@ _EXITS: Final = (
     ("agents.topics", "PartitionsMismatch", exit_codes.CONFLICT),
     ("agents.topics", "TopicConflict", exit_codes.CONFLICT),
     ("agents.topics", "TopicsError", exit_codes.UNREACHABLE),
+    ("agents.worker.errors", "MissingModule", exit_codes.CONFIG),
+    ("agents.worker.errors", "TidemillError", exit_codes.MODULES),
     ("agents.settings", "SettingsError", exit_codes.CONFIG),
     ("agents.dev", "DevError", None),
     ("agents.embedded.errors", "PortInUseError", exit_codes.IN_USE),

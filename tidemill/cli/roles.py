@@ -5,16 +5,15 @@ Owns their options. Refuses to know what a role does.
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agents import exit_codes
 from tidemill.cli import options as o
 
 if TYPE_CHECKING:
@@ -38,12 +37,6 @@ def _run_role(role: str, settings: CommonSettings, load: Callable[[], Callable[[
     raise typer.Exit(run())
 
 
-def _see_working_folder() -> None:
-    """Handlers' modules are looked for where the command was given, as with `python -m`."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
 @app.command(rich_help_panel="Run")
 def dev(
     modules: o.Modules = [],  # noqa: B006 - Typer reads it and never changes it
@@ -60,18 +53,24 @@ def dev(
     workers: Annotated[
         int, typer.Option("--workers", min=1, max=64, help="Worker processes.")
     ] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Load the modules again when a file of theirs changes.")
+    ] = False,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
 ) -> None:
     """Everything on this machine: Kafka, ledger, worker, ClickHouse, page. Ctrl-C stops it."""
     from agents.dev import DevPlan, DevStack, choose_ports
     from agents.settings import DEFAULT_KAFKA_PORT, StackSettings, load
+    from agents.worker.module_names import plan_modules
 
     settings = load(
         StackSettings, data=data, clickhouse_port=clickhouse_port, http_port=http_port,
         http_host=http_host, partitions=partitions, topic_prefix=topic_prefix,
+        log_format=log_format, log_level=log_level,
     )
-    _see_working_folder()
-    for module in modules:
-        _refuse_missing_module(module)
+    _check_roles(concurrency)
+    plan_modules(modules)  # names first: it takes no time
     ports = choose_ports(
         {
             "kafka": DEFAULT_KAFKA_PORT if kafka_port is None else kafka_port,
@@ -82,13 +81,22 @@ def dev(
     plan = DevPlan(
         modules=modules, data=settings.data, kafka_port=ports["kafka"],
         clickhouse_port=ports["clickhouse"], http_port=ports["http"], settings=settings,
-        concurrency=concurrency, workers=workers,
+        concurrency=concurrency, workers=workers, is_reloading=reload,
     )
+    lines = _Lines(settings.log_format)
 
     def ready() -> None:
         print(f"ready kafka={plan.kafka} clickhouse={plan.clickhouse} http={plan.http}", flush=True)
 
-    raise typer.Exit(DevStack(plan, _say, _Lines()).run(ready))
+    raise typer.Exit(DevStack(plan, partial(lines, "tidemill"), lines).run(ready))
+
+
+def _check_roles(concurrency: int | None) -> None:
+    """What the environment says to the roles: each of them would end by it, after the start."""
+    from agents.settings import LedgerSettings, WorkerSettings, load
+
+    load(LedgerSettings)
+    load(WorkerSettings, concurrency=concurrency)
 
 
 def _say(line: str) -> None:
@@ -101,34 +109,22 @@ class _Lines:
     WIDTH = 8  # the longest name of a role
     COLORS = ("36", "33", "32", "35", "34", "31")
 
-    def __init__(self) -> None:
+    def __init__(self, log_format: str = "console") -> None:
         self._has_color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        self._is_json = log_format == "json"
 
     def __call__(self, name: str, line: str) -> None:
+        if self._is_json:
+            # Who asks for JSON reads all of it by a program: what a handler prints, too.
+            is_event = line.startswith("{") and line.endswith("}")
+            told = line if is_event else json.dumps({"event": line, "level": "info", "role": name})
+            sys.stderr.write(f"{told}\n")
+            return
         label = f"{name:<{self.WIDTH}} |"
         if self._has_color:
             color = self.COLORS[sum(name.encode()) % len(self.COLORS)]
             label = f"\x1b[{color}m{label}\x1b[0m"
         sys.stderr.write(f"{label} {line}\n")
-
-
-def _refuse_missing_module(module: str) -> None:
-    from tidemill.cli.output import CliError
-
-    if module.endswith(".py") or os.sep in module:
-        if not Path(module).is_file():
-            raise CliError(f"there is no file {module}; give the path of a .py file or a dotted "
-                           "name", exit_codes.CONFIG)
-        return
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise CliError(f"cannot find module {module}: {error}", exit_codes.CONFIG) from None
-    if spec is None:
-        raise CliError(
-            f"there is no module {module}; give a dotted name that Python finds from "
-            f"{Path.cwd()}, or the path of a .py file", exit_codes.CONFIG,
-        )
 
 
 @app.command(rich_help_panel="Run")
