@@ -7,8 +7,8 @@ Owns the fields, their bounds and their meaning. Refuses to know how bytes becom
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Annotated, Any, Final, Literal
@@ -131,20 +131,19 @@ class JobRequest(BaseModel):
 
 
 def holds_nan(value: Any, depth: int = 0) -> bool:
-    """Whether a float that JSON cannot hold is somewhere in `value`; orjson writes it as null."""
+    """Whether a float that JSON cannot hold is somewhere in `value`; orjson writes it as null.
+
+    Models and dataclasses say themselves how they write such a float: `schemas.portable`.
+    """
     if isinstance(value, float):
         return not math.isfinite(value)
     if depth > NESTED_MAX:
         return False
-    if isinstance(value, BaseModel):
-        return holds_nan(value.model_dump(), depth + 1)
     if isinstance(value, Enum):
         return holds_nan(value.value, depth + 1)
-    if is_dataclass(value):
-        return any(holds_nan(getattr(value, each.name), depth + 1) for each in fields(value))
     if isinstance(value, Mapping):
         return any(holds_nan(each, depth + 1) for each in value.values())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return any(holds_nan(each, depth + 1) for each in value)
     return False
 

@@ -200,7 +200,7 @@ class AsyncLane:
             coroutine = handler.function(*arguments)
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:
-            host.ended(attempt, ends.result(stop.value, attempt.context))
+            host.ended(attempt, ends.result(stop.value, attempt.context, handler))
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             host.ended(attempt, ends.error(error, job))
         else:
@@ -215,7 +215,7 @@ class AsyncLane:
             self._wake_one()
         end: End
         try:
-            end = ends.result(await rest, attempt.context)
+            end = ends.result(await rest, attempt.context, attempt.handler)
         except asyncio.CancelledError as error:
             is_ours = attempt.verdict is not None or attempt.is_ended or self._is_closed
             end = ends.cancelled() if is_ours else ends.error(error, attempt.job)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import inspect
 import logging
 import os
 import signal
@@ -143,14 +144,14 @@ def _call(handler: Handler, attempt: ChildAttempt) -> End:
         except ValidationError as error:
             return ends.invalid_payload(handler, error)
         value = handler.function(*arguments)
-        if handler.is_coroutine:
+        if inspect.iscoroutine(value):
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit of a handler is a failed attempt
         if isinstance(error, _Terminated):
             logging.shutdown()
             os._exit(EXIT_TERMINATED)
         return ends.error(error, attempt.job)
-    return ends.result(value, attempt.context)
+    return ends.result(value, attempt.context, handler)
 
 
 def _portable(end: End, job: dict[str, Any]) -> End:

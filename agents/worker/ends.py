@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from agents.worker import results
 from agents.worker.context import Context, children_of, valid_text
-from agents.worker.errors import NonRetryable, Retry, Skip
+from agents.worker.errors import NonRetryable, Retry, Skip, Steer
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
-from schemas.requests import RESULT_BYTES_MAX, holds_nan
+from agents.worker.steering import causes_text, name_and_text, steering_word
+from schemas.requests import RESULT_BYTES_MAX
 from schemas.words import ErrorCode, Reason
 
 MESSAGE_LENGTH_MAX: Final = 500  # characters of an error's message
@@ -74,9 +76,11 @@ def returned(reason: Reason) -> End:
     return {"kind": "returned", "reason": reason.value}
 
 
-def result(value: Any, context: Context | None) -> End:
+def result(value: Any, context: Context | None, handler: Handler | None = None) -> End:
     """The handler returned `value`. Whether it is JSON shows when it is encoded."""
     end: End = {"kind": "succeeded"}
+    if handler is not None and handler.writer is not None:
+        value = handler.writer(value)
     if value is not None:
         end["result"] = value
     children = children_of(context)
@@ -91,7 +95,7 @@ def invalid_payload(handler: Handler, error: ValidationError) -> End:
     first = problems[0]
     name = ".".join(["payload", *(str(part) for part in first["loc"])])
     others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    model = handler.model.__name__ if handler.model is not None else "dict"
+    model = handler.reader.name if handler.reader is not None else "dict"
     return failure(
         ErrorCode.INVALID_PAYLOAD,
         f"field {name!r}: {first['msg']}{others}; send what {model} of job type {handler.type!r} "
@@ -105,12 +109,13 @@ def error(raised: BaseException, job: Mapping[str, Any]) -> End:
 
     The stack trace goes to the log and, bounded, beside the error: `failure_log`.
     """
+    word = steering_word(raised)
     try:
-        end = _steered(raised, job)
+        end = None if word is None else _steered(word, raised, job)
     except Exception:
         # A user's class may lack what its base has, or hold something else there.
-        logger.exception("a %s of job %s says not what it wants", type(raised), job["job_id"])
-        is_final = isinstance(raised, NonRetryable)
+        logger.exception("a %s of job %s says not what it wants", type(word), job["job_id"])
+        is_final = isinstance(word, NonRetryable)
         return failure(
             ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=not is_final,
             trace=FAILURES.trace_of(raised, job),
@@ -121,30 +126,30 @@ def error(raised: BaseException, job: Mapping[str, Any]) -> End:
     return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True, trace=trace)
 
 
-def _steered(raised: BaseException, job: Mapping[str, Any]) -> End | None:
-    if isinstance(raised, Skip):
-        return {"kind": "skipped", "reason": valid_text(raised.reason)}
-    if isinstance(raised, NonRetryable):
+def _steered(word: Steer, raised: BaseException, job: Mapping[str, Any]) -> End | None:
+    """The end that `word` asks for, which `raised` is or holds."""
+    if isinstance(word, Skip):
+        return {"kind": "skipped", "reason": valid_text(word.reason)}
+    text = str(word)
+    others = causes_text(raised, but=word)
+    message = f"{text} ({others})" if others else text
+    if isinstance(word, NonRetryable):
         return failure(
-            raised.code, str(raised), retryable=False, trace=FAILURES.trace_of(raised, job)
+            word.code, message, retryable=False, trace=FAILURES.trace_of(raised, job)
         )
-    if isinstance(raised, Retry):
-        after = raised.after_seconds
+    if isinstance(word, Retry):
+        after = word.after_seconds
         after_ms = None if after is None else round(after * 1000)
         return failure(
-            raised.code, str(raised), retryable=True, retry_after_ms=after_ms,
+            word.code, message, retryable=True, retry_after_ms=after_ms,
             trace=FAILURES.trace_of(raised, job),
         )
     return None
 
 
 def _words_of(raised: BaseException) -> str:
-    name = type(raised).__name__
-    try:
-        text = str(raised)
-    except Exception:  # noqa: BLE001  # a user's __str__ may do anything; the name is left
-        return name
-    return f"{name}: {text}" if text else name
+    others = causes_text(raised, but=raised)
+    return f"{name_and_text(raised)} ({others})" if others else name_and_text(raised)
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -168,15 +173,16 @@ def encode(job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int) 
     if finished_ms:
         outcome["finished_at"] = finished_ms
     outcome.update(end)
-    try:
-        encoded = orjson.dumps(outcome, default=_as_json)
-    except (TypeError, ValueError, RecursionError) as problem:
-        return _encode_odd(job, end, started_ms, finished_ms, problem)
-    if "result" in end and b"null" in encoded and holds_nan(end["result"]):
-        return _refuse(
-            job, ErrorCode.RESULT_NOT_JSON, "the result holds NaN or infinity, which JSON has not; "
-            "return None or a text there", started_ms, finished_ms,
-        )
+    if "result" in end:
+        try:
+            outcome["result"] = orjson.Fragment(results.write(end["result"]))
+        except results.NotJson as error:
+            return _refuse(
+                job, ErrorCode.RESULT_NOT_JSON,
+                f"the result is not JSON: {error}; return a dict, list, text, number, None or a "
+                "pydantic model", started_ms, finished_ms,
+            )
+    encoded = orjson.dumps(outcome)
     if len(encoded) > RESULT_BYTES_MAX:
         return _check_size(job, end, encoded, started_ms, finished_ms)
     return encoded
@@ -200,35 +206,10 @@ def _refuse(
 def _check_size(
     job: Mapping[str, Any], end: End, encoded: bytes, started_ms: int, finished_ms: int
 ) -> bytes:
-    size = len(orjson.dumps(end.get("result"), default=_as_json)) if "result" in end else 0
+    size = len(results.write(end["result"])) if "result" in end else 0
     children = end.get("children")
     if children:
         size += len(orjson.dumps(children))
     if size <= RESULT_BYTES_MAX:
         return encoded
     return too_large(job, started_ms, finished_ms, size)
-
-
-def _encode_odd(
-    job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int, problem: Exception
-) -> bytes:
-    """Results that need a second look: keys that are not text, or no JSON at all."""
-    if "result" not in end:
-        raise problem
-    try:
-        plain = orjson.loads(
-            orjson.dumps(end["result"], default=_as_json, option=orjson.OPT_NON_STR_KEYS)
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        return _refuse(
-            job, ErrorCode.RESULT_NOT_JSON,
-            f"the result is not JSON: {error}; return a dict, list, text, number, None or a "
-            "pydantic model", started_ms, finished_ms,
-        )
-    return encode(job, {**end, "result": plain}, started_ms, finished_ms)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"a {type(value).__name__} is not JSON")

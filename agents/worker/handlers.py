@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import orjson
-from pydantic import BaseModel, ValidationError
 
 from agents.worker.context import Context
 from agents.worker.errors import JobDefinitionError
-from agents.worker.signature import Signature, place_of, read_signature
+from agents.worker.results import Writer, writer_of
+from agents.worker.signature import Signature, base_of, place_of, read_signature
 from schemas import SCHEMA_VERSION
+from schemas.portable import Reader
 from schemas.requests import (
     ATTEMPTS_MAX,
     QUEUE_LENGTH_MAX,
@@ -31,8 +32,6 @@ from schemas.requests import (
     TYPE_PATTERN,
 )
 from schemas.wire import BackoffSpec, Definition, LimitSpec, RunsAs
-
-ModelType = type[BaseModel]
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault
@@ -63,24 +62,17 @@ class Handler:
     limits: tuple[LimitSpec, ...]
     unique_by: Literal["user"] | None
     runs_as: RunsAs
-    #: None: the handler takes the payload as a dict.
-    model: ModelType | None
+    #: The payload's annotation; None: the handler takes a dict.
+    model: Any
     takes_context: bool
-
-    @property
-    def is_coroutine(self) -> bool:
-        return inspect.iscoroutinefunction(self.function)
+    #: Reads payloads as `model`; None as there.
+    reader: Reader | None
+    #: Makes of what the function returns what can be written; None: it is written as it is.
+    writer: Writer | None
 
     def read_payload(self, payload: dict[str, Any]) -> Any:
         """What the function receives: the model or the dict; raises pydantic's ValidationError."""
-        if self.model is None:
-            return payload
-        validator = self.model.__pydantic_validator__
-        try:
-            return validator.validate_python(payload)
-        except ValidationError:
-            # A strict model takes from JSON what it refuses from Python, such as a date as text.
-            return validator.validate_json(orjson.dumps(payload))
+        return payload if self.reader is None else self.reader.read(payload)
 
     def arguments(self, payload: dict[str, Any], attempt: HasContext) -> tuple[Any, ...]:
         """The positional arguments of one call."""
@@ -104,15 +96,15 @@ class Handler:
 
     def _payload_schema(self) -> dict[str, Any] | None:
         """For people and tools; None also where the model has no schema, which hinders no job."""
-        if self.model is None:
+        if self.reader is None:
             return None
         try:
-            schema = self.model.model_json_schema()
+            schema = self.reader.json_schema()
             orjson.dumps(schema)
         except Exception as error:  # noqa: BLE001  # a user's own schema code may raise anything
             logger.warning(
                 "the payload %s of the job %r on %s has no JSON Schema and is published without: "
-                "%s: %s", self.model.__qualname__, self.type, place_of(self.function),
+                "%s: %s", self.reader.name, self.type, place_of(self.function),
                 type(error).__name__, str(error).partition("\n")[0],
             )
             return None
@@ -154,6 +146,7 @@ REGISTRY: Final = Registry()
 
 
 def _identity(function: Callable[..., Any]) -> tuple[str, str]:
+    function = base_of(function)
     # A module that is imported again, by whatever name, makes new functions at the same place.
     code = getattr(function, "__code__", None)
     file = "" if code is None else code.co_filename
@@ -178,7 +171,7 @@ def build_handler(
 
     `local_names` are the names around the function, for annotations of a function in a function.
     """
-    if not inspect.isfunction(function):
+    if isinstance(function, type | classmethod) or not callable(function):
         raise JobDefinitionError(
             f"@job({type_name!r}) must decorate a function, not {function!r}; put it on the "
             "innermost `def`, above no other decorator that returns something else"
@@ -187,27 +180,33 @@ def build_handler(
     _check_words(where, type_name, queue, unique_by)
     _check_numbers(where, max_attempts, timeout_seconds)
     signature: Signature = read_signature(where, function, local_names or {})
+    base = base_of(function)
+    returned = getattr(base, "__annotations__", {}).get("return", inspect.Parameter.empty)
     return Handler(
         type=type_name,
-        function=function,
+        function=signature.function,
         queue=queue,
         max_attempts=max_attempts,
         timeout_seconds=float(timeout_seconds),
         backoff=backoff or BackoffSpec(),
         limits=tuple(limits),
         unique_by="user" if unique_by == "user" else None,
-        runs_as=_runs_as(where, function, process),
+        runs_as=_runs_as(where, base, signature, process),
         model=signature.model,
         takes_context=signature.takes_context,
+        reader=signature.reader,
+        writer=writer_of(where, base, returned, local_names or {}),
     )
 
 
-def _runs_as(where: str, function: Callable[..., Any], process: bool) -> RunsAs:
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+def _runs_as(
+    where: str, base: Callable[..., Any], signature: Signature, process: bool
+) -> RunsAs:
+    if inspect.isgeneratorfunction(base) or inspect.isasyncgenfunction(base):
         raise JobDefinitionError(f"{where}: a generator cannot be a handler; return the result")
     if not process:
-        return "async" if inspect.iscoroutinefunction(function) else "thread"
-    if "<locals>" in function.__qualname__:
+        return "async" if signature.is_coroutine else "thread"
+    if "<locals>" in getattr(base, "__qualname__", ""):
         raise JobDefinitionError(
             f"{where}: with process=True the function must stand at the top of its module, "
             "because a child process imports it by name"

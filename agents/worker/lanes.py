@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import queue
 import threading
 import time
@@ -153,6 +154,9 @@ def run_blocking(attempt: Attempt) -> End:
         except ValidationError as error:
             return ends.invalid_payload(handler, error)
         value = handler.function(*arguments)
+        if inspect.iscoroutine(value):
+            # A decorator that is no `async def` around one that is.
+            value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
         return ends.error(error, attempt.job)
-    return ends.result(value, attempt.context)
+    return ends.result(value, attempt.context, handler)

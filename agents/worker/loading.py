@@ -26,6 +26,7 @@ from agents.worker.module_names import (
     is_path,
     plan_modules,
 )
+from agents.worker.signature import base_of
 
 __all__ = ["is_path", "load", "load_modules", "loaded_files"]
 
@@ -64,6 +65,7 @@ def loaded_files() -> list[str]:
 def _has_jobs(module: ModuleType) -> bool:
     """Whether handlers are defined in the module, below it, or in what it imports by name."""
     functions = {id(handler.function) for handler in REGISTRY}
+    functions |= {id(base_of(handler.function)) for handler in REGISTRY}
     homes = {handler.function.__module__ for handler in REGISTRY}
     return any(f"{home}.".startswith(f"{module.__name__}.") for home in homes) or any(
         id(value) in functions or (isinstance(value, ModuleType) and value.__name__ in homes)

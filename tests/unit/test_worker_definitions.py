@@ -124,7 +124,7 @@ def generator(payload: dict[str, Any]) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (no_payload, "takes no payload"), (context_first, "first parameter is the payload"),
+        (no_payload, "takes no payload"), (context_first, "takes no payload"),
         (integer, "neither a pydantic model nor a dict"), (second_is_odd, "'database'"),
         (three, "'more'"), (keyword, "'more'"), (unknown_name, "TYPE_CHECKING"),
         (generator, "generator"), (Greeting, "must decorate a function"),
