@@ -18,6 +18,7 @@ JOB_NOT_SUCCEEDED: Final = 7
 CONFLICT: Final = 8
 IN_USE: Final = 9
 MODULES: Final = 64
+GAP: Final = 65
 FAIL_STOP: Final = 70
 RECYCLED: Final = 75
 CONFIG: Final = 78
@@ -37,6 +38,8 @@ MEANINGS: Final = {
     "not try again.",
     IN_USE: "A port or a data folder is used by another process.",
     MODULES: "A worker's modules or queues cannot be used. A supervisor does not try again.",
+    GAP: "Records of an input were deleted before they were read; the log names them. A supervisor "
+    "does not try again.",
     FAIL_STOP: "A role met what it must not survive; the log has the reason. Start it again.",
     RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
@@ -47,7 +50,7 @@ MEANINGS: Final = {
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
-HOPELESS: Final = frozenset({USAGE, CONFLICT, MODULES, CONFIG, TOO_OLD})
+HOPELESS: Final = frozenset({USAGE, CONFLICT, MODULES, CONFIG, TOO_OLD, GAP})
 """Codes after which starting again would end the same way, also of what has been ready before."""
 
 PASSING: Final = frozenset({UNREACHABLE, FAIL_STOP, RECYCLED})

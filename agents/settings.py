@@ -165,6 +165,11 @@ class LedgerSettings(CommonSettings):
         description="Name of this process, the same after a restart, unique in the cluster: its "
         "partitions then come back at once. None: a name by host and process id.",
     )
+    accept_gaps: bool = Field(
+        default=False,
+        description="Go on where records of an input were deleted before they were decided, and "
+        "tell of each gap on jobs.dead; else the ledger ends with exit code 65.",
+    )
 
 
 def _default_worker_id() -> str:

@@ -123,20 +123,25 @@ def found_partitions(kafka: str, topics: Topics) -> int | None:
 def check_partitions(kafka: str, topics: Topics, partitions: int) -> None:
     """Raise PartitionsMismatch when the cluster was set up with another N, TopicConflict when one
     of the ledger's topics has another number. Topics that are not there yet are passed over."""
-    counts = _counts(admin_client(kafka))
-    found = counts.get(topics.state)
+    there = counts(kafka)
+    found = there.get(topics.state)
     if found is not None and found != partitions:
         raise PartitionsMismatch(partitions, found, topics.state)
-    problem = count_problem(topics, partitions, counts)
+    problem = count_problem(topics, partitions, there)
     if problem is not None:
         raise TopicConflict(problem)
 
 
-def count_problem(topics: Topics, partitions: int, counts: Mapping[str, int]) -> str | None:
+def counts(kafka: str) -> dict[str, int]:
+    """Topic -> its partitions, of all topics there."""
+    return _counts(admin_client(kafka))
+
+
+def count_problem(topics: Topics, partitions: int, there: Mapping[str, int]) -> str | None:
     """Which topic has a number of partitions with which no ledger, worker or sink may go on, and
-    the way out; None when there is none. `counts`: of the topics that are there."""
+    the way out; None when there is none. `there`: the counts of the topics that are there."""
     for spec in topics.fixed():
-        found, needed = counts.get(spec.name, 0), spec.partitions or partitions
+        found, needed = there.get(spec.name, 0), spec.partitions or partitions
         if found > needed and (spec.partitions or spec.name in topics.exact):
             return too_many(spec.name, found, needed)
         if 0 < found < needed:

@@ -37,6 +37,9 @@ def _retained(days: int, record_bytes: int = RECORD_BYTES) -> dict[str, str]:
     return {
         "cleanup.policy": "delete",
         "retention.ms": str(days * DAY_MS),
+        # What is kept for how long goes by the broker's clock: a record that its sender dates back
+        # would be deleted unread, and one dated ahead would be refused.
+        "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(record_bytes),
         # A codec of the topic's own would take the place of ours, which every client reads.
         "compression.type": "producer",
@@ -199,7 +202,7 @@ class Topics:
                 self.heartbeats, 1, "worker_id", "worker", "ledger, API",
                 "Every worker, every 2 s: free slots and ready partitions.",
                 {"cleanup.policy": "delete", "retention.ms": str(HOUR_MS),
-                 "segment.ms": str(10 * 60_000)},
+                 "message.timestamp.type": "LogAppendTime", "segment.ms": str(10 * 60_000)},
             ),
             TopicSpec(
                 self.control, 1, "none", "ledger", "worker",

@@ -87,6 +87,7 @@ class Intake:
         self._desk = desk
         self._state = desk.state
         self._homes = homes
+        self._topics = topics
         self._takers = {
             topics.requested: self._take_request,
             topics.internal: self._take_internal,
@@ -98,6 +99,19 @@ class Intake:
         """Decides one record, whatever it holds."""
         self._desk.audits = 0
         self._takers[topic](topic, partition, record)
+
+    def note_lost(self, topic: str, partition: int, offset: int, what: str) -> None:
+        """A dead letter in place of records that nobody can read any more, from `offset` on."""
+        stage = {self._topics.commands: "command", self._topics.outcomes: "outcome"}
+        refusal = Refusal(
+            ErrorCode.RECORDS_LOST,
+            f"{what}. Ask their senders to send again what was not answered: a repeat with the "
+            "same job_id is harmless",
+        )
+        self._desk.outbox.dead_record(
+            topic=topic, partition=partition, offset=offset, timestamp=self._state.clock_ms,
+            key=None, value=None, headers=(), stage=stage.get(topic, "request"), refusal=refusal,
+        )
 
     def _take_request(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)

@@ -154,6 +154,13 @@ class Partition:
         for record in records:
             self._take(name, topic, partition, record)
 
+    def note_lost(self, topic: str, partition: int, next_offset: int, what: str) -> None:
+        """Records of an input are gone, or the topic was made again: a dead letter tells so, and
+        reading goes on at `next_offset`."""
+        name = input_name(topic, partition, self.number)
+        self._intake.note_lost(topic, partition, self.state.applied.get(name, -1) + 1, what)
+        self.state.applied[name] = next_offset - 1
+
     def pass_over(self, topic: str, partition: int, next_offset: int) -> None:
         """No record waits below `next_offset`: what is there are markers of transactions.
 

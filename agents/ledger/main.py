@@ -24,7 +24,7 @@ from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.batches_out import CODECS, public_codecs
 from agents.runtime.chunk import Chunk
-from agents.runtime.inputs import InputPolicy
+from agents.runtime.inputs import Gap, InputPolicy
 from agents.runtime.restore import read_compacted
 from agents.runtime.run import run_app
 from agents.runtime.transaction import TransactionalProducer
@@ -120,8 +120,18 @@ class Ledger:
     def positions(
         self, partition: int, state: PartitionRunner
     ) -> Mapping[tuple[str, int], int]:
-        applied = state.partition.state.applied
-        return {input_place(name, partition): offset + 1 for name, offset in applied.items()}
+        known = state.partition.state
+        # Who has decided anything has read the other inputs from their start.
+        begun = dict.fromkeys(self.topics.ledger_inputs, -1) if known.clock_ms else {}
+        return {
+            input_place(name, partition): offset + 1
+            for name, offset in {**begun, **known.applied}.items()
+        }
+
+    def note_gap(self, gap: Gap) -> None:
+        """An input goes on behind a gap."""
+        self._runners[gap.partition % self._settings.partitions].note_gap(gap)
+        self._lane.wake()
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         runners = [self._runners[number] for number in partitions]
@@ -189,6 +199,7 @@ def build_ledger(settings: LedgerSettings) -> RoleApp:
     for topic in ledger.topics.folded:
         app.folded_topics[topic] = settings.partitions
     app.on_counts = partial(end_on_conflict, ledger.topics, settings.partitions)
+    app.on_gap = ledger.note_gap
     app.partition_table(TABLE, ledger, settings.partitions)
 
     async def take(stream: Any) -> None:
@@ -196,8 +207,9 @@ def build_ledger(settings: LedgerSettings) -> RoleApp:
         async for chunk in stream:
             ledger.add(chunk)
 
+    is_fatal = not settings.accept_gaps
     for priority, topic in enumerate(ledger.topics.ledger_inputs):
-        source = app.input_topic(topic, InputPolicy(priority=priority))
+        source = app.input_topic(topic, InputPolicy(priority=priority, is_gap_fatal=is_fatal))
         app.agent(source, name=f"take-{topic}")(take)
     return app
 

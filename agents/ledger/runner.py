@@ -15,6 +15,7 @@ from agents.ledger.claim import Claim
 from agents.ledger.workers import WorkerBook
 from agents.runtime.batches import size_of
 from agents.runtime.chunk import Chunk
+from agents.runtime.inputs import Gap
 from schemas.record_pages import OutGroup
 from streams.partition import Partition
 
@@ -43,11 +44,17 @@ class PartitionRunner:
         }
         self._is_woken = True
         self._deciding: list[Chunk] = []
+        self._gaps: dict[tuple[str, int], Gap] = {}  # that are not told in the log yet
 
     def add(self, chunk: Chunk) -> None:
         """A chunk of one of the inputs, in the order of its topic."""
         self._inbox_of(chunk).append(chunk)
         self.waiting += len(chunk)
+        self._is_woken = True
+
+    def note_gap(self, gap: Gap) -> None:
+        """Reading goes on behind a gap; what arrives from now on is from there."""
+        self._gaps[gap.topic, gap.partition] = gap
         self._is_woken = True
 
     def _inbox_of(self, chunk: Chunk) -> deque[Chunk]:
@@ -87,6 +94,8 @@ class PartitionRunner:
         partition.set_capacity(self._book.capacity())
         for definition in list(self._book.definitions.values()):
             partition.define(definition)
+        for gap in self._gaps.values():
+            partition.note_lost(gap.topic, gap.partition, gap.start, str(gap))
         # 3. Decide each input once, in order.
         for chunk in chunks:
             partition.take_all(chunk.topic, chunk.partition, chunk.records)
@@ -101,6 +110,7 @@ class PartitionRunner:
 
     def settle(self) -> None:
         """The group's transaction is committed: its decisions stand."""
+        self._gaps.clear()
         BURIALS.tell(self.partition.buried)
         self.partition.settle()
 

@@ -21,7 +21,7 @@ from faust.types import TP, AgentT
 from yarl import URL
 
 from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import InputPolicy
+from agents.runtime.inputs import Gap, InputPolicy
 from agents.runtime.membership import GroupAssignor
 from agents.runtime.store import PartitionOwner, PartitionTable
 from agents.runtime.transport import ChunkConsumer, ChunkTransport
@@ -72,6 +72,8 @@ class RoleApp(faust.App):
         #: Topic -> N, for topics of which partition p belongs to whoever has partition p mod N of
         #: the others, however many partitions there are.
         self.folded_topics: dict[str, int] = {}
+        #: Called with each gap after which reading goes on.
+        self.on_gap: Callable[[Gap], None] | None = None
         #: Called with the partition counts of the topics that are read, whenever Kafka tells them.
         self.on_counts: Callable[[Mapping[str, int]], None] | None = None
         #: Awaited at a graceful stop while records still flow, for a role that hands work back.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from faust.types import TP
 
+from agents import exit_codes
 from agents.runtime.batches import PartitionBuffer, size_of
 from agents.runtime.chunk import Chunk
 from agents.runtime.failstop import fail_stop
@@ -31,6 +32,32 @@ PREFETCH_BYTES_MAX = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Reading must go on at `wanted`, and the log holds `start` to `end` (the next offset)."""
+
+    topic: str
+    partition: int
+    wanted: int
+    start: int
+    end: int
+
+    @property
+    def is_there(self) -> bool:
+        return not self.start <= self.wanted <= self.end
+
+    def __str__(self) -> str:
+        why = (
+            f"{self.start - self.wanted} offsets were deleted before they were read"
+            if self.wanted < self.start
+            else "the topic was made again, or cut"
+        )
+        return (
+            f"topic {self.topic}, partition {self.partition}: reading must go on at offset "
+            f"{self.wanted}, but the log holds {self.start} to {self.end}: {why}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class InputPolicy:
     """How the consumer reads one topic."""
 
@@ -46,21 +73,16 @@ class InputPolicy:
     #: log's start with a warning.
     is_gap_fatal: bool = True
 
-    def checked(self, tp: TP, offset: int, start: int, end: int) -> int:
-        """Where reading may go on, of a log that holds ``start`` to ``end``."""
-        if start <= offset <= end:
-            return offset
-        reason = (
-            f"topic {tp.topic}, partition {tp.partition}: reading must go on at offset {offset}, "
-            f"but the log holds {start} to {end}"
-        )
+    def end_at_gap(self, gap: Gap) -> None:
+        """Tell of it, and end the process when reading may not go on."""
         if self.is_gap_fatal:
             fail_stop(
-                f"{reason}. Records were deleted before they were applied, or the topic was made "
-                "again: lengthen its retention and restore a backup, or use a new application id"
+                f"{gap}. See OPERATIONS, \"A ledger says that its next offset is gone\": ask for "
+                "what is missing again, and start once with TIDEMILL_ACCEPT_GAPS=true to go on "
+                "without it",
+                code=exit_codes.GAP,
             )
-        logger.warning("%s; going on from %s", reason, start)
-        return start
+        logger.error("%s; going on from %s", gap, gap.start)
 
 
 class InputPartition:

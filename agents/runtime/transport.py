@@ -33,7 +33,7 @@ from agents.runtime.batches import readable_batches
 from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FatalError
 from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import InputPartition, InputPolicy
+from agents.runtime.inputs import Gap, InputPartition, InputPolicy
 from agents.runtime.membership import FitKeeper, Subscriptions
 
 logger = logging.getLogger("tidemill.runtime")
@@ -274,22 +274,10 @@ class ChunkConsumer(FaustConsumer):
             return  # of an assignment that is over: here every position is sought
         if not isinstance(error, OffsetOutOfRangeError):
             fail_stop(f"fetching {entry.tp.topic}-{entry.tp.partition} failed: {error!r}", error)
-        wanted = self._position_of(entry.tp)
-        if entry.policy.is_gap_fatal:
-            fail_stop(
-                f"offset {wanted} of topic {entry.tp.topic}, partition {entry.tp.partition}, is "
-                "gone from the log: records were deleted before they were applied. Lengthen the "
-                "topic's retention, and start from a backup of the state or accept the loss by "
-                "resetting the applied position"
-            )
-        logger.warning(
-            "offset %s of %s-%s is gone; going on from the start of the log",
-            wanted,
-            entry.tp.topic,
-            entry.tp.partition,
-        )
-        entry.clear()
-        self.kafka._subscription.need_offset_reset([entry.tp], -2)
+        logger.error("a gap in %s-%s: looking where its log begins", *entry.tp)
+        # Reading begins anew, of all partitions, from where each must go on.
+        self.app.assignor.ask_anew()
+        self.kafka._coordinator.request_rejoin()
 
     def _position_of(self, tp: TP) -> int | None:
         state = self._state_of(tp)
@@ -358,13 +346,13 @@ class ChunkConsumer(FaustConsumer):
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
         applied = await self.app.applied_positions({tp.partition for tp in wanted})
-        positions = await self._positions(wanted, starts, applied)
+        positions = await self._positions(wanted, applied)
         if self._revocations != revocations:
             # The next rebalance began meanwhile, and ends with a seek of its own. What was asked
             # for here must not be read: it has no position in the new assignment.
             return
         for tp in wanted:
-            positions[tp] = policies[tp.topic].checked(tp, positions[tp], starts[tp], ends[tp])
+            positions[tp] = self._checked(tp, positions.get(tp), starts[tp], ends[tp])
             self.kafka.seek(TopicPartition(tp.topic, tp.partition), positions[tp])
             self.kafka._fetcher._records.pop(tp, None)
         self.kafka.resume(*(TopicPartition(tp.topic, tp.partition) for tp in wanted))
@@ -372,13 +360,26 @@ class ChunkConsumer(FaustConsumer):
         self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
         for tp, entry in self._inputs.items():
             # An owner that was killed may have applied all and committed nothing: without a new
-            # record nobody would, and the group would seem to lag for ever.
-            if applied is not None and (tp.topic, tp.partition) in applied:
+            # record nobody would, and the group would seem to lag for ever, or to have a gap.
+            if applied is not None:
                 entry.tracker.resume_at(positions[tp])
         self._in_order = sorted(
             self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
         )
         self.wake()
+
+    def _checked(self, tp: TP, known: int | None, start: int, end: int) -> int:
+        """Where reading goes on; a gap is told. `known` None: nothing was read here before."""
+        gap = Gap(tp.topic, tp.partition, known or 0, start, end)
+        if not gap.is_there or (known is None and self.app.on_gap is None):
+            return start if known is None else known
+        if known is None:
+            logger.error("%s; going on from %s", gap, start)
+        else:
+            self.app.input_policies[tp.topic].end_at_gap(gap)
+        if self.app.on_gap is not None:
+            self.app.on_gap(gap)
+        return start
 
     def _new_input(self, tp: TP, policy: InputPolicy) -> InputPartition:
         channels = self.app.topics._topic_name_index[tp.topic]
@@ -389,17 +390,14 @@ class ChunkConsumer(FaustConsumer):
     async def _positions(
         self,
         wanted: list[TP],
-        starts: Mapping[TP, int],
         applied: Mapping[tuple[str, int], int] | None,
     ) -> dict[TP, int]:
-        """Applied positions where the state knows them, else committed offsets, else the start."""
+        """Applied positions where the state knows them, else committed offsets, else nothing."""
         if applied is not None:
-            return {tp: applied.get((tp.topic, tp.partition), starts[tp]) for tp in wanted}
+            return {tp: applied[tp] for tp in wanted if tp in applied}
         committed = await self.kafka._coordinator.fetch_committed_offsets(wanted)
         found = {tp: getattr(committed.get(tp), "offset", _UNKNOWN_OFFSET) for tp in wanted}
-        return {
-            tp: starts[tp] if offset == _UNKNOWN_OFFSET else offset for tp, offset in found.items()
-        }
+        return {tp: offset for tp, offset in found.items() if offset != _UNKNOWN_OFFSET}
 
     # -- commits -------------------------------------------------------------------------------
 

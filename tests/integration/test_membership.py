@@ -21,13 +21,19 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions
 
 from agents import exit_codes
+from agents.settings import CommonSettings, load
 from agents.topics import TopicConflict, apply, plan
 from schemas.topics import Topics
 from tests.chaos.rawlog import read_topic
 from tests.waiting import wait_until
+from tidemill.doctor.finding import Finding
+from tidemill.doctor.kafka import as_planned, partitions
+from tidemill.doctor.ledger import gaps, owned
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
@@ -217,6 +223,10 @@ def test_a_worker_of_several_changes_its_queues_and_the_others_stay(
     assert second.popen.poll() is None
 
 
+def settings_of(kafka: str, topic_prefix: str) -> CommonSettings:
+    return load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=PARTITIONS)
+
+
 # --- ledgers: topics that come late, partitions that are added ------------------------------------
 
 
@@ -277,6 +287,8 @@ def test_a_ledger_that_comes_before_its_topics_waits_and_serves(
         lambda: jobs <= {body["job_id"] for body in told_of(kafka, topics.completed)},
         SERVED_SECONDS + 1, lambda: ledger.told() + worker.told(),  # 1: reading the whole topic
     )
+    settings = settings_of(kafka, topic_prefix)
+    assert owned(settings) == Finding("ledger inputs", "ok", "all 16 read")
     standby = start("ledger", "--instance-id", "l-1")
     more = [start("ledger", "--instance-id", f"l-{n}") for n in (2, 3, 4)]
     for one in (standby, *more):
@@ -284,6 +296,9 @@ def test_a_ledger_that_comes_before_its_topics_waits_and_serves(
     wait_until(
         lambda: "standby: other processes own all 4 partitions" in ledger.log.read_text(),
         SECONDS, ledger.told,
+    )
+    wait_until(
+        lambda: owned(settings).found == "all 16 read, 1 on standby", SECONDS, standby.told
     )
 
 
@@ -320,6 +335,9 @@ def test_added_partitions_are_read_and_forwarded_home(
     assert sorted(accepted(kafka, topics)) == sorted(jobs)
     assert not [one for one in told_of(kafka, topics.events) if one["event"] == "duplicate_ignored"]
     assert plan(kafka, topics, PARTITIONS) == []
+    settings = settings_of(kafka, topic_prefix)
+    assert (as_planned(settings).verdict, owned(settings).verdict) == ("ok", "ok")
+    assert f"{topics.requested} has 6" in partitions(settings).found
     # 3. An input in which a partition has a meaning ends it for good, with the reason.
     grow(kafka, topics.outcomes, 5)
     code = wait_until(again.popen.poll, SECONDS, again.told)
@@ -327,5 +345,93 @@ def test_added_partitions_are_read_and_forwarded_home(
     assert f"topic {topics.outcomes} has 5 partitions and needs 4" in again.told()
     once_more = start("ledger", "--instance-id", "l")
     assert wait_until(once_more.popen.poll, SECONDS, once_more.told) == exit_codes.CONFLICT
+    assert partitions(settings).verdict == "failed"
+    for told in (as_planned(settings), partitions(settings)):
+        assert f"topic {topics.outcomes} has 5 partitions" in told.found
+        assert "Do not delete the topic" in told.found
     with pytest.raises(TopicConflict, match="Do not delete the topic"):
         apply(kafka, topics, PARTITIONS)
+
+
+def test_a_record_that_its_sender_dates_back_is_kept_by_the_broker_s_clock(
+    kafka: str, topic_prefix: str
+) -> None:
+    topics = Topics(topic_prefix)
+    apply(kafka, topics, PARTITIONS, ["default"])
+    # As an installation of a former version has it.
+    resource = ConfigResource(
+        ResourceType.TOPIC, topics.requested,
+        incremental_configs=[
+            ConfigEntry("message.timestamp.type", "CreateTime",
+                        incremental_operation=AlterConfigOpType.SET)
+        ],
+    )
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for changed in admin.incremental_alter_configs([resource]).values():
+        changed.result(20)
+    (change,) = wait_until(lambda: plan(kafka, topics, PARTITIONS), SECONDS, "no difference")
+    assert (change.topic, change.action) == (topics.requested, "configure")
+    assert "message.timestamp.type CreateTime -> LogAppendTime" in change.detail
+    apply(kafka, topics, PARTITIONS)
+    week_ago = int((datetime.now(tz=UTC) - timedelta(days=8)).timestamp() * 1000)
+    hour_ahead = int((datetime.now(tz=UTC) + timedelta(hours=2)).timestamp() * 1000)
+    producer = Producer({"bootstrap.servers": kafka})
+    failures: list[object] = []
+    written = [topics.requested, topics.commands, topics.outcomes, topics.internal, topics.events,
+               topics.ready("default"), topics.heartbeats]
+    for topic in written:
+        for at_ms in (week_ago, hour_ahead):
+            producer.produce(topic, b"{}", partition=0, timestamp=at_ms,
+                             on_delivery=lambda error, _: failures.append(error) if error else None)
+    assert producer.flush(20) == 0
+    assert not failures
+    for topic in written:
+        at = [record.timestamp for record in read_topic(kafka, topic)]
+        assert len(at) == 2
+        assert all(week_ago + 3_600_000 < one < hour_ahead - 3_600_000 for one in at), topic
+
+
+def test_a_gap_in_an_input_ends_the_ledger_until_it_is_accepted(
+    kafka: str, topic_prefix: str, start: Callable[..., Role], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = Topics(topic_prefix)
+    apply(kafka, topics, PARTITIONS)
+    run_at = (datetime.now(tz=UTC) + timedelta(days=1)).isoformat()
+    ask_for = partial(ask, kafka, topics.requested, type="t", run_at=run_at)
+    first = start("ledger", "--instance-id", "l")
+    first.wait_ready()
+    # Nobody has read from partition 3 when its records go; of partition 2 a part was decided.
+    jobs = ask_for({2: 3}, "decided")
+    wait_until(lambda: jobs <= set(accepted(kafka, topics)), SECONDS, first.told)
+    first.stop()
+    lost = ask_for({2: 4, 3: 2}, "lost")
+    admin = AdminClient({"bootstrap.servers": kafka})
+    places = [TopicPartition(topics.requested, 2, 7), TopicPartition(topics.requested, 3, 2)]
+    for deleted in admin.delete_records(places).values():
+        deleted.result(20)
+    found = gaps(settings_of(kafka, topic_prefix))
+    assert found.verdict == "failed"
+    assert f"{topics.requested} 2: 3 to 6; {topics.requested} 3: 0 to 1" in found.found
+    again = start("ledger", "--instance-id", "l")
+    assert wait_until(again.popen.poll, SECONDS, again.told) == exit_codes.GAP, again.told()
+    assert "offsets were deleted before they were read" in again.told()
+    monkeypatch.setenv("TIDEMILL_ACCEPT_GAPS", "true")
+    accepting = start("ledger", "--instance-id", "l")
+    accepting.wait_ready()
+    after = ask_for({2: 2, 3: 2}, "after")
+    wait_until(lambda: jobs | after <= set(accepted(kafka, topics)), SECONDS, accepting.told)
+    assert not lost & set(accepted(kafka, topics))
+    letters = {
+        (head["tidemill.dead.partition"], head["tidemill.dead.offset"])
+        for head in (dict(record.headers) for record in read_topic(kafka, topics.dead))
+        if head["tidemill.dead.error.code"] == b"RECORDS_LOST"
+    }
+    assert letters == {(b"2", b"3"), (b"3", b"0")}
+    accepting.stop()
+    monkeypatch.delenv("TIDEMILL_ACCEPT_GAPS")
+    # It was told once, and is no gap any more.
+    last = start("ledger", "--instance-id", "l")
+    last.wait_ready()
+    wait_until(
+        lambda: gaps(settings_of(kafka, topic_prefix)).verdict == "ok", SECONDS, last.told
+    )

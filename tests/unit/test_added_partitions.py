@@ -90,3 +90,31 @@ def test_a_topic_of_one_partition_has_one(topic: str) -> None:
     topics = Topics()
     assert count_problem(topics, PARTITIONS, {getattr(topics, topic): 2}) is not None
     assert count_problem(topics, PARTITIONS, {getattr(topics, topic): 1}) is None
+
+
+@pytest.mark.parametrize(("partition", "name"), [(HOME, "{}"), (ADDED, "{}/5")])
+@pytest.mark.parametrize("topic", [TOPICS.requested, TOPICS.commands, TOPICS.outcomes])
+def test_records_that_are_gone_are_told_on_dead(topic: str, partition: int, name: str) -> None:
+    engine = restored([], NOW, number=HOME, partitions=PARTITIONS)
+    for _ in range(2):  # decided again after an abort
+        engine.begin(NOW)
+        engine.note_lost(topic, partition, 40, "offsets 0 to 39 are gone")
+        (letter,) = [one for one in engine.seal() if one[0] == TOPICS.dead]
+        headers = dict(letter[4] or ())
+        engine.undo()
+        assert engine.state.applied == {}
+    engine.begin(NOW)
+    engine.note_lost(topic, partition, 40, "offsets 0 to 39 are gone")
+    engine.seal()
+    engine.settle()
+    assert engine.state.applied == {name.format(topic): 39}
+    assert headers["tidemill.dead.error.code"] == b"RECORDS_LOST"
+    assert (headers["tidemill.dead.topic"], headers["tidemill.dead.offset"]) == (
+        topic.encode(), b"0",
+    )
+    # A topic that was made again begins before what was applied.
+    engine.begin(NOW + 1)
+    engine.note_lost(topic, partition, 0, "made again")
+    engine.seal()
+    engine.settle()
+    assert engine.state.applied == {name.format(topic): -1}

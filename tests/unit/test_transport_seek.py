@@ -6,35 +6,43 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from faust.types import TP
 
-from agents.runtime.inputs import InputPartition, InputPolicy
+from agents import exit_codes
+from agents.runtime import inputs
+from agents.runtime.inputs import Gap, InputPartition, InputPolicy
 from agents.runtime.transport import ChunkConsumer
 
 HERE = TP("jobs.outcomes", 2)
 
 
-def consumer(*, is_overtaken: bool) -> tuple[ChunkConsumer, list[Any]]:
+def consumer(
+    *, is_overtaken: bool = False, start: int = 0, end: int = 9, applied: int | None = 7,
+    is_gap_fatal: bool = False, gaps: list[Gap] | None = None,
+) -> tuple[ChunkConsumer, list[Any]]:
     """A consumer whose broker answers; on the way, the partition is revoked, if so asked."""
     made: Any = ChunkConsumer.__new__(ChunkConsumer)
     sought: list[Any] = []
 
     async def beginnings(wanted: list[TP]) -> dict[TP, int]:
-        return dict.fromkeys(wanted, 0)
+        return dict.fromkeys(wanted, start)
 
     async def ends(wanted: list[TP]) -> dict[TP, int]:
         made._revocations += is_overtaken
-        return dict.fromkeys(wanted, 9)
+        return dict.fromkeys(wanted, end)
 
     async def applied_positions(partitions: set[int]) -> dict[tuple[str, int], int]:
         assert partitions == {HERE.partition}
         # Another topic's position, of which this consumer is not told, changes nothing.
-        return {(HERE.topic, HERE.partition): 7, ("jobs.other", HERE.partition): 8}
+        here = {} if applied is None else {(HERE.topic, HERE.partition): applied}
+        return {**here, ("jobs.other", HERE.partition): 8}
 
     made._revocations = 0
     made._inputs, made._in_order, made._waiter = {}, [], None
     made.app = SimpleNamespace(
-        input_policies={HERE.topic: InputPolicy()}, applied_positions=applied_positions
+        input_policies={HERE.topic: InputPolicy(is_gap_fatal=is_gap_fatal)},
+        applied_positions=applied_positions, on_gap=None if gaps is None else gaps.append,
     )
     made.assignment = lambda: {HERE}
     made._kafka = SimpleNamespace(
@@ -60,3 +68,55 @@ async def test_a_seek_that_a_rebalance_overtook_touches_nothing() -> None:
     await made.perform_seek()
     assert sought == []
     assert made._inputs == {}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "applied", "word"),
+    [
+        (8, 9, 7, "1 offsets were deleted"),  # the next record is gone
+        (900, 900, 7, "893 offsets were deleted"),  # all of them are
+        (0, 3, 7, "made again"),  # another log under the same name
+        (5, 9, None, "5 offsets were deleted"),  # before anybody read
+        (5, 9, 0, "5 offsets were deleted"),
+    ],
+)
+async def test_a_gap_is_told_and_reading_goes_on_behind_it(
+    caplog: pytest.LogCaptureFixture, start: int, end: int, applied: int | None, word: str
+) -> None:
+    gaps: list[Gap] = []
+    made, sought = consumer(start=start, end=end, applied=applied, gaps=gaps)
+    await made.perform_seek()
+    assert sought == [("jobs.outcomes", 2, start)]
+    assert [(gap.wanted, gap.start, gap.end) for gap in gaps] == [(applied or 0, start, end)]
+    assert word in caplog.text
+    assert "topic jobs.outcomes, partition 2" in caplog.text
+
+
+@pytest.mark.parametrize(("start", "end", "applied"), [(0, 9, 9), (7, 7, 7), (0, 0, None)])
+async def test_what_was_read_to_its_end_has_no_gap(
+    start: int, end: int, applied: int | None
+) -> None:
+    gaps: list[Gap] = []
+    made, _ = consumer(start=start, end=end, applied=applied, gaps=gaps, is_gap_fatal=True)
+    await made.perform_seek()
+    assert gaps == []
+
+
+async def test_a_gap_that_nobody_accepts_ends_the_process_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[Any] = []
+
+    def end(reason: str, error: object = None, code: int = 0) -> None:
+        ends.append((reason, code))
+        raise SystemExit(code)
+
+    monkeypatch.setattr(inputs, "fail_stop", end)
+    made, sought = consumer(start=8, is_gap_fatal=True, gaps=[])
+    with pytest.raises(SystemExit):
+        await made.perform_seek()
+    (reason, code), = ends
+    assert code == exit_codes.GAP
+    assert "TIDEMILL_ACCEPT_GAPS" in reason
+    assert code in exit_codes.HOPELESS
+    assert sought == []

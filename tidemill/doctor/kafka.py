@@ -41,18 +41,32 @@ def as_planned(settings: CommonSettings) -> Finding:
     changes = topics_.plan(settings.kafka, topics, number)
     if changes:
         found = "; ".join(f"{one.topic}: {one.action} {one.detail}" for one in changes)
-        return Finding("topics", "failed", found, "run `tidemill topics apply`")
+        has_conflict = any(one.action == "conflict" for one in changes)
+        hint = "as the text says" if has_conflict else "run `tidemill topics apply`"
+        return Finding("topics", "failed", found, hint)
     return Finding("topics", "ok", "all there and as planned")
 
 
 def partitions(settings: CommonSettings) -> Finding:
-    found = topics_.found_partitions(settings.kafka, Topics(settings.topic_prefix))
+    topics = Topics(settings.topic_prefix)
+    found = topics_.found_partitions(settings.kafka, topics)
     if found is None:
         return Finding("partitions", "failed", "no state topic", "run `tidemill topics apply`")
     if found != settings.partitions:
         return Finding(
             "partitions", "failed", f"{found} in Kafka, {settings.partitions} in the settings",
             f"use --partitions {found} or TIDEMILL_PARTITIONS={found} for every role",
+        )
+    counts = topics_.counts(settings.kafka)
+    problem = topics_.count_problem(topics, found, counts)
+    if problem is not None:
+        return Finding("partitions", "failed", problem, "as the text says: no record is lost by it")
+    added = [f"{topic} has {counts[topic]}" for topic in topics.folded
+             if counts.get(topic, 0) > found]
+    if added:
+        return Finding(
+            "partitions", "warning", f"{found}, and {', '.join(added)}",
+            "what is in the added partitions is read and forwarded: a step more for each record",
         )
     return Finding("partitions", "ok", str(found))
 

@@ -137,4 +137,8 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
     C.BROKEN_FORWARD: (
         "A forwarded record cannot be read.", "Report it: only Tidemill writes such records."
     ),
+    C.RECORDS_LOST: (
+        "Records of an input were deleted from the log before they were read.",
+        "Ask their senders to send again what was not answered; lengthen the topic's retention.",
+    ),
 }
