@@ -60,6 +60,15 @@ ORDER BY requested_at DESC, user_id, job_id
 LIMIT {limit:UInt32}
 """
 
+# What the last event of a kind carries, for one life of a job.
+_DETAILS: Final = """
+SELECT event, argMax(data, (occurred_at, kafka_offset)) AS last
+FROM job_events
+WHERE user_id = {user:String} AND job_id = {job:String} AND incarnation = {incarnation:UInt64}
+    AND event IN ('requested', 'progressed', 'succeeded', 'attempt_failed') AND data != ''
+GROUP BY event
+"""
+
 JOBS_OF_ONE_ID_MAX: Final = 100  # users that may have used the same job id
 STORY_EVENTS_MAX: Final = 1_000  # the whole story is a question for `tidemill sql`
 
@@ -115,6 +124,22 @@ def story_rows(clickhouse: str, job_id: str, user_id: str) -> list[dict[str, Any
         "job_id": job_id, "user_id": user_id, "limit": str(STORY_EVENTS_MAX), "offset": "0"
     }
     return query_rows(clickhouse, load("job_story").sql, params)
+
+
+def job_details(
+    clickhouse: str, job_id: str, user_id: str, incarnation: int
+) -> dict[str, Any]:
+    """Payload, progress (percent, stage, message), result and the last trace of one job; None for
+    what there is not. Raises SqlError."""
+    params = {"user": user_id, "job": job_id, "incarnation": str(incarnation)}
+    rows = query_rows(clickhouse, _DETAILS, params)
+    last = {row["event"]: orjson.loads(row["last"]) for row in rows}
+    return {
+        "payload": last.get("requested", {}).get("payload"),
+        "progress": last.get("progressed"),
+        "result": last.get("succeeded", {}).get("result"),
+        "trace": last.get("attempt_failed", {}).get("trace"),
+    }
 
 
 def find_completed(

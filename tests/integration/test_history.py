@@ -15,11 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import orjson
 import pytest
 
 from agents import topics as topics_
 from agents.clickhouse.port import ClickHousePort
+from agents.plain_text import LINES, plain
 from schemas.topics import Topics
 from tests.page.sample import Life, Sample, engine_with, request
 from tests.waiting import wait_until
@@ -56,6 +59,12 @@ def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     known = succeed(request(sample, FIRST, "u", "known", "t", "default", {}))
     known.at = FIRST + timedelta(hours=5)
     known.tell("duplicate_ignored", "succeeded", sequence=0, incarnation=0, reason="already_ended")
+    shown = request(sample, FIRST, "u", "shown", "t", "default", {"name": "M\u00fcller \x1b[31m"})
+    trace = orjson.dumps({"trace": "Traceback\n  File x\x1b[2J"}).decode()
+    error: dict[str, Any] = {"error_code": "HANDLER_ERROR", "error_message": "\x1b]0;x\x07"}
+    shown.tell("attempt_failed", "running", data=trace, **error)
+    shown.tell("progressed", "running", data='{"percent":50,"stage":"half","message":null}')
+    succeed(shown)
     with engine_with(tmp_path_factory.mktemp("history"), sample) as engine:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -192,6 +201,31 @@ def test_json_is_exact(
     out = capsys.readouterr().out
     assert f'{{"v":{written}}}' in out
     assert isinstance(json.loads(out), list)
+
+
+def test_a_job_is_shown_with_all_that_it_carries(
+    clickhouse: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "jobs", "show", "shown", "--clickhouse", clickhouse) == 0
+    out = capsys.readouterr().out
+    for words in ("Payload", "M\u00fcller", "Progress", "half", "Result", str(ms(FIRST)),
+                  "Trace of", "  File x", "Story", "attempt_failed"):
+        assert words in out
+    assert plain(out, LINES) == out
+    assert run(monkeypatch, "jobs", "show", "shown", "--json", "--clickhouse", clickhouse) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["payload"] == {"name": "M\u00fcller \x1b[31m"}
+    assert (told["progress"]["percent"], told["result"]) == (50, told["job"]["incarnation"])
+    assert told["trace"].startswith("Traceback")
+
+
+def test_a_job_of_which_little_is_known_is_shown(
+    clickhouse: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "jobs", "show", "alive", "--json", "--clickhouse", clickhouse) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["payload"], told["result"], told["trace"]) == ({}, None, None)
+    assert run(monkeypatch, "jobs", "show", "nobody", "--clickhouse", clickhouse) == 4
 
 
 def test_no_row_is_an_empty_list(

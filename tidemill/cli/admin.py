@@ -88,9 +88,11 @@ def topics_plan(
     from agents import topics
     from agents.settings import WorkerSettings, load
     from schemas.topics import Topics
+    from tidemill.looking import reach
 
     settings = load(WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
                     queues=queues)
+    reach(settings.kafka)
     changes = topics.plan(settings.kafka, Topics(settings.topic_prefix), settings.partitions,
                           settings.queues or ())
     _show_changes(changes, as_json, "all topics are as planned")
@@ -110,9 +112,11 @@ def topics_apply(
     from agents import topics
     from agents.settings import WorkerSettings, load
     from schemas.topics import Topics
+    from tidemill.looking import reach
 
     settings = load(WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
                     queues=queues)
+    reach(settings.kafka)
     changes = topics.apply(settings.kafka, Topics(settings.topic_prefix), settings.partitions,
                            settings.queues or ())
     _show_changes(changes, as_json, "nothing to do: all topics are as planned")

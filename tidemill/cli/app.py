@@ -14,7 +14,7 @@ import typer
 
 from agents import exit_codes
 from agents.plain_text import LINES, plain
-from tidemill.cli import admin, asking, jobs, roles
+from tidemill.cli import admin, asking, jobs, roles, showing
 
 app = typer.Typer(
     name="tidemill",
@@ -41,6 +41,7 @@ _EXITS: Final = (
     ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
     ("tidemill.answers", "AnswerTimeout", exit_codes.TIMED_OUT),
     ("tidemill.sending", "EnqueueFailed", exit_codes.UNREACHABLE),
+    ("tidemill.looking", "Unreachable", exit_codes.UNREACHABLE),
     ("tidemill.sql", "SqlError", None),
     ("tidemill.requests", "ClientError", exit_codes.FAILED),
     ("tidemill.cli.output", "CliError", None),
@@ -70,6 +71,7 @@ def _add(module_app: typer.Typer) -> None:
 
 
 _add(roles.app)
+_add(showing.app)
 _add(jobs.app)
 _add(asking.app)
 _add(admin.app)

@@ -11,13 +11,14 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
 import typer
 
 from agents import exit_codes
+from agents.plain_text import plain
 from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_json, print_table
 
@@ -36,11 +37,6 @@ LIST_COLUMNS: Final = (
     "wait_ms", "run_ms",
 )
 LIST_SPARE: Final = ("run_ms", "wait_ms", "reason", "attempts", "error_code", "requested_at")
-STORY_SPARE: Final = ("run_ms", "wait_ms", "worker_id", "run", "state_after", "error_code")
-STORY_COLUMNS: Final = (
-    "occurred_at", "event", "run", "attempt", "state_after", "reason", "error_code",
-    "error_message", "worker_id", "wait_ms", "run_ms",
-)
 
 User = Annotated[str, typer.Option("--user", help="Whose job.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the job's history.")]
@@ -63,9 +59,11 @@ def enqueue(
     job_id: Annotated[str | None, typer.Option("--job-id", help="Idempotency key.")] = None,
     queue: Annotated[str | None, typer.Option("--queue")] = None,
     priority: Annotated[str | None, typer.Option("--priority", help="high, medium, low.")] = None,
-    run_at: Annotated[str | None, typer.Option("--run-at", help="RFC 3339 instant.")] = None,
+    run_at: Annotated[
+        str | None, typer.Option("--run-at", metavar="WHEN", help="+5m, +2h, or RFC 3339.")
+    ] = None,
     expires_at: Annotated[
-        str | None, typer.Option("--expires-at", help="RFC 3339 instant.")
+        str | None, typer.Option("--expires-at", metavar="WHEN", help="+5m, +2h, or RFC 3339.")
     ] = None,
     unique_key: Annotated[str | None, typer.Option("--unique-key")] = None,
     max_attempts: Annotated[int | None, typer.Option("--max-attempts")] = None,
@@ -80,15 +78,19 @@ def enqueue(
     """Ask for a job. The answer is JSON: where the request is, or with --wait the job's end."""
     # A job that was asked for before may have ended long ago: then ClickHouse knows.
     history = clickhouse_address(clickhouse) if wait else None
+    asked: dict[str, Any] = {
+        "user_id": user, "payload": _payload(payload), "job_id": job_id, "queue": queue,
+        # Checked like every other field, by the rules of the request.
+        "priority": priority, "run_at": _instant(run_at, "--run-at"),
+        "expires_at": _instant(expires_at, "--expires-at"), "unique_key": unique_key,
+        "max_attempts": max_attempts, "timeout_seconds": timeout_seconds, "source": "cli",
+        "tags": tag or (),
+    }
+    # A slip is told before a broker that is away.
+    _check(type_name, asked)
     with _client(kafka, topic_prefix, history) as client:
-        handle = client.enqueue(
-            type_name, user_id=user, payload=_payload(payload), job_id=job_id, queue=queue,
-            # Checked like every other field, by the rules of the request.
-            priority=priority,  # type: ignore[arg-type]
-            run_at=_instant(run_at, "--run-at"), expires_at=_instant(expires_at, "--expires-at"),
-            unique_key=unique_key, max_attempts=max_attempts, timeout_seconds=timeout_seconds,
-            source="cli", tags=tag or (),
-        )
+        handle = client.enqueue(type_name, **asked)
+        _warn_of_unknown_type(kafka, topic_prefix, type_name)
         if not wait:
             print_json(dataclasses.asdict(handle))
             return
@@ -98,18 +100,40 @@ def enqueue(
         raise typer.Exit(exit_codes.JOB_NOT_SUCCEEDED)
 
 
+def _check(type_name: str, asked: dict[str, Any]) -> None:
+    from tidemill.requests import Request, encode
+
+    encode(Request(type=type_name, **asked), asked["job_id"] or "checked")
+
+
 @contextlib.contextmanager
 def _client(
     kafka: str | None, topic_prefix: str | None, clickhouse: str | None = None
 ) -> Iterator[Client]:
     """A client for one record: what librdkafka tries again by itself is no news here."""
+    from agents.settings import CommonSettings, load
     from tidemill.client import Client
+    from tidemill.looking import reach
 
     logging.getLogger("tidemill.runtime.kafka").setLevel(logging.CRITICAL)
+    reach(load(CommonSettings, kafka=kafka).kafka)
     with Client(
         kafka, clickhouse, topic_prefix, timeout_seconds=DELIVERY_SECONDS
     ) as client:
         yield client
+
+
+def _warn_of_unknown_type(kafka: str | None, topic_prefix: str | None, type_name: str) -> None:
+    """A worker may come later, so the request stands; a slip should be seen at once."""
+    from agents.settings import CommonSettings, load
+    from schemas.topics import Topics
+    from tidemill.looking import known_types, unknown_type_hint
+
+    settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
+    known = known_types(settings.kafka, Topics(settings.topic_prefix))
+    hint = None if known is None else unknown_type_hint(type_name, known)
+    if hint is not None:
+        sys.stderr.write(f"warning: {plain(hint)}\n")
 
 
 def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
@@ -140,16 +164,14 @@ def _payload(text: str | None) -> dict[str, Any] | None:
 
 
 def _instant(text: str | None, option: str) -> datetime | None:
-    if text is None:
-        return None
-    from schemas.requests import parse_instant
+    from tidemill.cli.instants import instant_of
 
+    if text is None or not text.strip():
+        return None
     try:
-        value = parse_instant(text)
+        return instant_of(text, datetime.now(UTC))
     except ValueError as error:
         raise CliError(f"{option}: {error}", exit_codes.USAGE) from None
-    assert isinstance(value, datetime)
-    return value
 
 
 @jobs_app.command("list")
@@ -179,43 +201,6 @@ def list_jobs(
         print_json(rows)
     else:
         print_table(rows, LIST_COLUMNS, spare=LIST_SPARE)
-
-
-@jobs_app.command("show")
-def show_job(
-    job_id: Annotated[str, typer.Argument(metavar="JOB_ID")],
-    user: Annotated[
-        str | None, typer.Option("--user", help="Whose job; needed when several used the id.")
-    ] = None,
-    clickhouse: o.ClickHouse = None,
-    as_json: o.AsJson = False,
-) -> None:
-    """One job: its latest state and its story, event by event."""
-    from tidemill.history import job_rows, story_rows
-
-    address = clickhouse_address(clickhouse)
-    found = job_rows(address, job_id, user)
-    if not found:
-        raise CliError(
-            f"no job {job_id!r}" + (f" of user {user!r}" if user else "") + " in ClickHouse; a "
-            "job that was asked for a moment ago may take seconds to be there",
-            exit_codes.NOT_FOUND,
-        )
-    users = sorted({row["user_id"] for row in found})
-    if len(users) > 1:
-        raise CliError(
-            f"several users have a job {job_id!r}: {', '.join(users[:10])}; choose with --user",
-            exit_codes.CONFLICT,
-        )
-    story = story_rows(address, job_id, users[0])
-    if as_json:
-        print_json({"job": found[0], "events": story})
-        return
-    print_table(
-        [{"field": name, "value": value} for name, value in found[0].items() if value != ""],
-        ("field", "value"),
-    )
-    print_table(story, STORY_COLUMNS, title="\nStory", spare=STORY_SPARE)
 
 
 def _show_answer(client: Client, receipt: CommandReceipt, timeout: float) -> None:

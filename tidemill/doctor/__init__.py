@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 
 from agents.settings import CommonSettings
 from agents.topics import TopicsError
-from tidemill.doctor import clickhouse, installation, kafka, ledger, waiting, workers
+from tidemill.doctor import clickhouse, doors, installation, kafka, ledger, waiting, workers
 from tidemill.doctor.finding import Check, Finding, Verdict
 from tidemill.sql import SqlError
 
@@ -21,6 +21,7 @@ __all__ = ["CHECKS", "Check", "Finding", "Verdict", "examine"]
 # In the order in which they build on each other: a check comes after the one that it needs.
 CHECKS: Final[tuple[Check, ...]] = (
     *installation.CHECKS,
+    *doors.CHECKS,
     *kafka.CHECKS,
     *ledger.CHECKS,
     *workers.CHECKS,

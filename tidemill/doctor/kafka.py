@@ -8,30 +8,25 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-
 from agents import topics as topics_
-from agents.runtime.clients import client_settings
 from agents.settings import CommonSettings
 from schemas.topics import Topics
-from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+from tidemill.doctor.finding import Check, Finding
+from tidemill.looking import Unreachable, reach
 
 
 def reachable(settings: CommonSettings) -> Finding:
     kafka = settings.kafka
     begun = time.monotonic()
     try:
-        found = AdminClient(client_settings(kafka, "tidemill-doctor", {})).list_topics(
-            timeout=ANSWER_SECONDS
-        )
-    except KafkaException as error:
+        brokers = reach(kafka)
+    except Unreachable as error:
         return Finding(
-            "kafka", "failed", f"{kafka}: {error.args[0].str()}",
+            "kafka", "failed", str(error),
             "start it with `tidemill dev` or `tidemill broker start`, or set --kafka",
         )
     took_ms = (time.monotonic() - begun) * 1000
-    return Finding("kafka", "ok", f"{kafka}: {len(found.brokers)} broker(s), {took_ms:.0f} ms")
+    return Finding("kafka", "ok", f"{kafka}: {brokers} broker(s), {took_ms:.0f} ms")
 
 
 def as_planned(settings: CommonSettings) -> Finding:
