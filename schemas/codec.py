@@ -307,7 +307,9 @@ def _refusal_of(error: ValidationError, body: dict[str, Any], model: type[BaseMo
     elif first["type"] == "missing":
         code, message = ErrorCode.MISSING_FIELD, f"field {name!r} is required; add it"
     else:
-        code, message = ErrorCode.INVALID_FIELD, f"field {name!r}: {first['msg']}"
+        # The words of JSON: our lists are kept as tuples.
+        why = first["msg"].replace("valid tuple", "valid list")
+        code, message = ErrorCode.INVALID_FIELD, f"field {name!r}: {why}"
     return Refusal(
         code, message, field=name, user_id=user_id, job_id=job_id, type=type_name
     )
