@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from agents import own_streams
+from agents.own_loggers import take_loggers
 from agents.plain_text import plain_event
 
 READY_EVENT: Final = "role_ready"
@@ -66,7 +68,7 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(own_streams.log())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=foreign,
@@ -81,6 +83,7 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    take_loggers(handler, level)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(max(level, logging.getLevelName(quiet)))
 
@@ -110,5 +113,6 @@ def announce_ready(role: str, **fields: Any) -> None:
 def tell_supervisor(event: str, **fields: Any) -> None:
     """One line of JSON on stdout, which a supervisor takes for itself."""
     line = json.dumps({"event": event, "pid": os.getpid(), **fields})
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    out = own_streams.out()
+    out.write(line + "\n")
+    out.flush()

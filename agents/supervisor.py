@@ -25,7 +25,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, runtime_checkable
 
-from agents import exit_codes
+from agents import exit_codes, own_streams
 from agents.logging import (
     LOAD_FAILED_EVENT,
     LOADED_EVENT,
@@ -431,7 +431,7 @@ def wait_for_go() -> None:
     """In a role's process: when supervised, tie it to its supervisor and wait for its word."""
     if os.environ.pop(SUPERVISED, None) is None:
         return
-    if sys.stdin.readline() != GO:
+    if own_streams.words().readline() != GO:
         os._exit(exit_codes.FAILED)
     threading.Thread(target=_die_with_supervisor, name="supervisor-watch", daemon=True).start()
 
@@ -449,7 +449,7 @@ def tie_to_supervisor() -> None:
 
 
 def _die_with_supervisor() -> None:
-    while sys.stdin.readline():
+    while own_streams.words().readline():
         pass
     os._exit(exit_codes.FAILED)
 

@@ -88,12 +88,15 @@ class Bursts:
             self._changed.notify()
         return True
 
-    def close(self) -> None:
-        """Return when all that was added is acknowledged, or given up by librdkafka."""
+    def close(self, seconds: float | None = None) -> None:
+        """Return when all that was added is acknowledged, or given up by librdkafka.
+
+        `seconds`: at most so long, though nothing should take longer than librdkafka's own bound.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         begun_at = float("-inf")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
@@ -47,11 +47,11 @@ from tidemill.requests import (
     encode_command,
 )
 from tidemill.sending import (
+    CLOSE_SLACK_SECONDS,
     DELIVERY_SECONDS,
     ROOM_SECONDS,
     Compression,
     EnqueueFailed,
-    Promise,
     Record,
     Sender,
 )
@@ -61,7 +61,7 @@ CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
 
 Payload = Mapping[str, Any] | BaseModel | None
-Sending = Callable[[Promise], bool]
+Sending = partial[bool]
 """Sends when there is room, and tells the promise; False when there is none."""
 
 
@@ -83,6 +83,7 @@ class _Core:
         settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
         self.topics = Topics(settings.topic_prefix)
         self._kafka = settings.kafka
+        self.timeout_seconds = timeout_seconds
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds, compression)
         self._completions = Completions(
@@ -174,19 +175,33 @@ class _Core:
         self._sender.close()
 
 
-def _sent(try_send: Sending) -> Any:
-    """Send, when there is room, and wait for the answer."""
+def _sent(try_send: Sending, seconds: float) -> Any:
+    """Send, when there is room, and wait for the answer: `seconds` each at most."""
     answer: Future[Any] = Future()
+    deadline = time.monotonic() + seconds
     while not try_send(answer):
+        if time.monotonic() > deadline:
+            raise _unanswered(try_send, seconds)
         time.sleep(ROOM_SECONDS)
-    return answer.result()
+    try:
+        # librdkafka's own bound is shorter: this one is for a thread that is not there any more.
+        return answer.result(seconds + CLOSE_SLACK_SECONDS)
+    except FutureTimeout:
+        raise _unanswered(try_send, seconds) from None
 
 
-async def _sent_async(try_send: Sending, answer: LoopPromise) -> Any:
+def _unanswered(try_send: Sending, seconds: float) -> EnqueueFailed:
+    return EnqueueFailed([str(try_send.args[2])], f"no room or no answer within {seconds:g} s")
+
+
+async def _sent_async(try_send: Sending, answer: LoopPromise, seconds: float) -> Any:
     """The same on a loop, which goes on meanwhile. Who comes first is sent first."""
     if answer.bridge.queue.locked() or not try_send(answer):
         async with answer.bridge.queue:
-            while not try_send(answer):  # noqa: ASYNC110  # librdkafka tells nobody of room
+            deadline = time.monotonic() + seconds
+            while not try_send(answer):  # librdkafka tells nobody of room
+                if time.monotonic() > deadline:
+                    raise _unanswered(try_send, seconds)
                 await asyncio.sleep(ROOM_SECONDS)
     return await answer.future
 
@@ -200,6 +215,9 @@ def _timed_out(job: JobHandle, timeout: float) -> WaitTimeout:
 
 class Client:
     """Asks for jobs and waits for their ends. Safe to share between threads; close it at the end.
+
+    In a process that was forked the copy makes connections of its own; what was under way at the
+    fork is the parent's alone.
 
     `kafka`: HOST:PORT, several with commas; None: TIDEMILL_KAFKA or 127.0.0.1:9092.
     `clickhouse`: http://HOST:PORT; lets `wait` find jobs that had ended long before.
@@ -248,7 +266,7 @@ class Client:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        handle: JobHandle = _sent(self._core.enqueue(request))
+        handle: JobHandle = _sent(self._core.enqueue(request), self._core.timeout_seconds)
         return handle
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
@@ -289,7 +307,8 @@ class Client:
         for a day.
         """
         receipt: CommandReceipt = _sent(
-            self._core.command("cancel", user_id, job_id, reason, actor)
+            self._core.command("cancel", user_id, job_id, reason, actor),
+            self._core.timeout_seconds,
         )
         return receipt
 
@@ -298,7 +317,8 @@ class Client:
     ) -> CommandReceipt:
         """Ask to run a failed job again, as its next run."""
         receipt: CommandReceipt = _sent(
-            self._core.command("redrive", user_id, job_id, reason, actor)
+            self._core.command("redrive", user_id, job_id, reason, actor),
+            self._core.timeout_seconds,
         )
         return receipt
 
@@ -369,7 +389,9 @@ class AsyncClient:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        handle: JobHandle = await _sent_async(self._core.enqueue(request), self._promise())
+        handle: JobHandle = await _sent_async(
+            self._core.enqueue(request), self._promise(), self._core.timeout_seconds
+        )
         return handle
 
     async def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
@@ -403,7 +425,9 @@ class AsyncClient:
     ) -> CommandReceipt:
         """As `Client.cancel`."""
         command = self._core.command("cancel", user_id, job_id, reason, actor)
-        receipt: CommandReceipt = await _sent_async(command, self._promise())
+        receipt: CommandReceipt = await _sent_async(
+            command, self._promise(), self._core.timeout_seconds
+        )
         return receipt
 
     async def redrive(
@@ -411,7 +435,9 @@ class AsyncClient:
     ) -> CommandReceipt:
         """As `Client.redrive`."""
         command = self._core.command("redrive", user_id, job_id, reason, actor)
-        receipt: CommandReceipt = await _sent_async(command, self._promise())
+        receipt: CommandReceipt = await _sent_async(
+            command, self._promise(), self._core.timeout_seconds
+        )
         return receipt
 
     async def answer(

@@ -32,6 +32,7 @@ from confluent_kafka import (
 from pydantic import ValidationError
 
 from agents.runtime.clients import client_settings, take_arrived
+from agents.runtime.forks import never_free, tell_in_copies
 from schemas.events import CompletedJob
 from streams.homes import partition_of
 from tidemill.remembered import OTHER_LIFE_MS, Remembered
@@ -45,6 +46,7 @@ POLL_SECONDS: Final = 0.05  # how late the reader sees a new wait that needs it 
 FETCH_WAIT_MS_MAX: Final = 50
 IDLE_SECONDS: Final = 10.0  # without a wait for this long the reader stops reading
 CHUNK_RECORDS: Final = 1_000
+CLOSE_SECONDS_MAX: Final = 30.0  # two lookups and leaving; the thread is a daemon
 LOOKUP_SECONDS: Final = 10.0  # for one question to the broker; asked again until it answers
 
 JobKey = tuple[str, str]
@@ -100,6 +102,12 @@ class Completions:
         self._topic = topic
         self._state_topic = state_topic  # it has as many partitions as there are homes
         self._homes = 0  # 0: not known
+        self._is_closed = False
+        self._consumer: Consumer | None = None
+        self._begin()
+        tell_in_copies(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._new: list[Waiter] = []
@@ -107,7 +115,12 @@ class Completions:
         self._seen: dict[int, _Seen] = {}
         self._all: list[int] = []  # the topic's partitions; empty until they are asked for
         self._thread: threading.Thread | None = None
-        self._is_closed = False
+
+    def start_anew(self) -> None:
+        """In a copy of the process, where the reader's thread is not: the next wait starts one."""
+        never_free(self._consumer)
+        self._consumer = None
+        self._begin()
 
     def wait_for(self, waiter: Waiter) -> None:
         """Register; the waiter's future gets the end."""
@@ -150,7 +163,7 @@ class Completions:
             self._is_closed = True
             thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.join(CLOSE_SECONDS_MAX)
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -171,6 +184,7 @@ class Completions:
                 },
             )
         )
+        self._consumer = consumer
         try:
             self._loop(consumer)
         except Exception as error:

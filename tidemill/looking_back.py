@@ -12,6 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
+from agents.runtime.forks import tell_in_copies
 from schemas.events import CompletedJob
 from tidemill.completions import Waiter
 from tidemill.history import find_completed
@@ -27,6 +28,11 @@ class LookingBack:
     def __init__(self, clickhouse: str, tell: Callable[[Waiter, CompletedJob], None]) -> None:
         self._clickhouse = clickhouse
         self._tell = tell
+        self.start_anew()
+        tell_in_copies(self)
+
+    def start_anew(self) -> None:
+        """At the beginning, and in a copy of the process, where its threads are not."""
         self._asked: SimpleQueue[tuple[Waiter, float] | None] = SimpleQueue()
         self._threads = 0
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
+from agents.runtime.forks import tell_in_copies
 from schemas import doors
 from schemas.doors import Refused, encode_request
 
@@ -82,6 +83,11 @@ class JobIds:
     """Version 7 UUIDs that grow by at least one: unique over processes, sortable within one."""
 
     def __init__(self) -> None:
+        self.start_anew()
+        tell_in_copies(self)
+
+    def start_anew(self) -> None:
+        """At the beginning, and in a copy of the process, which must not make the same ids."""
         self._lock = threading.Lock()
         self._ms = 0
         self._random = 0

@@ -21,6 +21,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from agents.runtime.clients import client_settings
+from agents.runtime.forks import never_free, tell_in_copies
 from schemas.topics import BIG_RECORD_BYTES
 from tidemill.bursts import LINGER_MS, Bursts, poll
 from tidemill.requests import ClientError
@@ -35,6 +36,7 @@ BULK_CHUNK_BYTES: Final = 4 * 1_048_576
 IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
 IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
 POLL_SECONDS: Final = 0.1  # how late a close is noticed
+CLOSE_SLACK_SECONDS: Final = 10.0  # past the delivery's own bound, for threads to notice
 ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a single record
 
 Record = tuple[str, bytes]
@@ -111,14 +113,29 @@ class Sender:
         # librdkafka names gzip's level by a setting of its own; the first is the quickest.
         self._compression = {"compression.type": compression, "compression.level": 1}
         self._timeout_seconds = timeout_seconds
-        self._lock = threading.Lock()
-        self._bulk_lock = threading.Lock()
         self._single: Producer | None = None
-        self._single_keys: Counter[str] = Counter()  # of records that are not acknowledged
         self._bursts: Bursts | None = None
         self._bulk: Producer | None = None
-        self._poller: threading.Thread | None = None
         self._is_closed = threading.Event()
+        self._begin()
+        tell_in_copies(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._bulk_lock = threading.Lock()
+        self._single_keys: Counter[str] = Counter()  # of records that are not acknowledged
+        self._poller: threading.Thread | None = None
+
+    def start_anew(self) -> None:
+        """In a copy of the process: connections of its own, when it sends. What was under way is
+        the parent's, which also waits for it."""
+        for thing in (self._single, self._bursts, self._bulk):
+            never_free(thing)
+        self._single = self._bursts = self._bulk = None
+        was_closed, self._is_closed = self._is_closed.is_set(), threading.Event()
+        if was_closed:
+            self._is_closed.set()
+        self._begin()
 
     def try_send(
         self,
@@ -175,12 +192,12 @@ class Sender:
         with self._lock:
             self._is_closed.set()
         if self._bursts is not None:
-            self._bursts.close()
+            self._bursts.close(self._timeout_seconds + CLOSE_SLACK_SECONDS)
         for producer in (self._single, self._bulk):
             if producer is not None:
                 producer.flush(self._timeout_seconds)
         if self._poller is not None:
-            self._poller.join()
+            self._poller.join(self._timeout_seconds + CLOSE_SLACK_SECONDS)
 
     def _producer(self, settings: dict[str, Any]) -> Producer:
         return _producer(self._kafka, self._timeout_seconds, {**self._compression, **settings})

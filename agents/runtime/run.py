@@ -93,6 +93,20 @@ class Watchdog:
             fail_stop(f"acked offsets were not committed for {self._limits.commit_seconds:.0f} s")
 
 
+async def _keep_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """The signals that end us stay ours: a handler of jobs may set its own for them by accident."""
+    own: dict[signal.Signals, Any] = {}
+    while True:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number not in own or signal.getsignal(number) is not own[number]:
+                if number in own:
+                    logger.warning("%s was taken by other code; it ends this process as before",
+                                   number.name)
+                loop.add_signal_handler(number, stop.set)
+                own[number] = signal.getsignal(number)
+        await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+
+
 async def serve(
     app: RoleApp,
     *,
@@ -103,13 +117,13 @@ async def serve(
     throttle_aiokafka()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    keeping = asyncio.create_task(_keep_signals(loop, stop))
     watching = asyncio.create_task(Watchdog(app, limits or WatchdogLimits()).watch())
     watching.add_done_callback(_on_watchdog_end)
     starting = asyncio.create_task(_start(app))
     await stop.wait()
     watching.cancel()
+    keeping.cancel()
     # The bound holds even when the loop is blocked, so it is the kernel's clock that counts.
     signal.signal(signal.SIGALRM, _on_stop_overdue)
     signal.setitimer(signal.ITIMER_REAL, stop_seconds_max)

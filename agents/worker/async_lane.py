@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from agents.worker import ends
 from agents.worker.attempts import Attempt
+from agents.worker.copies import leave_if_copy
 from agents.worker.ends import End
 from agents.worker.lanes import Host
 
@@ -56,12 +57,15 @@ class _Rest:
                 try:
                     yielded = run(coroutine.throw, error)
                 except StopIteration as stop:
+                    leave_if_copy()
                     return stop.value
             else:
                 try:
                     yielded = run(coroutine.send, sent)
                 except StopIteration as stop:
+                    leave_if_copy()
                     return stop.value
+            leave_if_copy()
 
 
 class _Slot:
@@ -200,10 +204,13 @@ class AsyncLane:
             coroutine = handler.function(*arguments)
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:
+            leave_if_copy()
             host.ended(attempt, ends.result(stop.value, attempt.context, handler))
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
+            leave_if_copy(error)
             host.ended(attempt, ends.error(error, job))
         else:
+            leave_if_copy()
             return _Rest(coroutine, context, yielded)
         return None
 
@@ -220,6 +227,7 @@ class AsyncLane:
             is_ours = attempt.verdict is not None or attempt.is_ended or self._is_closed
             end = ends.cancelled() if is_ours else ends.error(error, attempt.job)
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
+            leave_if_copy(error)
             end = ends.error(error, attempt.job)
         finally:
             self._awake += 1

@@ -77,7 +77,7 @@ class Child:
         self._pid = os.getpid()
         #: The parent has said that this process must end.
         self.is_ending = False
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        self._own_signals()
 
     def send(self, message: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
@@ -96,6 +96,11 @@ class Child:
             self._arrived.acquire()
             self._run(self._jobs.pop(0))
             FAILURES.tell_rest()
+
+    def _own_signals(self) -> None:
+        """Modules and handlers set handlers of their own; the parent's word must be heard."""
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGINT, _ignore)
 
     def _on_terminate(self, number: int, frame_: object) -> None:
         """A signal wakes the handler from a sleep; one from elsewhere is the parent's to handle.
@@ -119,6 +124,7 @@ class Child:
         _die()
 
     def _run(self, job: dict[str, Any]) -> None:
+        self._own_signals()
         attempt = ChildAttempt(self, job)
         self._current = attempt
         handler = REGISTRY.get(job["type"])
@@ -188,9 +194,14 @@ def _watch_forks(connection: socket.socket) -> None:
     def after_in_copy() -> None:
         connection.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         after()
 
     os.register_at_fork(before=before, after_in_parent=after, after_in_child=after_in_copy)
+
+
+def _ignore(number: int, frame_: object) -> None:
+    """In place of SIG_IGN, which what the handler starts would inherit."""
 
 
 def _die() -> NoReturn:
@@ -211,9 +222,9 @@ def main(arguments: list[str]) -> int:
     connection = socket.socket(fileno=int(descriptor))
     # What a handler starts must not hold the line open: the parent learns of our end by it.
     connection.set_inheritable(False)
+    connection.settimeout(None)
     _watch_forks(connection)
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     FAILURES.tells_ends = False  # the parent does
     log_format, _, log_level = log.partition(":")
     configure_logging("worker", "json" if log_format == "json" else "console", log_level)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -34,7 +35,8 @@ class Context:
     """One attempt, seen from inside. Passed to a handler as its second argument."""
 
     __slots__ = (
-        "_children", "_children_bytes", "_job", "_log", "_on_progress", "_saw_cancel", "_signal",
+        "_children", "_children_bytes", "_job", "_log", "_on_progress", "_pid", "_saw_cancel",
+        "_signal",
     )
 
     def __init__(
@@ -48,6 +50,7 @@ class Context:
         self._on_progress = on_progress
         self._children: list[dict[str, Any]] | None = None
         self._children_bytes = 0
+        self._pid = os.getpid()
         self._log: Any = None
         self._saw_cancel = False
 
@@ -98,6 +101,7 @@ class Context:
 
         A handler that saw True and returns ends as cancelled; its result is dropped.
         """
+        self._refuse_in_copy()
         if self._signal.is_set:
             self._saw_cancel = True
         return self._signal.is_set
@@ -115,6 +119,7 @@ class Context:
         self, percent: float, *, stage: str | None = None, message: str | None = None
     ) -> None:
         """Tell how far the work is. Cheap: call it as often as you like, the latest wins."""
+        self._refuse_in_copy()
         value = float(percent)
         if math.isnan(value):
             raise ValueError("percent must be a number from 0 to 100, not NaN")
@@ -148,6 +153,7 @@ class Context:
         Without `job_id` the child is named after its parent and its place, so that another attempt
         asks for the same children. Raises ValueError that names the field which is wrong.
         """
+        self._refuse_in_copy()
         children = self._children if self._children is not None else []
         if len(children) >= CHILDREN_MAX:
             raise ValueError(
@@ -181,6 +187,14 @@ class Context:
         children.append(orjson.loads(child))
         self._children = children
         return str(given["job_id"])
+
+    def _refuse_in_copy(self) -> None:
+        """What is said in a process that the handler forked would reach nobody."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this process is a copy that the handler forked: nobody hears what its context "
+                "says here; return it to the handler, or use a tidemill.Client of its own"
+            )
 
     def _child_id(self, index: int) -> str:
         name = f"{self.job_id}.{self.run}.{index}"

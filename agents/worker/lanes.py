@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from agents.worker import ends
 from agents.worker.attempts import Attempt
+from agents.worker.copies import leave_if_copy
 from agents.worker.ends import End
 
 STACK_NAME: Final = "tidemill-job"  # threads' names, for people who look at a stack dump
@@ -158,5 +159,7 @@ def run_blocking(attempt: Attempt) -> End:
             # A decorator that is no `async def` around one that is.
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
+        leave_if_copy(error)
         return ends.error(error, attempt.job)
+    leave_if_copy()
     return ends.result(value, attempt.context, handler)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from agents import exit_codes
+from agents import exit_codes, own_streams
 from agents.logging import REFUSED_EVENT, announce_ready, configure_logging, tell_supervisor
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.failstop import leave_within
@@ -25,6 +25,7 @@ from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
 from agents.topics import TopicRefused
 from agents.worker.control import ControlReader
+from agents.worker.copies import watch_forks
 from agents.worker.errors import MissingModule, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
 from agents.worker.failure_log import FAILURES
@@ -100,6 +101,8 @@ class Worker:
             settings.kafka, self._topics.control, f"{settings.worker_id}-control", self._on_word
         )
         self._ticker: asyncio.Task[None] | None = None
+        #: Called once, when records flow.
+        self.on_flow: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Start what runs beside the app."""
@@ -113,6 +116,7 @@ class Worker:
             self._beat.update(self._snapshot())
             if not is_announced and self._beat.sent_total and self.app.is_serving:
                 is_announced = True
+                self.on_flow()
                 announce_ready(
                     "worker",
                     worker_id=self._settings.worker_id,
@@ -216,7 +220,11 @@ def worker_app(settings: WorkerSettings) -> RoleApp:
 
 
 async def _run(settings: WorkerSettings, loaded: Loaded) -> int:
+    watch_forks(asyncio.get_running_loop())
+    users = own_streams.inheritable()
     worker = Worker(settings, loaded)
+    # librdkafka's pipes would be open in every program that a handler starts.
+    worker.on_flow = partial(own_streams.keep_from_programs, users)
     worker.begin()
     seconds_max = (
         settings.stop_grace_seconds + STOP_FORCE_SECONDS + DRAIN_SECONDS_MAX + LEAVE_SECONDS_MAX
@@ -270,4 +278,5 @@ def run_loaded(settings: WorkerSettings, loaded: Loaded) -> int:
 
 def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:
     """Load and run in one step; the exit code."""
+    own_streams.keep()
     return load_and_bind(settings, modules)()

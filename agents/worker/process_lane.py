@@ -121,6 +121,8 @@ def _spawn(modules: LoadPlan) -> tuple[subprocess.Popen[bytes], socket.socket]:
     A handler may have changed the folder, the path or the environment of the worker meanwhile.
     """
     ours, theirs = socket.socketpair()
+    # A user's `socket.setdefaulttimeout` would make the child's end one that does not wait.
+    theirs.setblocking(True)
     try:
         # On the loop's own thread: the child dies with the thread that started it.
         process = subprocess.Popen(

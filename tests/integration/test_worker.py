@@ -45,12 +45,14 @@ pytestmark = pytest.mark.timeout(180)
 class WorkerProcess:
     """A worker whose stdout can be waited for."""
 
-    def __init__(self, kafka: str, prefix: str, log: Path, **settings: Any) -> None:
+    def __init__(
+        self, kafka: str, prefix: str, log: Path, jobs: Path = JOBS, **settings: Any
+    ) -> None:
         given = {"kafka": kafka, "topic_prefix": prefix, "worker_id": "w-0", "processes": 2}
         self._log = log.open("a")
         self.log = log
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", RUN, json.dumps(given | settings), str(JOBS)],
+            [sys.executable, "-c", RUN, json.dumps(given | settings), str(jobs)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )
         self.is_ready = threading.Event()

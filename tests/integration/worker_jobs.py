@@ -69,7 +69,7 @@ async def steer(payload: dict[str, str]) -> object:
         case "large":
             return "x" * 1_000_000
         case "odd":
-            return {1, 2}
+            return object()
         case _:
             raise RuntimeError("a fault of the handler")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ async def test_who_waits_for_room_first_is_sent_first() -> None:
             promise.set_result(None)
             return True
 
-        await client._sent_async(try_send, answer)
+        await client._sent_async(partial(try_send), answer, 10.0)
 
     asking = [asyncio.create_task(ask(number)) for number in range(5)]
     await asyncio.sleep(0)

@@ -24,10 +24,12 @@ app = typer.Typer()
 
 def _run_role(role: str, settings: CommonSettings, load: Callable[[], Callable[[], int]]) -> None:
     """Load the code, wait for a supervisor's word where there is one, run, exit."""
+    from agents import own_streams
     from agents.logging import configure_logging
     from agents.private_files import PRIVATE_UMASK
     from agents.supervisor import wait_for_go
 
+    own_streams.keep()
     configure_logging(role, settings.log_format, settings.log_level)
     if role != "worker":
         # What these roles write is of users' jobs; a worker's files are its handlers'.
