@@ -3,15 +3,18 @@
 Owns the shapes between ledger and workers. They may change from version to version; strangers
 read `schemas.events` instead. Refuses to know how they travel.
 
+Fields that a model does not know are passed over: while an installation is upgraded, its roles are
+of two versions, and nobody may be silenced by what is new.
+
 Several jobs share one ready record and several outcomes one outcome record: a record costs more
 than what is in it, so packing is most of the engine's speed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.requests import ATTEMPTS_MAX, TIMEOUT_SECONDS_MAX, QueueName, TypeName
 
@@ -31,7 +34,7 @@ HANDBACK_SECONDS: Final = 1.0  # a record that cannot start within this is hande
 class ReadyJob(BaseModel):
     """One dispatched attempt in a ready pack."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     user_id: str
     job_id: str
@@ -50,7 +53,7 @@ class ReadyJob(BaseModel):
 class ReadyPack(BaseModel):
     """The value of a record on `jobs.ready.<queue>`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     schema_version: int
     ledger_partition: int = Field(description="Outcomes go to this partition of jobs.outcomes.")
@@ -68,7 +71,7 @@ class Outcome(BaseModel):
     began, no attempt is spent.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     kind: OutcomeKind
     user_id: str
@@ -95,7 +98,7 @@ class Outcome(BaseModel):
 class OutcomePack(BaseModel):
     """The value of a record on `jobs.outcomes`; the partition is the ledger's, the key is null."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     schema_version: int
     worker_id: str
@@ -112,7 +115,7 @@ RunsAs = Literal["async", "thread", "process"]
 class KindSlots(BaseModel):
     """How many jobs of one kind of handler a worker can take. All queues share them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     slots: int = Field(ge=0, description="Jobs it runs at once.")
     free: int = Field(ge=0)
@@ -121,16 +124,24 @@ class KindSlots(BaseModel):
 class QueueSlots(BaseModel):
     """How much of one queue a worker can take."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     kinds: dict[RunsAs, KindSlots] = Field(description="By how handlers run.")
     partitions: tuple[int, ...] = Field(description="Partitions of the ready topic it owns now.")
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _known_kinds(cls, value: object) -> object:
+        """A kind of handler that is new here has no jobs here either."""
+        if not isinstance(value, dict):
+            return value
+        return {name: slots for name, slots in value.items() if name in get_args(RunsAs)}
 
 
 class Heartbeat(BaseModel):
     """One beat on `jobs.heartbeats`; key = worker_id."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     schema_version: int
     worker_id: str = Field(description="Stable over restarts.")
@@ -145,7 +156,7 @@ class Heartbeat(BaseModel):
 class ControlWord(BaseModel):
     """One record on `jobs.control`, read by every worker."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     schema_version: int
     word: Literal["cancel"]
@@ -158,7 +169,7 @@ class ControlWord(BaseModel):
 class BackoffSpec(BaseModel):
     """Delay before attempt n+1: min(cap, base * factor**(n-1)), then jitter."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     base_ms: int = Field(default=2_000, ge=0, le=DELAY_MS_MAX)
     factor: float = Field(default=2.0, ge=1.0, le=BACKOFF_FACTOR_MAX)
@@ -169,7 +180,7 @@ class BackoffSpec(BaseModel):
 class LimitSpec(BaseModel):
     """At most `limit` first dispatches in any window of `window_ms`, per user and type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     limit: int = Field(ge=1, le=1_000)
     window_ms: int = Field(ge=1, le=LIMIT_WINDOW_MS_MAX)
@@ -180,7 +191,7 @@ class LimitSpec(BaseModel):
 class Definition(BaseModel):
     """What a worker can run: one record on `jobs.definitions`, key = type, compacted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     schema_version: int
     type: TypeName

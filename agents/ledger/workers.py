@@ -44,7 +44,18 @@ PROBE_SECONDS: Final = 1.0  # one such question
 # Two beats of silence and a half: nothing more is sent to that worker, whose attempts still run. If
 # it is gone, what was sent meanwhile waits until its partitions have another owner.
 SUSPECT_SECONDS: Final = 2.5 * HEARTBEAT_SECONDS
+# A record that is not understood comes with each beat: one line a minute for each of its writers.
+UNREADABLE_TOLD_SECONDS: Final = 60.0
+UNREADABLE_KEPT_MAX: Final = 1_000  # writers remembered for that
 FORGET_SECONDS: Final = 600.0  # of silence, after which a worker's id is forgotten
+
+
+def reason_of(error: ValidationError) -> str:
+    """Which fields of a record are wrong, in one line."""
+    wrong = [
+        f"{'.'.join(map(str, one['loc'])) or 'the record'}: {one['msg']}" for one in error.errors()
+    ]
+    return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 class WorkerBook:
@@ -55,6 +66,9 @@ class WorkerBook:
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
         self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
+        #: Beats and definitions that were not understood.
+        self.unreadable_total = 0
+        self._unreadable_told: dict[tuple[str, bytes | None], float] = {}
         self._fleet: tuple[tuple[str, _Offer], ...] = ()
         self._groups: dict[str, Groups] = {}
 
@@ -87,6 +101,24 @@ class WorkerBook:
             elif beat.incarnation < known[0].incarnation and not self._is_missing(known[1]):
                 return  # a late word of the process that this one replaced
             self._beats[beat.worker_id] = (beat, now)
+
+    def note_unreadable(self, message: Message, error: ValidationError) -> None:
+        """A beat or a definition that says nothing to this version; told now and then."""
+        self.unreadable_total += 1
+        now = time.monotonic()
+        place = (message.topic() or "", message.key())
+        if now - self._unreadable_told.get(place, -UNREADABLE_TOLD_SECONDS) < (
+            UNREADABLE_TOLD_SECONDS
+        ):
+            return
+        if len(self._unreadable_told) >= UNREADABLE_KEPT_MAX:
+            self._unreadable_told.clear()
+        self._unreadable_told[place] = now
+        logger.warning(
+            "a record of %r on %s is not understood and passed over (offset %s; %d so far): %s",
+            (message.key() or b"").decode("utf-8", "replace"), message.topic(), message.offset(),
+            self.unreadable_total, reason_of(error),
+        )
 
     def note_definition(self, definition: Definition) -> None:
         with self._lock:
@@ -306,10 +338,7 @@ class WorkerReader:
         try:
             self._note_value(message)
         except ValidationError as error:
-            logger.warning(
-                "%s[%s]@%s is not understood and passed over: %s",
-                message.topic(), message.partition(), message.offset(), error,
-            )
+            self._book.note_unreadable(message, error)
             return False
         return True
 

@@ -34,6 +34,7 @@ from tests.waiting import wait_until
 from tidemill.doctor.finding import Finding
 from tidemill.doctor.kafka import as_planned, partitions
 from tidemill.doctor.ledger import gaps, owned
+from tidemill.doctor.workers import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
@@ -201,7 +202,7 @@ def test_queues_that_change_between_two_starts_of_a_worker(
 
 
 def test_a_worker_of_several_changes_its_queues_and_the_others_stay(
-    start: Callable[..., Role], outcomes: Outcomes, tmp_path: Path
+    kafka: str, topic_prefix: str, start: Callable[..., Role], outcomes: Outcomes, tmp_path: Path
 ) -> None:
     first = start("worker", module(tmp_path, "default", "old"), "--worker-id", "w-0")
     first.wait_ready()
@@ -221,6 +222,13 @@ def test_a_worker_of_several_changes_its_queues_and_the_others_stay(
     outcomes.wait(jobs, SERVED_SECONDS, once_more.told)
     assert first.log.read_text().count("does not fit") == 1
     assert second.popen.poll() is None
+    settings = settings_of(kafka, topic_prefix)
+    wait_until(lambda: heard(settings).verdict == "ok", SECONDS, lambda: heard(settings).found)
+    # One that is not understood.
+    producer = Producer({"bootstrap.servers": kafka})
+    producer.produce(Topics(topic_prefix).heartbeats, b'{"worker_id": 7}', b"from-later")
+    assert producer.flush(20) == 0
+    assert "from-later" in heard(settings).found
 
 
 def settings_of(kafka: str, topic_prefix: str) -> CommonSettings:
