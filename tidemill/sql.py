@@ -127,6 +127,8 @@ def _request(
         )
     parts = urllib.parse.urlsplit(clickhouse)
     given = dict(urllib.parse.parse_qsl(parts.query))
+    if database := urllib.parse.unquote(parts.path).strip("/"):
+        given.setdefault("database", database)  # as the roles read the same address
     given |= {f"param_{name}": tsv_escaped(value) for name, value in params.items()}
     # Without this a server writes 64-bit numbers as text in JSON.
     given["output_format_json_quote_64bit_integers"] = "0"

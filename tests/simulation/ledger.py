@@ -14,7 +14,7 @@ from typing import Final
 from schemas.topics import Topics
 from schemas.wire import Definition
 from streams.partition import Capacity
-from streams.schedule import LineName
+from streams.schedule import Groups, LineName
 from tests.chaos.rawlog import RawRecord
 from tests.simulation.memory_log import MemoryLog
 from tests.unit.partition_kit import decided, restored
@@ -74,6 +74,7 @@ class Ledger:
         alive: Mapping[str, int],
         capacity: Mapping[LineName, Capacity],
         definitions: Iterable[Definition],
+        told: Mapping[str, Groups],
     ) -> None:
         """One group, to its end or to its crash."""
         # 1. Collect.
@@ -82,7 +83,7 @@ class Ledger:
         engine = self.engine
         records = decided(
             engine, now_ms + self.skew_ms, chunks,
-            alive=alive, rooms=capacity, definitions=definitions,
+            alive=alive, rooms=capacity, definitions=definitions, told=told,
         )
         # 3. One transaction.
         if fate is Fate.ABORTED:

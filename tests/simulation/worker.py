@@ -6,17 +6,18 @@ how the real one runs handlers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
 import orjson
 
+from agents.ledger.workers import groups_of
 from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
 from streams.partition import Capacity
-from streams.schedule import LineName
+from streams.schedule import Groups, LineName
 from tests.simulation.memory_log import MemoryLog, Place
 
 SLOTS: Final = 4  # jobs that one worker runs at once
@@ -53,8 +54,15 @@ class Worker:
     """One worker process. `worker_id` survives it, `incarnation` does not."""
 
     def __init__(
-        self, log: MemoryLog, topics: Topics, worker_id: str, now_ms: int, rng: Random
+        self,
+        log: MemoryLog,
+        topics: Topics,
+        worker_id: str,
+        now_ms: int,
+        rng: Random,
+        lacks: frozenset[str] = frozenset(),
     ) -> None:
+        self.lacks = lacks  # types that its modules do not have
         self.worker_id = worker_id
         self.incarnation = now_ms
         self.beat_at = now_ms
@@ -145,8 +153,9 @@ class Worker:
     def _begin(
         self, job: dict[str, Any], ledger_partition: int, place: tuple[Place, int], now_ms: int
     ) -> None:
-        if self.free <= 0:
-            handed_back = outcome(job, "returned", reason="no_free_slot")
+        if self.free <= 0 or job["type"] in self.lacks:
+            reason = "type_not_run" if job["type"] in self.lacks else "no_free_slot"
+            handed_back = outcome(job, "returned", reason=reason)
             self._outcomes.append((ledger_partition, handed_back, place))
             return
         end = self._rng.choices(Ends, (70, 16, 3, 3, 8))[0]
@@ -220,20 +229,35 @@ def alive_of(workers: list[Worker], now_ms: int) -> dict[str, int]:
     }
 
 
-def capacity_of(
-    workers: list[Worker], queues: list[str], topics: Topics, now_ms: int
-) -> dict[LineName, Capacity]:
-    """Free slots by queue, of the workers that still beat."""
+def told_of(
+    workers: list[Worker], queues: list[str], types: Iterable[str], now_ms: int
+) -> dict[str, Groups]:
+    """By queue, what the workers run that still beat."""
     living = [worker for worker in workers if now_ms - worker.beat_at < MISSING_MS]
-    if not living:
-        return {}
+    known = sorted(types)
+    groups = groups_of([[name for name in known if name not in w.lacks] for w in living])
+    return dict.fromkeys(queues, groups) if living else {}
+
+
+def capacity_of(
+    workers: list[Worker],
+    queues: list[str],
+    topics: Topics,
+    now_ms: int,
+    told: Mapping[str, Groups],
+) -> dict[LineName, Capacity]:
+    """Free slots by line, of the workers that still beat."""
+    living = [worker for worker in workers if now_ms - worker.beat_at < MISSING_MS]
     found: dict[LineName, Capacity] = {}
-    for queue in queues:
-        topic = topics.ready(queue)
-        partitions = sorted(p for w in living for t, p in w.positions if t == topic)
-        if partitions:
-            found[LineName(queue, "async")] = Capacity(
-                slots=SLOTS * len(living), free=sum(max(0, worker.free) for worker in living),
-                workers=len(living), partitions=tuple(partitions),
-            )
+    for queue in queues if living else ():
+        topic, groups = topics.ready(queue), told[queue]
+        for group in sorted(set(groups.values())):
+            types = {name for name, of in groups.items() if of == group}
+            there = [worker for worker in living if not types & worker.lacks]
+            partitions = sorted(p for w in there for t, p in w.positions if t == topic)
+            if partitions:
+                found[LineName(queue, "async", group)] = Capacity(
+                    slots=SLOTS * len(there), free=sum(max(0, worker.free) for worker in there),
+                    workers=len(there), partitions=tuple(partitions),
+                )
     return found

@@ -21,7 +21,15 @@ from tests.chaos.receipts import Receipt
 from tests.chaos.report import Report
 from tests.simulation.ledger import Fate, Ledger
 from tests.simulation.memory_log import MemoryLog
-from tests.simulation.worker import USERS, ReadyGroup, Worker, alive_of, assign, capacity_of
+from tests.simulation.worker import (
+    USERS,
+    ReadyGroup,
+    Worker,
+    alive_of,
+    assign,
+    capacity_of,
+    told_of,
+)
 
 START_MS: Final = 1_760_000_000_000
 PARTITIONS: Final = 3
@@ -50,6 +58,7 @@ DEFINITIONS: Final = (
     ),
     _definition("late"),  # nobody knows it at first
 )
+SOMETIMES_LACKING: Final = ("side", "one-a-user", "few", "slowly")  # by some workers
 NEVER_DEFINED: Final = "unheard-of"
 EXPECTED: Final = Expectations(
     max_attempts={d.type: d.max_attempts for d in DEFINITIONS},
@@ -118,10 +127,11 @@ class World:
         return self.rng.choices(list(Fate), (86, 6, 3, 3, 2))[0]
 
     def _group(self, ledger: Ledger, fate: Fate) -> None:
+        told = told_of(self.workers, QUEUES, self.definitions, self.now_ms)
         ledger.group(
             fate, self.now_ms, alive=alive_of(self.workers, self.now_ms),
-            capacity=capacity_of(self.workers, QUEUES, self.topics, self.now_ms),
-            definitions=list(self.definitions.values()),
+            capacity=capacity_of(self.workers, QUEUES, self.topics, self.now_ms, told),
+            definitions=list(self.definitions.values()), told=told,
         )
 
     def _be_kind(self) -> None:
@@ -183,7 +193,9 @@ class World:
     def _start_worker(self, worker_id: str | None = None) -> None:
         self._workers_started += 1
         name = worker_id or f"worker-{self._workers_started}"
-        self.workers.append(Worker(self.log, self.topics, name, self.now_ms, self.rng))
+        # Some have old modules, some have new ones.
+        lacks = frozenset(self.rng.sample(SOMETIMES_LACKING, self.rng.choice((0, 0, 1, 2))))
+        self.workers.append(Worker(self.log, self.topics, name, self.now_ms, self.rng, lacks))
         assign(self.workers, QUEUES, self.topics, self.group)
 
     # --- clients ---
