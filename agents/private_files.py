@@ -82,6 +82,9 @@ def folder_fault(folder: Path) -> str | None:
         return "its name is not UTF-8, which the broker cannot read"
     if len(text) > PATH_BYTES_MAX:
         return f"its path has {len(text)} bytes, and {PATH_BYTES_MAX} are the most"
-    if whole.exists() and not whole.is_dir():
-        return "it is no folder"
-    return None
+    try:
+        return None if stat.S_ISDIR(whole.stat().st_mode) else "it is no folder"
+    except FileNotFoundError:
+        return None  # it will be made
+    except OSError as error:
+        return error.strerror or repr(error)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from contextlib import closing
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from agents.runtime.clients import client_settings, take_arrived
@@ -100,8 +100,9 @@ def _note(found: dict[str, bool], messages: Iterable[Message]) -> bool:
     """Take what was told; True at the topic's end."""
     is_end = False
     for message in messages:
-        if message.error() is not None:
-            is_end = message.value() is None or is_end
+        error = message.error()
+        if error is not None:
+            is_end = is_end or error.code() == KafkaError._PARTITION_EOF
         elif (key := message.key()) is not None:
             # Without a value the type is told no more.
             found[key.decode("utf-8", "replace")] = bool(message.value())

@@ -187,6 +187,7 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
 
         wait_until(answers, SECONDS, "not in ClickHouse after the deaths")
 
+    assert_slips_are_told(kafka)
     waiting = start_slow_job(kafka)
     descendants = dev.descendants()
     assert dev.stop(signal.SIGINT) < STOP_SECONDS
@@ -211,6 +212,17 @@ def test_a_job_from_request_to_sql_then_deaths_and_a_second_start(
     assert http.startswith("http://127.0.0.1:")
     assert second.stop() < STOP_SECONDS
     assert open_to_others(folder / ODD_FOLDER) == []
+
+
+def assert_slips_are_told(kafka: str) -> None:
+    """A type that no worker told of is named with the known ones, and the job is asked for."""
+    found = subprocess.run(
+        [sys.executable, "-m", "tidemill", "enqueue", "greeet", "--user", "u", "--kafka", kafka,
+         "--run-at", "+5m", "--job-id", "a-slip"],
+        capture_output=True, text=True, check=True,
+    )
+    assert "no worker has told of type 'greeet'; known: greet" in found.stderr
+    assert json.loads(found.stdout)["job_id"] == "a-slip"
 
 
 def open_to_others(folder: Path) -> list[str]:

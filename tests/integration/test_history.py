@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -201,6 +202,41 @@ def test_json_is_exact(
     out = capsys.readouterr().out
     assert f'{{"v":{written}}}' in out
     assert isinstance(json.loads(out), list)
+
+
+def test_a_reader_that_has_enough_is_no_failure(clickhouse: str) -> None:
+    query = "SELECT number, repeat('x', 100) FROM numbers(20000)"
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "tidemill", "sql", query, "--clickhouse", clickhouse],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    assert asking.stdout is not None
+    assert asking.stderr is not None
+    asking.stdout.readline()
+    asking.stdout.close()
+    told = asking.stderr.read()
+    asking.stderr.close()
+    assert (asking.wait(SECONDS), told) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "M\u00fcller \u6f22".encode()),
+        ({"LC_ALL": "POSIX"}, "M\u00fcller \u6f22".encode()),
+        ({"PYTHONIOENCODING": "latin-1"}, b"M\xfcller \\u6f22"),
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}, b"M\\xfcller \\u6f22"),
+    ],
+)
+def test_text_is_read_and_shown_in_any_locale(
+    clickhouse: str, environment: dict[str, str], shown: bytes
+) -> None:
+    query = "SELECT 'M\u00fcller \u6f22' AS v"
+    found = subprocess.run(
+        [sys.executable, "-m", "tidemill", "sql", query, "--clickhouse", clickhouse],
+        env=os.environ | environment, capture_output=True, check=True,
+    )
+    assert found.stdout.splitlines()[1] == shown
 
 
 def test_a_job_is_shown_with_all_that_it_carries(

@@ -79,9 +79,15 @@ def test_every_name_will_do(tmp_path: Path, name: str) -> None:
     assert folder_fault(tmp_path / name) is None
 
 
-@pytest.mark.parametrize("name", ["bad\udcff", "x/" * 1_800])
+@pytest.mark.parametrize("name", ["bad\udcff", "x/" * 1_800, "x" * 300, "\u00fc" * 200])
 def test_names_that_cannot_be_used_are_refused(tmp_path: Path, name: str) -> None:
     assert folder_fault(tmp_path / name) is not None
+
+
+def test_a_loop_of_links_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert folder_fault(tmp_path / "a" / "data") is not None
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

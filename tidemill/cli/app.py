@@ -48,6 +48,9 @@ _EXITS: Final = (
 )
 
 
+PIPE_CLOSED: Final = "PacifyFlushWrapper"  # what Typer puts in place of a stdout that is closed
+
+
 def _version(is_asked: bool) -> None:
     if is_asked:
         from tidemill import __version__
@@ -82,6 +85,9 @@ def run() -> int:
     try:
         app()
     except SystemExit as ended:
+        if type(sys.stdout).__name__ == PIPE_CLOSED:
+            # The reader of our output, such as `head`, had enough: that is no failure.
+            return exit_codes.OK
         return ended.code if isinstance(ended.code, int) else exit_codes.OK
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED

@@ -50,7 +50,7 @@ def print_table(
     heads = [
         Column(
             name,
-            is_number=any(_is_number(row.get(name)) for row in shown),
+            is_number=_are_numbers(row.get(name) for row in shown),
             is_whole=name.endswith(WHOLE),
         )
         for name in columns
@@ -86,8 +86,11 @@ def _has_color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_numbers(values: Iterable[object]) -> bool:
+    found = [value for value in values if value is not None]
+    return bool(found) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in found
+    )
 
 
 def cell_of(value: object) -> str:

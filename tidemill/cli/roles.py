@@ -126,7 +126,9 @@ class _Lines:
         if self._has_color:
             color = self.COLORS[sum(name.encode()) % len(self.COLORS)]
             label = f"\x1b[{color}m{label}\x1b[0m"
-        sys.stderr.write(f"{label} {line}\n")
+        # Whoever read it may have had enough (`2>&1 | head`); the stack runs on.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stderr.write(f"{label} {line}\n")
 
 
 @app.command(rich_help_panel="Run")

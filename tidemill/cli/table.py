@@ -51,7 +51,8 @@ def lines_of(
     if widths is not None:
         yield from _table(chosen, cells, widths)
         if left_out:
-            yield f"(not shown: {', '.join(left_out)}; a wider terminal, a pipe or --json has all)"
+            note = f"(not shown: {', '.join(left_out)}; a wider terminal, a pipe or --json has all)"
+            yield from wrapped(note, width or places(note))
         return
     assert width is not None
     yield from _records(columns, rows, width)
