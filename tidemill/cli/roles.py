@@ -5,6 +5,7 @@ Owns their options. Refuses to know what a role does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
