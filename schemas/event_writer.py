@@ -43,6 +43,7 @@ class Event:
         "index",
         "job_id",
         "kind",
+        "labels",
         "occurred_at",
         "priority",
         "queue",
@@ -88,6 +89,7 @@ class Event:
         data: dict[str, Any] | None = None,
         spec: Any = None,
         index: int = 0,
+        labels: bytes = b"",
     ) -> None:
         self.kind = kind
         self.user_id = user_id
@@ -112,6 +114,7 @@ class Event:
         self.run_ms = run_ms
         self.cause = cause
         self.data = data
+        self.labels = labels  # JSON of tags, batch_id and parent_job_id, without its braces
         self.index = index  # of an audit event: how many its input led to, this one included
         # What `data` says, as the engine holds it (`streams.job.Spec`); never written.
         self.spec = spec
@@ -282,6 +285,9 @@ class EventWriter:
             out.write(self._cause_text(cause[0], cause[1], cause[2]))
         out.write(b',"data":')
         out.write(_NULL if data is None else _json(data))
+        if event.labels:
+            out.write(b",")
+            out.write(event.labels)
         out.write(b"}")
 
     def _phase_of(self, event: Event) -> _Phase:

@@ -80,6 +80,13 @@ class JobEvent(BaseModel):
         "percent, stage, message; attempt_failed: trace, where the handler raised one; others: "
         "null."
     )
+    tags: tuple[str, ...] = Field(
+        default=(), description="Of the request. Left out with the next two when there is none."
+    )
+    batch_id: str | None = Field(default=None, description="Of the request.")
+    parent_job_id: str | None = Field(
+        default=None, description="The job of the same user whose handler asked for this one."
+    )
 
 
 class CompletedJob(BaseModel):

@@ -39,6 +39,9 @@ JOB_EVENTS: Final[dict[str, tuple[str, str]]] = {
     "cause_partition": ("Nullable(UInt32)", "Its partition."),
     "cause_offset": ("Nullable(UInt64)", "Its offset."),
     "data": ("String", "JSON text: payload, result, progress; '' when there is none."),
+    "tags": ("Array(String)", "Of the request; [] when there is none."),
+    "batch_id": ("String", "Of the request; '' when there is none."),
+    "parent_job_id": ("String", "The job that asked for this one, of the same user; ''."),
 }
 
 JOBS: Final[dict[str, tuple[str, str]]] = {
@@ -62,8 +65,40 @@ JOBS: Final[dict[str, tuple[str, str]]] = {
     "wait_ms": ("Nullable(UInt64)", "Of the latest event: from requested to the start; else NULL."),
     "run_ms": ("Nullable(UInt64)", "Of the latest event, once an attempt ended; else NULL."),
     "worker_id": ("LowCardinality(String)", "Of the latest event: whose attempt; '' when none."),
+    "tags": ("Array(String)", "Of the request; [] when there is none."),
+    "batch_id": ("String", "Of the request; '' when there is none."),
+    "parent_job_id": ("String", "The job that asked for this one, of the same user; ''."),
 }
 """`jobs` is a view that gives one row a job (no FINAL needed) over the table `jobs_latest`."""
+
+REFUSED_REQUESTS: Final[dict[str, tuple[str, str]]] = {
+    "kafka_partition": ("UInt32", "Partition of jobs.dead."),
+    "kafka_offset": ("UInt64", "Offset there: (kafka_partition, kafka_offset) is unique."),
+    "refused_at": ("DateTime64(3, 'UTC')", "When the record was put on jobs.dead."),
+    "stage": ("LowCardinality(String)", "request, command, outcome, event; unknown: not ours."),
+    "code": ("LowCardinality(String)", "A word of ErrorCode."),
+    "message": ("String", "What is wrong and what to do."),
+    "field": ("String", "The field at fault; '' when there is none."),
+    "source_topic": ("LowCardinality(String)", "Where the record stood."),
+    "source_partition": ("Nullable(UInt32)", "Its partition there."),
+    "source_offset": ("Nullable(UInt64)", "Its offset there."),
+    "source_at": ("Nullable(DateTime64(3, 'UTC'))", "Its timestamp."),
+    "user_id": ("String", "Whose it was; '' when not known."),
+    "job_id": ("String", "Which job; '' when not known."),
+    "key": ("String", "The record's key, its first 256 characters."),
+    "value": ("String", "Its value, the first 8,192 characters; control characters replaced."),
+    "value_bytes": ("UInt64", "How many bytes the value has on jobs.dead."),
+}
+"""Refused records, one row each. Failed jobs are on `jobs.dead` too; their rows are in `jobs`."""
+
+LOG_GAPS: Final[dict[str, tuple[str, str]]] = {
+    "topic": ("LowCardinality(String)", "Whose records are missing: jobs.events or jobs.dead."),
+    "kafka_partition": ("UInt32", "Its partition."),
+    "first_offset": ("UInt64", "The first offset that is missing."),
+    "last_offset": ("UInt64", "The last one."),
+    "noticed_at": ("DateTime64(3, 'UTC')", "When the sink noticed."),
+}
+"""Records that retention deleted before the sink had read them. Read it with FINAL."""
 
 JOB_MINUTES: Final[dict[str, tuple[str, str]]] = {
     "minute": ("DateTime('UTC')", "Start of the minute of occurred_at."),

@@ -179,7 +179,7 @@ class Topics:
                 _retained(7), is_public=True,
             ),
             TopicSpec(
-                self.dead, 0, "as it was", "ledger, sink", "anybody",
+                self.dead, 0, "as it was", "ledger, sink", "sink, anybody",
                 "Dead letters: refused records as they were, and failed jobs.",
                 _retained(30, DEAD_RECORD_BYTES), is_public=True,
             ),

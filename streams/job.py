@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import orjson
+
 from schemas.words import State
 
 JobKey = tuple[str, ...]
@@ -22,6 +24,16 @@ Worker = tuple[str, int]
 _FAILED: Final = State.FAILED
 
 
+def labels_json(
+    tags: tuple[str, ...], batch_id: str | None, parent_job_id: str | None
+) -> bytes:
+    """Tags, batch and parent as they stand in an event; b"" where there is none of them."""
+    if not tags and batch_id is None and parent_job_id is None:
+        return b""
+    labels = {"tags": tags, "batch_id": batch_id, "parent_job_id": parent_job_id}
+    return orjson.dumps(labels)[1:-1]
+
+
 class Spec:
     """What was asked for, with the handler's policy filled in. Times are epoch ms."""
 
@@ -31,6 +43,7 @@ class Spec:
         "fingerprint",
         "job_id",
         "key",
+        "labels",
         "max_attempts",
         "number",
         "parent_job_id",
@@ -92,6 +105,8 @@ class Spec:
         self.batch_id = batch_id
         self.parent_job_id = parent_job_id
         self.traceparent = traceparent
+        # By which people find jobs; with each event of the job, and most jobs have none.
+        self.labels = labels_json(tags, batch_id, parent_job_id)
         self.row_key = row_key  # of its state row: made once, written several times
 
     def resolved(

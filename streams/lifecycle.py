@@ -217,7 +217,7 @@ class Story:
             spec.requested_at, 1 if job is None else job.run + 1,
             1 if job is None else job.sequence + 1, 0, 0 if job is None else job.epoch, self._now,
             None if job is None else job.state, _S.PENDING,
-            cause=self._cause, data=data, spec=spec,
+            cause=self._cause, data=data, spec=spec, labels=spec.labels,
         )
         self.job = evolve(job, event)
         self.events.append(event)
@@ -245,7 +245,7 @@ class Story:
             0 if redriven else job.attempt + begins - gives_back, job.epoch + begins,
             self._now, job.state, after, cause=self._cause, reason=reason, error=error,
             worker=worker, due_at=due_at, started_at=started_at, wait_ms=wait_ms, run_ms=run_ms,
-            data=data, spec=new_spec,
+            data=data, spec=new_spec, labels=spec.labels,
         )
         self.job = evolve(job, event)
         self.events.append(event)

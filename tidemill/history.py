@@ -49,12 +49,16 @@ LIMIT 1
 _LIST: Final = """
 SELECT
     job_id, user_id, type, queue, priority, status, reason, error_code, error_message, run,
-    attempts, requested_at, updated_at, finished_at, due_at, wait_ms, run_ms, worker_id
+    attempts, requested_at, updated_at, finished_at, due_at, wait_ms, run_ms, worker_id, tags,
+    batch_id, parent_job_id
 FROM jobs
 WHERE (empty({statuses:Array(String)}) OR has({statuses:Array(String)}, status))
     AND ({type:String} = '' OR type = {type:String})
     AND ({user:String} = '' OR user_id = {user:String})
     AND ({queue:String} = '' OR queue = {queue:String})
+    AND ({tag:String} = '' OR has(tags, {tag:String}))
+    AND ({batch:String} = '' OR batch_id = {batch:String})
+    AND ({parent:String} = '' OR parent_job_id = {parent:String})
     AND requested_at >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')
 ORDER BY requested_at DESC, user_id, job_id
 LIMIT {limit:UInt32}
@@ -97,6 +101,9 @@ def list_jobs(
     type_name: str | None = None,
     user_id: str | None = None,
     queue: str | None = None,
+    tag: str | None = None,
+    batch_id: str | None = None,
+    parent_job_id: str | None = None,
     since: datetime | None = None,
     limit: int,
 ) -> list[dict[str, Any]]:
@@ -106,6 +113,7 @@ def list_jobs(
         "type": type_name or "",
         "user": user_id or "",
         "queue": queue or "",
+        "tag": tag or "", "batch": batch_id or "", "parent": parent_job_id or "",
         "since_ms": str(0 if since is None else int(since.timestamp() * 1000)),
         "limit": str(limit),
     }

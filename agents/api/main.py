@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agents.api import problems
+from agents.api import problems, view
+from agents.api.commands import Commander, add_commands
 from agents.api.metrics import CONTENT_TYPE, Metrics
 from agents.api.pages import Pages
 from agents.api.problems import Problem
@@ -34,6 +35,7 @@ from agents.callers import family_of, http_address, is_loopback
 from agents.clickhouse.engine import Engine, open_engine
 from agents.http_door import DoorProtocol, DoorServer, door_config
 from agents.logging import announce_ready, configure_logging
+from agents.queries import LIMIT_MAX
 from agents.settings import ENV_PREFIX, ApiSettings, SettingsError
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -54,13 +56,15 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     metrics = Metrics()
     reader = Reader(engine, metrics)
     enqueuer = Enqueuer(settings.kafka, settings.topic_prefix)
+    commander = Commander(settings.kafka, settings.topic_prefix, enqueuer, reader)
     gate = Gate(settings.http_host, token, settings.allowed_hosts)
-    pages = Pages(reader, gate)
+    pages = Pages(reader, gate, commander, view.Ports.of(settings))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         reader.close()
+        commander.close()
         enqueuer.close()
 
     app = FastAPI(
@@ -74,7 +78,9 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     problems.install(app, pages.render_problem)
     _answer_outages(app)
     _add_probes(app, reader, metrics)
-    app.include_router(build_routes(reader, enqueuer, metrics))
+    routes = build_routes(reader, enqueuer, metrics)
+    add_commands(routes, commander)
+    app.include_router(routes)
     app.include_router(pages.router())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(GateMiddleware, gate=gate)
@@ -121,6 +127,10 @@ def _add_probes(app: FastAPI, reader: Reader, metrics: Metrics) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def exposition() -> Response:
+        # While ClickHouse is away the last number stands.
+        with contextlib.suppress(ReadFailed):
+            gaps = await reader.rows("log_gaps", limit=LIMIT_MAX)
+            metrics.gap_offsets.set(sum(gap["offsets"] for gap in gaps))
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 

@@ -39,6 +39,11 @@ class Metrics:
             "1 when the last question to ClickHouse was answered.",
             registry=self.registry,
         )
+        self.gap_offsets = Gauge(
+            "tidemill_log_gap_offsets",
+            "Offsets that were deleted from the log before the sink had read them.",
+            registry=self.registry,
+        )
         self.enqueued = Counter(
             "tidemill_api_enqueued_total",
             "Requests taken over HTTP and acknowledged by Kafka.",

@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from agents import queries
 from agents.api import view
 from agents.api.charts import chart_data
+from agents.api.commands import Commander, Word
 from agents.api.problems import Problem
 from agents.api.reader import Reader, ReadFailed
 from agents.api.routes import (
@@ -35,14 +36,19 @@ from agents.api.routes import (
     read_problem,
 )
 from agents.api.security import Gate, read_form, safe_next
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, WAITING_STATES, State
+from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, WAITING_STATES, EventKind, State
 
 FOLDER: Final = Path(__file__).parent
 WINDOWS: Final = ((5, "5 min"), (15, "15 min"), (60, "1 h"), (360, "6 h"), (1_440, "24 h"))
 PANEL_ROWS: Final = 8  # rows of a table on the first page; the list has the rest
 FILTERS_MAX: Final = 200  # types and queues offered as filters
-FIRST_JOB: Final = "tidemill enqueue greet --user ada --json '{\"name\": \"Ada\"}' --wait"
 ALIVE: Final = ",".join(sorted(WAITING_STATES | IN_FLIGHT_STATES))
+TOLD: Final = {
+    EventKind.CANCELLED.value: "Cancelled.",
+    EventKind.CANCEL_REQUESTED.value: "The worker is asked to stop.",
+    EventKind.REDRIVEN.value: "Redriven: it runs again.",
+}
+"""Answer to a command -> what the job's page says above its story, which follows in seconds."""
 STATUS_TABS: Final = (
     ("", "All"),
     (ALIVE, "Live"),
@@ -54,7 +60,7 @@ STATUS_TABS: Final = (
 )
 
 
-def build_templates() -> Environment:
+def build_templates(ports: view.Ports) -> Environment:
     """Templates that escape everything and stumble over a name that is not there."""
     templates = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
@@ -69,17 +75,21 @@ def build_templates() -> Environment:
     ):
         templates.filters[name] = getattr(view, name)
     templates.globals["job_path"] = job_path
-    templates.globals["first_job"] = FIRST_JOB
+    templates.globals["first_job"] = ports.first_job()
     return templates
 
 
 class Pages:
     """The routes of the page over one reader."""
 
-    def __init__(self, reader: Reader, gate: Gate) -> None:
+    def __init__(
+        self, reader: Reader, gate: Gate, commander: Commander, ports: view.Ports
+    ) -> None:
         self._reader = reader
         self._gate = gate
-        self._templates = build_templates()
+        self._commander = commander
+        self._ports = ports
+        self._templates = build_templates(ports)
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page; every template knows whether there is a login."""
@@ -100,6 +110,7 @@ class Pages:
         self._add_overview(router)
         self._add_jobs(router)
         self._add_job(router)
+        self._add_commands(router)
         self._add_login(router)
         return router
 
@@ -131,14 +142,18 @@ class Pages:
     async def _kpis(self, minutes: int) -> dict[str, Any]:
         rows = self._reader.rows
         try:
-            totals, latency, states = await asyncio.gather(
-                rows("totals", minutes), rows("latency", minutes), rows("states_now")
+            totals, latency, states, gaps = await asyncio.gather(
+                rows("totals", minutes), rows("latency", minutes), rows("states_now"),
+                rows("log_gaps", limit=PANEL_ROWS),
             )
         except ReadFailed as error:
-            return {"outage": error.detail, "totals": None, "latency": None, "now": {}}
+            return {
+                "outage": error.detail, "totals": None, "latency": None, "now": {}, "gaps": []
+            }
         now = {row["status"]: row["jobs"] for row in states}
         return {
             "outage": None,
+            "gaps": gaps,
             "totals": totals[0],
             "latency": latency[0],
             "now": now,
@@ -154,10 +169,11 @@ class Pages:
             "last_failures",
         )
         try:
-            states, nobody, groups, *rest = await asyncio.gather(
+            states, nobody, groups, refused, *rest = await asyncio.gather(
                 rows("states_now"),
                 rows("nobody_runs", limit=PANEL_ROWS),
                 rows("dead_letter_groups", limit=PANEL_ROWS),
+                rows("refused_requests", limit=PANEL_ROWS),
                 *(rows(name, minutes, limit=PANEL_ROWS) for name in windowed),
             )
         except ReadFailed:
@@ -168,6 +184,7 @@ class Pages:
             "nobody_runs": nobody,
             "jobs_most": max((row["jobs"] for row in states), default=0),
             "dead_letter_groups": groups,
+            "refused_requests": refused,
             **dict(zip(windowed, rest, strict=True)),
         }
 
@@ -177,12 +194,13 @@ class Pages:
         @router.get("/jobs")
         async def jobs(
             request: Request, status: Text = "", type: Text = "", queue: Text = "",
-            user_id: Text = "", job_id: Text = "",
+            user_id: Text = "", job_id: Text = "", tag: Text = "", batch: Text = "",
+            parent: Text = "",
             cursor: Annotated[str, Query(max_length=2_048)] = "",
         ) -> Response:
             filters = {
                 "status": status, "type": type, "queue": queue, "user_id": user_id,
-                "job_id": job_id,
+                "job_id": job_id, "tag": tag, "batch": batch, "parent": parent,
             }
             values = await self._list(filters, cursor)
             if request.headers.get("hx-request"):
@@ -237,7 +255,8 @@ class Pages:
                 return self.render(
                     "job_away.html", active="jobs", outage=error.detail, job_id=job_id
                 )
-            return self.render(template, active="jobs", **values)
+            told = TOLD.get(request.query_params.get("told", ""))
+            return self.render(template, active="jobs", told=told, **values)
 
         @router.get("/job")
         async def by_query(
@@ -265,13 +284,28 @@ class Pages:
             "others": others,
             "story": story,
             "is_ended": job["status"] in {state.value for state in TERMINAL_STATES},
-            "cli_show": view.cli_show(job["job_id"], job["user_id"]),
-            "cli_again": view.cli_again(job, story.payload) if story.has_payload else None,
+            "cli_show": self._ports.show(job["job_id"], job["user_id"]),
+            "cli_again": self._ports.again(job, story.payload) if story.has_payload else None,
+            "ids": urlencode({"job_id": job["job_id"], "user_id": job["user_id"]}),
             "api_path": job_path(job["job_id"], job["user_id"], prefix="/api"),
             "here": f"{here}{join}offset={offset}",
             "more_path": f"{here}{join}offset={more}" if more is not None else None,
             "offset": offset,
         }
+
+    def _add_commands(self, router: APIRouter) -> None:
+        """Buttons of a job's page. A form of another origin is refused before it comes here."""
+
+        def add(word: Word) -> None:
+            @router.post(f"/job/{word}")
+            async def command(job_id: Text, user_id: Text) -> Response:
+                done = await self._commander.run(word, job_id, user_id, "", "page")
+                path = job_path(done.job_id, done.user_id)
+                join = "&" if "?" in path else "?"
+                return RedirectResponse(f"{path}{join}told={done.event}", 303)
+
+        add("cancel")
+        add("redrive")
 
     # --- the login --------------------------------------------------------------------------------
 

@@ -36,28 +36,36 @@ class Enqueuer:
     async def send(
         self, user_id: str, value: bytes, headers: list[tuple[str, str | bytes | None]]
     ) -> None:
-        """Return once every replica has the record; Problem (503) when Kafka does not answer."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        """Return once every replica has the request; Problem (503) when Kafka does not answer."""
+        await self.send_to(self._topic, user_id, value, headers)
 
-        def settle(error: KafkaError | None) -> None:
+    async def send_to(
+        self, topic: str, user_id: str, value: bytes,
+        headers: list[tuple[str, str | bytes | None]],
+    ) -> tuple[int, int]:
+        """Where every replica has the record: partition, offset. Raises as `send`."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[tuple[int, int]] = loop.create_future()
+
+        def settle(error: KafkaError | None, place: tuple[int, int]) -> None:
             if done.done():
                 return
             if error is None:
-                done.set_result(None)
+                done.set_result(place)
             else:
                 done.set_exception(_unavailable(error.str()))
 
-        def delivered(error: KafkaError | None, _record: Message) -> None:
-            loop.call_soon_threadsafe(settle, error)
+        def delivered(error: KafkaError | None, record: Message) -> None:
+            place = (record.partition() or 0, record.offset() or 0)
+            loop.call_soon_threadsafe(settle, error, place)
 
         try:
             self._started().produce(
-                self._topic, value, key=user_id, headers=headers, on_delivery=delivered
+                topic, value, key=user_id, headers=headers, on_delivery=delivered
             )
         except (BufferError, KafkaException) as error:
             raise _unavailable(str(error)) from error
-        await done
+        return await done
 
     def close(self) -> None:
         """Wait a little for records in flight, then stop the thread."""

@@ -141,7 +141,8 @@ async def list_jobs(
     """A page of jobs and the cursor of the next one."""
     status = check_status(filters.get("status", ""))
     params: dict[str, Any] = {
-        key: filters.get(key, "") for key in ("type", "queue", "user_id", "job_id")
+        key: filters.get(key, "")
+        for key in ("type", "queue", "user_id", "job_id", "tag", "batch", "parent")
     }
     params |= decode_cursor(cursor)
     rows: Rows = []
@@ -224,11 +225,12 @@ def _add_jobs(router: APIRouter, reader: Reader) -> None:
     @router.get("/jobs", summary="Jobs by filter, the newest first")
     async def jobs(
         status: Text = "", type: Text = "", queue: Text = "", user_id: Text = "",
-        job_id: Text = "", cursor: Annotated[str, Query(max_length=2_048)] = "",
-        limit: Limit = PAGE_ROWS,
+        job_id: Text = "", tag: Text = "", batch: Text = "", parent: Text = "",
+        cursor: Annotated[str, Query(max_length=2_048)] = "", limit: Limit = PAGE_ROWS,
     ) -> JobsPage:
         filters = {
             "status": status, "type": type, "queue": queue, "user_id": user_id, "job_id": job_id,
+            "tag": tag, "batch": batch, "parent": parent,
         }
         rows, following = await list_jobs(reader, filters, cursor, limit)
         return JobsPage(jobs=rows, next=following)

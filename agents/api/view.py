@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import orjson
 
+from agents.callers import http_address
+from agents.clickhouse.engine import CHDB_SCHEME
+from agents.settings import DEFAULT_HOST, ApiSettings
 from schemas.safe_text import safe_text
 from schemas.words import EventKind, Reason, State
 
@@ -274,16 +277,43 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
     return " · ".join(parts)
 
 
-def cli_show(job_id: str, user_id: str) -> str:
-    """The command line that shows this job."""
-    return shlex.join(["tidemill", "jobs", "show", job_id, "--user", user_id])
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The options by which a copied command reaches this installation; none that are defaults."""
 
+    kafka: tuple[str, ...] = ()
+    clickhouse: tuple[str, ...] = ()
 
-def cli_again(job: dict[str, Any], payload: Any) -> str:
-    """The command line that asks for the same work anew."""
-    return shlex.join(
-        [
+    @classmethod
+    def of(cls, settings: ApiSettings) -> Ports:
+        """Those of a process with these settings. An address with a password is left out."""
+        usual = type(settings).model_fields
+        kafka: list[str] = []
+        if settings.kafka != usual["kafka"].default:
+            kafka += ["--kafka", settings.kafka]
+        if settings.topic_prefix:
+            kafka += ["--topic-prefix", settings.topic_prefix]
+        address = settings.clickhouse
+        if address.startswith(CHDB_SCHEME):
+            # The page is in the process that serves the folder.
+            address = http_address(DEFAULT_HOST, settings.clickhouse_port)
+        is_told = address != usual["clickhouse"].default and "@" not in address
+        return cls(tuple(kafka), ("--clickhouse", address) if is_told else ())
+
+    def first_job(self) -> str:
+        """The command line that asks for a first job and waits for it."""
+        words = ["tidemill", "enqueue", "greet", "--user", "ada", "--json", '{"name": "Ada"}']
+        return shlex.join([*words, "--wait", *self.kafka, *self.clickhouse])
+
+    def show(self, job_id: str, user_id: str) -> str:
+        """The command line that shows a job."""
+        words = ["tidemill", "jobs", "show", job_id, "--user", user_id]
+        return shlex.join([*words, *self.clickhouse])
+
+    def again(self, job: dict[str, Any], payload: Any) -> str:
+        """The command line that asks for the same work anew."""
+        words = [
             "tidemill", "enqueue", job["type"], "--user", job["user_id"],
             "--json", orjson.dumps(payload).decode(),
         ]
-    )
+        return shlex.join([*words, *self.kafka])

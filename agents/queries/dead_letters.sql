@@ -1,5 +1,5 @@
 -- title: Dead letters
--- meaning: Jobs whose latest state is failed, the newest first. A redriven job leaves this list. Records that were refused before they became a job are on the dead letter topic only.
+-- meaning: Jobs whose latest state is failed, the newest first. A redriven job leaves this list. Records that were refused are in the panel of refused records.
 -- unit: jobs
 -- params: limit
 SELECT

@@ -1,7 +1,7 @@
 -- title: Jobs
 -- meaning: Jobs by filter, the newest request first; '' stands for no filter. before_incarnation, before_user_id and before_job_id name the last row of the page before. Only the newest `candidates` rows that may fit are looked at, so an answer shorter than limit asks for more candidates.
 -- unit: jobs
--- params: status, type, queue, user_id, job_id, before_incarnation, before_user_id, before_job_id, candidates, limit
+-- params: status, type, queue, user_id, job_id, tag, batch, parent, before_incarnation, before_user_id, before_job_id, candidates, limit
 SELECT
     user_id,
     job_id,
@@ -21,6 +21,9 @@ SELECT
     wait_ms,
     run_ms,
     worker_id,
+    tags,
+    batch_id,
+    parent_job_id,
     incarnation
 FROM
 (
@@ -38,6 +41,9 @@ FROM
             AND ({queue:String} = '' OR queue = {queue:String})
             AND ({user_id:String} = '' OR user_id = {user_id:String})
             AND ({job_id:String} = '' OR startsWith(job_id, {job_id:String}))
+            AND ({tag:String} = '' OR has(tags, {tag:String}))
+            AND ({batch:String} = '' OR batch_id = {batch:String})
+            AND ({parent:String} = '' OR parent_job_id = {parent:String})
         ORDER BY incarnation DESC
         LIMIT {candidates:UInt32}
     )
@@ -50,5 +56,8 @@ WHERE (incarnation, user_id, job_id) < ({before_incarnation:UInt64}, {before_use
     AND ({queue:String} = '' OR queue = {queue:String})
     AND ({user_id:String} = '' OR user_id = {user_id:String})
     AND ({job_id:String} = '' OR startsWith(job_id, {job_id:String}))
+    AND ({tag:String} = '' OR has(tags, {tag:String}))
+    AND ({batch:String} = '' OR batch_id = {batch:String})
+    AND ({parent:String} = '' OR parent_job_id = {parent:String})
 ORDER BY incarnation DESC, user_id DESC, job_id DESC
 LIMIT {limit:UInt32}

@@ -72,6 +72,9 @@ class InputPolicy:
     #: True ends the process when the log no longer holds the next offset; False goes on from the
     #: log's start with a warning.
     is_gap_fatal: bool = True
+    #: Asked with the partition: whether a position behind all that was acked may be committed. It
+    #: passes markers of transactions, so that their offsets are in no gap later. None: never.
+    may_pass: Callable[[int], bool] | None = None
 
     def end_at_gap(self, gap: Gap) -> None:
         """Tell of it, and end the process when reading may not go on."""
@@ -125,6 +128,19 @@ class InputPartition:
         chunk = Chunk(self.tp.topic, self.tp.partition, records, run, on_ack)
         self.queue.put_nowait(chunk)
         return True
+
+    def committable(self, passed: int | None) -> int | None:
+        """The offset to commit, if there is a new one; all before `passed` was read and acked."""
+        offset, tracker = self.tracker.committable(), self.tracker
+        if passed is None or self.policy.may_pass is None:
+            return offset
+        known = offset if offset is not None else tracker.committed
+        if known is not None and passed <= known:
+            return offset
+        if not self.policy.may_pass(self.tp.partition):
+            return offset
+        tracker.resume_at(passed)
+        return passed
 
     def clear(self) -> None:
         self.buffer.clear()

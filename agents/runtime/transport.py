@@ -405,7 +405,7 @@ class ChunkConsumer(FaustConsumer):
         """Commit the contiguous acked prefix of every partition that has a new one."""
         offsets: dict[TP, int] = {}
         for tp, entry in self._inputs.items():
-            offset = entry.tracker.committable()
+            offset = entry.committable(self.passed_to(tp.topic, tp.partition))
             if offset is not None:
                 offsets[tp] = offset
         if not offsets:

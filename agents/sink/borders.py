@@ -53,9 +53,13 @@ class Borders:
         # Partition -> (offset, note) as last committed here; cleared at a rebalance.
         self._written: dict[TP, tuple[int, str]] = {}
 
-    def forget(self) -> None:
-        """A rebalance: what others commit from now on is not known here."""
-        self._written.clear()
+    def forget(self, topic: str) -> None:
+        """A rebalance: what others commit from now on is not known here.
+
+        Of one topic, by who reads it: what another reader of this process has learnt since stays.
+        """
+        for tp in [tp for tp in self._written if tp.topic == topic]:
+            del self._written[tp]
 
     async def read(self, tps: Collection[TP]) -> dict[TP, Begun | None]:
         """The batch that was begun at each committed offset; None where none was."""

@@ -137,6 +137,16 @@ class Inboxes:
         """Whether it was told, since the last rebalance, what was begun."""
         return self._is_known
 
+    def is_settled(self, partition: int) -> bool:
+        """Whether nothing of a partition waits, is on its way or was begun."""
+        return (
+            self._is_known
+            and partition in self._begun
+            and self._begun[partition] is None
+            and partition not in self._under_way
+            and not self._inboxes.get(partition)
+        )
+
     def forget(self) -> None:
         """A rebalance: what is begun must be told again, and what was revoked comes again."""
         self._begun = {}

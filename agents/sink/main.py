@@ -30,11 +30,13 @@ from agents.clickhouse.port import ClickHousePort
 from agents.logging import announce_ready, configure_logging
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.chunk import Chunk
-from agents.runtime.inputs import InputPolicy
-from agents.runtime.producer import OutboxProducer
+from agents.runtime.inputs import Gap, InputPolicy
+from agents.runtime.producer import CallThread, OutboxProducer
 from agents.runtime.run import run_app
 from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from agents.sink.batches import BatchLimits
+from agents.sink.borders import Borders
+from agents.sink.feeds import events_of, refused_of
 from agents.sink.writer import SinkWriter
 from agents.topics import await_topics, check_partitions, end_on_conflict
 from schemas.topics import Topics
@@ -102,15 +104,38 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
     )
     app.on_counts = partial(end_on_conflict, topics, settings.partitions)
     app.fetch_bytes_min = FETCH_BYTES_MIN
-    writer = SinkWriter(
-        app,
-        engine,
-        OutboxProducer(settings.kafka, "tidemill-sink"),
-        topic=topics.events,
-        dead_topic=topics.dead,
-        partitions=settings.partitions,
-        limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
-    )
+    borders, thread = Borders(app), CallThread("sink-insert")
+    outbox = OutboxProducer(settings.kafka, "tidemill-sink")
+    writers = [
+        SinkWriter(
+            app, engine, outbox, feed, borders=borders, thread=thread, dead_topic=topics.dead,
+            partitions=settings.partitions,
+            limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
+        )
+        for feed in (events_of(topics), refused_of(topics))
+    ]
+    for writer in writers:
+        _read_for(app, writer)
+
+    async def finish() -> None:
+        await asyncio.gather(*(writer.finish() for writer in writers))
+
+    async def stop() -> None:
+        await asyncio.gather(*(writer.stop() for writer in writers))
+        thread.close()
+
+    def note_gap(gap: Gap) -> None:
+        for writer in writers:
+            if writer.topic == gap.topic:
+                writer.note_gap(gap)
+
+    app.on_gap = note_gap
+    app.commit_offsets, app.before_revoke, app.before_stop = borders.commit, finish, stop
+    return app
+
+
+def _read_for(app: RoleApp, writer: SinkWriter) -> None:
+    """Declare the topic of a writer and the agent that gives it chunks."""
     policy = InputPolicy(
         chunk_records_max=CHUNK_RECORDS_MAX,
         # The bound in bytes holds. One of records might be below a batch that was begun under
@@ -119,6 +144,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
         unacked_bytes_max=PARTITION_BYTES_MAX,
         credit=writer.credit,
         is_gap_fatal=False,
+        may_pass=writer.may_pass,
     )
 
     async def take(stream: Any) -> None:
@@ -126,8 +152,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
         async for chunk in stream:
             writer.add(chunk)
 
-    app.agent(app.input_topic(topics.events, policy), name="take-events")(take)
-    return app
+    app.agent(app.input_topic(writer.topic, policy), name=f"take-{writer.topic}")(take)
 
 
 class PortThread:

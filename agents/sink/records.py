@@ -38,7 +38,7 @@ COLUMNS: Final = (
     "kafka_partition", "kafka_offset", "schema_version", "event_id", "event", "job_id", "user_id",
     "type", "queue", "priority", "incarnation", "run", "sequence", "attempt", "epoch",
     "occurred_at", "state_before", "state_after", "reason", "error", "worker_id", "due_at",
-    "wait_ms", "run_ms", "cause", "data",
+    "wait_ms", "run_ms", "cause", "data", "tags", "batch_id", "parent_job_id",
 )
 """What an insert names: the position, and the fields of `JobEvent` as they are."""
 

@@ -26,18 +26,20 @@ from agents.runtime.app import RoleApp
 from agents.runtime.chunk import Chunk, Record
 from agents.runtime.errors import RecoverableError
 from agents.runtime.failstop import fail_stop
+from agents.runtime.inputs import Gap
 from agents.runtime.producer import CallThread, OutboxProducer
 from agents.sink.batches import Batch, BatchLimits, Insert
 from agents.sink.borders import Borders
+from agents.sink.feeds import Feed
+from agents.sink.gaps import Gaps
 from agents.sink.inboxes import Inboxes
-from agents.sink.records import COLUMNS, INSERT_SETTINGS, Encoded, encode
+from agents.sink.records import INSERT_SETTINGS, Encoded
 from schemas.codec import Refusal
 from schemas.dead import dead_headers
 from schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.sink")
 
-TABLE: Final = "job_events"
 # The token holds in the views' tables as well: an insert cut short is completed there.
 DEDUPLICATION: Final[dict[str, object]] = {
     "insert_deduplicate": 1,
@@ -84,15 +86,18 @@ class Outage:
 
 
 class SinkWriter:
-    """Takes chunks, gives rows to ClickHouse."""
+    """Takes chunks of one topic, gives rows to ClickHouse. Those of a process share `borders`, and
+    `thread`, in which one insert is made at a time."""
 
     def __init__(
         self,
         app: RoleApp,
         engine: Engine,
         outbox: OutboxProducer,
+        feed: Feed,
         *,
-        topic: str,
+        borders: Borders,
+        thread: CallThread,
         dead_topic: str,
         partitions: int,
         limits: BatchLimits,
@@ -100,17 +105,19 @@ class SinkWriter:
         self._app = app
         self._engine = engine
         self._outbox = outbox
-        self._topic = topic
+        self._feed = feed
+        self._topic = topic = feed.topic
         self._dead_topic = dead_topic
         self._partitions = partitions
-        self._borders = Borders(app)
-        self._thread = CallThread("sink-insert")
+        self._borders = borders
+        self._thread = thread
         self._outage = Outage()
         self._inboxes = Inboxes(
             limits,
             is_joint=engine.dsn.startswith(CHDB_SCHEME),
             passed_to=lambda partition: app.chunks.passed_to(topic, partition),
         )
+        self._gaps = Gaps(feed)
         self._assignments = 0
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -118,11 +125,13 @@ class SinkWriter:
         self._is_stopping = False
         #: Rows that were inserted, for the log and for tests.
         self.rows_total = 0
-        app.commit_offsets = self._borders.commit
-        app.before_revoke = self.finish
-        app.before_stop = self.stop
         self._working = asyncio.create_task(self._work())
         self._working.add_done_callback(_on_work_end)
+
+    @property
+    def topic(self) -> str:
+        """What it reads."""
+        return self._topic
 
     # -- in ------------------------------------------------------------------------------------
 
@@ -142,12 +151,24 @@ class SinkWriter:
         self._notice_rebalance()
         return self._inboxes.credit(partition, time.monotonic())
 
+    def note_gap(self, gap: Gap) -> None:
+        """Records were gone before they were read: told before anything behind them goes in."""
+        self._gaps.note(gap)
+        self._arrived.set()
+
+    def may_pass(self, partition: int) -> bool:
+        """Whether a position behind all that went in may be committed: nothing depends on it."""
+        self._notice_rebalance()
+        if not self._inboxes.is_known:
+            self._arrived.set()  # the loop asks what was begun
+        return not self._gaps and self._inboxes.is_settled(partition)
+
     def _notice_rebalance(self) -> None:
         # Not the generation of the group: one who joins again may get the same.
         assignments = self._app.chunks.assignments
         if assignments != self._assignments:
             self._assignments = assignments
-            self._borders.forget()
+            self._borders.forget(self._topic)
             self._inboxes.forget()
             self._app.chunks.wake()
 
@@ -167,12 +188,13 @@ class SinkWriter:
         self._arrived.set()
         await self.finish()
         self._working.cancel()
-        self._thread.close()
 
     # -- the loop ------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         while not self._is_stopping:
+            if self._gaps and not await self._tell_gaps():
+                continue
             insert = await self._next_insert()
             if insert is None:
                 await self._wait()
@@ -183,6 +205,18 @@ class SinkWriter:
             finally:
                 self._idle.set()
                 self._app.chunks.wake()
+
+    async def _tell_gaps(self) -> bool:
+        """Write down what is missing; False when ClickHouse is away, after a pause."""
+        try:
+            await self._thread.call(partial(self._gaps.tell, self._engine))
+        except EngineError as error:
+            if not error.is_retryable:
+                fail_stop(f"ClickHouse refuses the row of a gap: {error}", error)
+            await asyncio.sleep(self._outage.next_pause(error, time.monotonic()))
+            return False
+        self._outage.end(time.monotonic())
+        return True
 
     async def _wait(self) -> None:
         """Until a chunk arrives, or the oldest one may have waited long enough."""
@@ -195,12 +229,14 @@ class SinkWriter:
             return
 
     async def _next_insert(self) -> Insert | None:
-        if self._inboxes.is_empty:
-            return None
         self._notice_rebalance()
+        if not self._assignments or (self._inboxes.is_empty and self._inboxes.is_known):
+            return None
         if not self._inboxes.is_known:
             assignments = self._assignments
             mine = {tp for tp in self._app.chunks.assignment() if tp.topic == self._topic}
+            if not mine:
+                return None
             begun = await self._borders.read(mine)
             self._notice_rebalance()
             if assignments != self._assignments:
@@ -220,7 +256,7 @@ class SinkWriter:
             await asyncio.sleep(REFUSED_PAUSE_SECONDS)
         self._inboxes.begin(insert)
         crash_point("sink.after_borders_before_insert")
-        # 3. Rows in, once for this token, in job_events and in the tables of its views.
+        # 3. Rows in, once for this token, in the table and in those of its views.
         inserted = await self._insert_rows(insert, encoded)
         if inserted is None:
             return
@@ -236,7 +272,7 @@ class SinkWriter:
     def _encoding(self, insert: Insert, *, is_careful: bool) -> Callable[[], list[Encoded]]:
         """What encodes each batch, for a thread."""
         return lambda: [
-            encode(batch.partition, batch.records, is_careful=is_careful)
+            self._feed.encode(batch.partition, batch.records, is_careful=is_careful)
             for batch in insert.batches
         ]
 
@@ -269,9 +305,9 @@ class SinkWriter:
         if not rows:
             return
         self._engine.insert_bytes(
-            TABLE,
+            self._feed.table,
             b"\n".join(rows),
-            columns=COLUMNS,
+            columns=self._feed.columns,
             settings={**INSERT_SETTINGS, **DEDUPLICATION, "insert_deduplication_token": token},
         )
 

@@ -23,17 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from agents import topics as topics_
 from agents.clickhouse.engine import open_engine
 from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
 from agents.embedded.broker import free_port
+from agents.settings import CommonSettings
 from benchmarks.event_log import make_events
+from schemas.dead import dead_headers
 from schemas.event_writer import Event
 from schemas.topics import Topics
 from tests.unit.bounds_kit import TAKEN, events_of_life, nested, value_with
 from tests.waiting import wait_until
+from tidemill.doctor.clickhouse import gaps as gaps_check
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("sink_process.py")
@@ -48,12 +52,14 @@ class Log:
 
     def __init__(self, kafka: str, prefix: str) -> None:
         self.topics = Topics(prefix)
+        self._kafka = kafka
         topics_.apply(kafka, self.topics, PARTITIONS)
         self._producer = Producer(
             {"bootstrap.servers": kafka, "transactional.id": f"{prefix}ledger", "linger.ms": 20}
         )
         self._producer.init_transactions()
         self.events: list[tuple[int, Event]] = []
+        self.refused = 0
         self._lives = make_events(1_000_000, partitions=PARTITIONS)
 
     def produce(self, count: int, group: int = 500) -> None:
@@ -79,6 +85,64 @@ class Log:
         for value in values:
             self.put(value, partition, b"key", headers=[("trace", b"1")])
         self._producer.commit_transaction()
+
+    def produce_refused(self, count: int) -> None:
+        """Dead letters of refused requests, each with a failed job's beside it and an aborted one
+        behind it."""
+        for number in range(count):
+            partition = number % PARTITIONS
+            self._producer.begin_transaction()
+            for stage in ("request", "attempt"):
+                headers = dead_headers(
+                    [], topic="jobs.requested", partition=partition, offset=self.refused + number,
+                    timestamp=1_764_000_000_000, stage=stage, code="INVALID_FIELD",
+                    message="field 'x': no\x1b[2J", field="x", user_id="u",
+                )
+                self._put_dead(b'{"card":"\x1b[31m\xff"}', partition, headers)
+            self._producer.commit_transaction()
+            self._producer.begin_transaction()
+            self._put_dead(b"never seen", partition, [])
+            self._producer.flush()
+            self._producer.abort_transaction()
+        self.refused += count
+
+    def _watermarks(self) -> list[tuple[int, int]]:
+        consumer = Consumer({"bootstrap.servers": self._kafka, "group.id": "none"})
+        places = [TopicPartition(self.topics.events, number) for number in range(PARTITIONS)]
+        found = [consumer.get_watermark_offsets(place, DEADLINE_SECONDS) for place in places]
+        consumer.close()
+        return [(int(start), int(end)) for start, end in found]
+
+    def ends(self) -> list[int]:
+        """Behind the last offset of each partition, markers included."""
+        return [end for _, end in self._watermarks()]
+
+    def starts(self) -> list[int]:
+        """The first offset that each partition has."""
+        return [start for start, _ in self._watermarks()]
+
+    def delete_before(self, offsets: list[int]) -> None:
+        """As retention does."""
+        admin = AdminClient({"bootstrap.servers": self._kafka})
+        places = [
+            TopicPartition(self.topics.events, number, offset)
+            for number, offset in enumerate(offsets)
+        ]
+        for future in admin.delete_records(places).values():
+            future.result(DEADLINE_SECONDS)
+
+    def committed(self) -> list[int]:
+        """How far the sink's group is."""
+        consumer = Consumer(
+            {"bootstrap.servers": self._kafka, "group.id": f"{self.topics.prefix}tidemill-sink"}
+        )
+        places = [TopicPartition(self.topics.events, number) for number in range(PARTITIONS)]
+        found = consumer.committed(places, DEADLINE_SECONDS)
+        consumer.close()
+        return [place.offset for place in found]
+
+    def _put_dead(self, value: bytes, partition: int, headers: Any) -> None:
+        self._producer.produce(self.topics.dead, value, b"key", partition, headers=headers)
 
     # What the tables must say, counted from what was produced.
 
@@ -219,6 +283,32 @@ class Place:
         }
         assert minutes == log.by_minute()
 
+    def check_refused(self, log: Log) -> None:
+        """Each refused record is one row, and no failed job is."""
+        said = (
+            "SELECT count() AS n, uniqExact(kafka_partition, kafka_offset) AS u,"
+            " uniqExact(source_offset) AS s FROM refused_requests"
+        )
+        wait_until(
+            lambda: int(self.query(said)[0]["n"]) >= log.refused, DEADLINE_SECONDS,
+            lambda: f"{self.query(said)} of {log.refused}",
+        )
+        row = self.query(said)[0]
+        assert int(row["n"]) == int(row["u"]) == int(row["s"]) == log.refused
+        assert not self.query("SELECT 1 FROM refused_requests WHERE stage != 'request'")
+
+    def wait_committed(self, log: Log) -> None:
+        """Until the group is at the end of the log, behind the last marker."""
+        wait_until(
+            lambda: log.committed() == log.ends(), DEADLINE_SECONDS,
+            lambda: f"{log.committed()} of {log.ends()}",
+        )
+
+    @property
+    def url(self) -> str:
+        """Of the embedded port; "" over a server."""
+        return "" if self._server else f"http://127.0.0.1:{self._base['clickhouse_port']}"
+
     def close(self) -> None:
         for process in self._processes:
             process.end(signal.SIGKILL)
@@ -304,6 +394,71 @@ def test_a_crash_at_any_step_leaves_each_event_once(
     # Other limits would cut other batches; borders that were written down must hold all the same.
     place.start(batch_rows=3_000, batch_seconds=0.5).wait_ready()
     place.check(log)
+
+
+@pytest.mark.parametrize(
+    "crash_point",
+    ["sink.before_borders", "sink.after_borders_before_insert", "sink.after_insert_before_commit"],
+)
+def test_a_crash_at_any_step_leaves_each_refused_record_once(
+    log: Log, place: Place, crash_point: str
+) -> None:
+    log.produce_refused(40)
+    crashed = place.start(crash_at=f"{crash_point}:2", batch_rows=10)
+    assert crashed.popen.wait(DEADLINE_SECONDS) == CRASH_EXIT_CODE
+    log.produce_refused(12)
+    place.start(batch_rows=3_000, batch_seconds=0.5).wait_ready()
+    place.check_refused(log)
+    row = place.query("SELECT * FROM refused_requests LIMIT 1")[0]
+    assert (row["code"], row["field"], row["user_id"]) == ("INVALID_FIELD", "x", "u")
+    assert row["message"] == "field 'x': no\ufffd[2J"
+    assert row["value"] == '{"card":"\ufffd[31m\ufffd"}'
+    # Beside a flood of events both tables are whole.
+    log.produce(500)
+    log.produce_refused(5)
+    place.check(log)
+    place.check_refused(log)
+
+
+def test_a_gap_is_told_with_its_offsets_and_markers_are_none(log: Log, place: Place) -> None:
+    """Retention took records that the sink had not read, and holes that were never records."""
+    log.produce(300)
+    sink = place.start()
+    sink.wait_ready()
+    place.check(log)
+    place.wait_committed(log)
+    assert sink.end() == 0
+    # All of it was read: what goes now is no loss, the markers at the end of the log included.
+    log.delete_before(log.ends())
+    sink = place.start()
+    sink.wait_ready()
+    log.produce(100)
+    place.check(log)
+    place.wait_committed(log)
+    assert not place.query("SELECT * FROM log_gaps")
+    assert sink.end() == 0
+    before = log.ends()
+    kept = list(log.events)
+    log.produce(100)
+    log.delete_before(log.ends())
+    log.events = kept
+    log.produce(100)
+    for _ in range(2):  # a gap that is met again is the same one
+        sink = place.start(batch_seconds=0.05)
+        sink.wait_ready()
+        place.check(log)
+        sink.end(signal.SIGKILL)
+    place.start().wait_ready()
+    rows = place.query("SELECT * FROM log_gaps FINAL ORDER BY kafka_partition")
+    assert [row["kafka_partition"] for row in rows] == list(range(PARTITIONS))
+    assert {row["topic"] for row in rows} == {log.topics.events}
+    for row in rows:
+        assert int(row["first_offset"]) == before[row["kafka_partition"]]
+        assert int(row["last_offset"]) == log.starts()[row["kafka_partition"]] - 1
+    if place.url:
+        finding = gaps_check(CommonSettings(clickhouse=place.url))
+        assert finding.verdict == "failed"
+        assert f"offsets {before[0]} to" in finding.found
 
 
 def test_kills_at_random_moments_leave_each_event_once(log: Log, place: Place) -> None:

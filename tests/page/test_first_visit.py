@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import expect
 
-from agents.api.pages import FIRST_JOB
+from agents.api import view
 from agents.clickhouse.engine import Engine
 from tests.page.conftest import Open
 from tests.page.sample import engine_with
@@ -23,6 +23,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def test_an_empty_page_tells_how_to_make_the_first_job(open_page: Open, path: str) -> None:
     watched = open_page()
     page = watched.go(path)
-    expect(page.locator(".welcome")).to_contain_text(FIRST_JOB)
-    assert page.locator("[data-copy]").first.get_attribute("data-copy") == FIRST_JOB
+    expect(page.locator(".welcome")).to_contain_text(view.Ports().first_job())
+    assert page.locator("[data-copy]").first.get_attribute("data-copy") == view.Ports().first_job()
     watched.check()

@@ -207,7 +207,7 @@ def test_a_job_tells_its_story(open_page: Open, sample: Sample) -> None:
     page.get_by_role("button", name="Copy as CLI").click()
     expect(page.locator(".actions")).to_contain_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied == view.cli_show(failed["job_id"], failed["user_id"])
+    assert copied == view.Ports().show(failed["job_id"], failed["user_id"])
     watched.check()
 
 

@@ -13,13 +13,15 @@ from agents.clickhouse.engine import Engine, open_engine
 from agents.clickhouse.migrate import load_migrations, migrate, statements_of
 from agents.sink.records import COLUMNS
 from schemas.events import JobEvent
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS
+from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
 
 TABLES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "job_events": JOB_EVENTS,
     "jobs": JOBS,
     "jobs_latest": JOBS,
     "job_minutes": JOB_MINUTES,
+    "refused_requests": REFUSED_REQUESTS,
+    "log_gaps": LOG_GAPS,
 }
 # Columns that come in with an event and are taken apart; they are not stored.
 EPHEMERAL = {"job_events": {"schema_version", "error", "cause"}}
@@ -64,6 +66,8 @@ def test_every_table_remembers_tokens(engine: Engine) -> None:
         "SELECT name, engine_full FROM system.tables WHERE database = currentDatabase()"
         " AND engine LIKE '%MergeTree' AND name != 'schema_migrations' ORDER BY name"
     )
-    assert [row["name"] for row in rows] == ["job_events", "job_minutes", "jobs_latest"]
+    assert [row["name"] for row in rows] == [
+        "job_events", "job_minutes", "jobs_latest", "log_gaps", "refused_requests"
+    ]
     for row in rows:
         assert "non_replicated_deduplication_window = 20000" in row["engine_full"], row["name"]

@@ -33,6 +33,7 @@ from tests.unit.core_kit import (
     report,
     submit,
 )
+from tests.unit.partition_kit import Scene, events_in, outcome, outcomes, plain, request
 
 TOPICS = Topics("p.")
 FACTS: dict[str, Any] = {
@@ -59,12 +60,38 @@ def event(kind: EventKind, *, is_bare: bool, user_id: str = 'u/"1"') -> Event:
     )
 
 
+LABELS = {"tags", "batch_id", "parent_job_id"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "batch_id", "parent_job_id"),
+    [((), None, None), (("a", 'q"'), None, None), ((), "b", None), ((), None, "p/1"),
+     (("ü",), "b", "p")],
+)
+def test_labels_are_with_each_event_of_a_job_that_has_them(
+    tags: tuple[str, ...], batch_id: str | None, parent_job_id: str | None
+) -> None:
+    fields = {"tags": list(tags), "batch_id": batch_id, "parent_job_id": parent_job_id}
+    scene = Scene(plain())
+    first = scene.group(NOW, request("j", **{k: v for k, v in fields.items() if v}))
+    second = scene.group(NOW + 1, outcomes(outcome(("u", "j"), "succeeded")))
+    events = events_in([*first, *second])
+    assert [event["event"] for event in events][-1] == "succeeded"
+    for event in events:
+        JobEvent.model_validate_json(orjson.dumps(event), strict=True)
+        found = {name: event.get(name) for name in LABELS}
+        if any(fields.values()):
+            assert found == fields
+        else:
+            assert not LABELS & event.keys()
+
+
 @pytest.mark.parametrize("is_bare", [False, True])
 @pytest.mark.parametrize("kind", EventKind)
 def test_the_writer_writes_what_the_contract_says(kind: EventKind, is_bare: bool) -> None:
     made = event(kind, is_bare=is_bare)
     body = written(made)
-    assert body.keys() == JobEvent.model_fields.keys()
+    assert body.keys() == JobEvent.model_fields.keys() - LABELS
     plain = ("job_id", "user_id", "type", "queue", "priority", "incarnation", "run", "sequence",
              "attempt", "epoch", "reason", "error", "worker_id", "wait_ms", "run_ms", "event_id")
     for name in plain:

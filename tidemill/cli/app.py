@@ -14,7 +14,7 @@ import typer
 
 from agents import exit_codes
 from agents.plain_text import LINES, plain
-from tidemill.cli import admin, asking, jobs, roles, showing
+from tidemill.cli import admin, asking, dead, jobs, roles, showing
 
 app = typer.Typer(
     name="tidemill",
@@ -77,6 +77,7 @@ _add(roles.app)
 _add(showing.app)
 _add(jobs.app)
 _add(asking.app)
+_add(dead.app)
 _add(admin.app)
 
 

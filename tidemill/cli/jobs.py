@@ -182,6 +182,9 @@ def list_jobs(
     type_name: Annotated[str | None, typer.Option("--type")] = None,
     user: Annotated[str | None, typer.Option("--user")] = None,
     queue: Annotated[str | None, typer.Option("--queue")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="One of its tags.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Its batch_id.")] = None,
+    parent: Annotated[str | None, typer.Option("--parent", help="Its parent_job_id.")] = None,
     since: Annotated[
         str | None,
         typer.Option("--since", help="Requested since: RFC 3339 instant, or 15m, 2h, 7d."),
@@ -195,7 +198,8 @@ def list_jobs(
 
     rows = query(
         clickhouse_address(clickhouse), statuses=_statuses(status), type_name=type_name,
-        user_id=user, queue=queue, since=_since(since), limit=limit,
+        user_id=user, queue=queue, tag=tag, batch_id=batch, parent_job_id=parent,
+        since=_since(since), limit=limit,
     )
     if as_json:
         print_json(rows)

@@ -9,11 +9,15 @@ import time
 from typing import Final
 
 from agents.settings import CommonSettings
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS
+from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from schemas.safe_text import safe_line
 from schemas.words import EventKind, Reason
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
 from tidemill.sql import SqlError, query_rows
 
+GAP_DAYS: Final = 30  # a gap cannot be filled: later it only explains old numbers
+GAPS_SHOWN: Final = 5
+REFUSED_HOURS: Final = 24  # what was refused before is no news
 SKEW_SECONDS_MAX: Final = 5.0  # wait times are read against other clocks
 
 
@@ -39,7 +43,10 @@ def tables(settings: CommonSettings) -> Finding:
         "WHERE database = currentDatabase() GROUP BY table",
     )
     there = {row["table"]: set(row["columns"]) for row in rows}
-    wanted = {"job_events": JOB_EVENTS, "jobs": JOBS, "job_minutes": JOB_MINUTES}
+    wanted = {
+        "job_events": JOB_EVENTS, "jobs": JOBS, "job_minutes": JOB_MINUTES,
+        "refused_requests": REFUSED_REQUESTS, "log_gaps": LOG_GAPS,
+    }
     missing = [
         f"{table}.{column}"
         for table, columns in wanted.items()
@@ -84,9 +91,51 @@ def cancels(settings: CommonSettings) -> Finding:
     return Finding("cancels", "ok", "none forgotten early")
 
 
+def refused(settings: CommonSettings) -> Finding:
+    rows = query_rows(
+        settings.clickhouse,
+        "SELECT count() AS records, argMax(code, refused_at) AS code,"
+        " argMax(field, refused_at) AS field FROM refused_requests"
+        f" WHERE refused_at > now() - INTERVAL {REFUSED_HOURS} HOUR",
+    )
+    records = int(rows[0]["records"])
+    if not records:
+        return Finding("refused", "ok", f"no record was refused within {REFUSED_HOURS} h")
+    last = " ".join(safe_line(rows[0][name]) for name in ("code", "field")).strip()
+    return Finding(
+        "refused", "warning",
+        f"{records} records were refused within {REFUSED_HOURS} h, the last one with {last}",
+        "`tidemill dead list --kind refused` names each and its way out",
+    )
+
+
+def gaps(settings: CommonSettings) -> Finding:
+    rows = query_rows(
+        settings.clickhouse,
+        "SELECT topic, kafka_partition, first_offset, last_offset,"
+        f" noticed_at > now() - INTERVAL {GAP_DAYS} DAY AS is_new"
+        " FROM log_gaps FINAL ORDER BY is_new DESC, noticed_at DESC",
+    )
+    if not rows:
+        return Finding("gaps", "ok", "every offset of the log was read")
+    told = "; ".join(
+        f"{safe_line(row['topic'])} partition {row['kafka_partition']}, offsets "
+        f"{row['first_offset']} to {row['last_offset']}"
+        for row in rows[:GAPS_SHOWN]
+    )
+    return Finding(
+        "gaps", "failed" if rows[0]["is_new"] else "warning",
+        f"{len(rows)} gaps, whose rows are missing in ClickHouse: {told}",
+        "records were deleted before the sink read them: lengthen retention.ms of the topic, keep "
+        f"the sink running; a gap counts as failed for {GAP_DAYS} days",
+    )
+
+
 CHECKS: Final = (
     Check("clickhouse", reachable),
     Check("tables", tables, needs="clickhouse"),
+    Check("gaps", gaps, needs="clickhouse"),
+    Check("refused", refused, needs="clickhouse"),
     Check("clock", clock, needs="clickhouse"),
     Check("cancels", cancels, needs="clickhouse"),
 )

@@ -70,6 +70,8 @@ DASHBOARDS: Final[dict[str, tuple[str, tuple[Place, ...]]]] = {
             Place("last_failures", "table", 24, 9),
             Place("dead_letter_groups", "table", 12, 9),
             Place("dead_letters", "table", 12, 9),
+            Place("refused_requests", "table", 24, 9),
+            Place("log_gaps", "table", 24, 6),
         ),
     ),
 }

@@ -15,7 +15,7 @@ from agents import exit_codes, queries, settings
 from agents.api.main import build_api
 from agents.clickhouse.engine import Engine, EngineUnavailable
 from schemas.dead import HEADER_MEANINGS
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS
+from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
 from schemas.topics import DAY_MS, HOUR_MS, READY_PARTITIONS, Topics, TopicSpec
 from schemas.words import ErrorCode, Priority, Reason
 from tools.generate.asyncapi import CLOUDEVENT_HEADERS
@@ -37,6 +37,10 @@ RECORDS: Final = ("job-request", "command", "completed-job", "job-event", "retry
 TABLES: Final = {
     "job_events": ("Every transition of every job, for ever. One row an event.", JOB_EVENTS),
     "jobs": ("One row a job: its latest state. A view, no FINAL needed.", JOBS),
+    "refused_requests": (
+        "One row a refused record: what jobs.dead tells, but for failed jobs.", REFUSED_REQUESTS
+    ),
+    "log_gaps": ("One row a gap: records that were gone before the sink read them.", LOG_GAPS),
     "job_minutes": ("Roll-up by minute. Always `sum(events)`: rows may be several.", JOB_MINUTES),
 }
 ROLES: Final[dict[str, type[settings.CommonSettings]]] = {

@@ -35,6 +35,16 @@
     return withSeconds ? `${text}:${two(at.getSeconds())}` : text;
   }
 
+  // A value between two gaps has no neighbour that a line could lead to: it is drawn as a dot.
+  function lonePoints(plot, index) {
+    const values = plot.data[index];
+    const lone = [];
+    for (let i = 0; i < values.length; i++) {
+      if (values[i] != null && values[i - 1] == null && values[i + 1] == null) lone.push(i);
+    }
+    return lone.length ? lone : null;
+  }
+
   function lineOf(name, index, format) {
     const variable = STATUS_COLORS[name] || `--series-${(index % 5) + 1}`;
     const stroke = color(variable);
@@ -43,7 +53,7 @@
       stroke,
       width: 1.75,
       fill: FILLED.has(name) ? `color-mix(in srgb, ${stroke} 12%, transparent)` : undefined,
-      points: { show: false },
+      points: { show: false, filter: lonePoints, size: 5, stroke, fill: stroke },
       spanGaps: false,
       value: (_plot, value) => (value == null ? "–" : format(value)),
     };
