@@ -24,7 +24,9 @@ NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 WINDOW = queries.Window.last(15, NOW)
 WAITING = ("scheduled", "pending", "retrying")
 TERMINAL = ("succeeded", "failed", "skipped", "cancelled", "expired")
-NO_FILTER: dict[str, Any] = {"status": "", "type": "", "queue": "", "user_id": "", "job_id": ""}
+NO_FILTER: dict[str, Any] = dict.fromkeys(
+    ("status", "type", "queue", "user_id", "job_id", "tag", "batch", "parent"), ""
+)
 NO_CURSOR: dict[str, Any] = {
     "candidates": 100_000, "before_incarnation": 2**63, "before_user_id": "", "before_job_id": "",
 }
@@ -44,14 +46,14 @@ def engine(
 ) -> Iterator[Engine]:
     if request.param == "chdb":
         with engine_with(f"chdb://{tmp_path_factory.mktemp('clickhouse')}", sample) as opened:
-            yield opened
+            yield _with_more(opened)
         return
     address, database = os.environ[CLICKHOUSE_VARIABLE].rstrip("/"), f"t{uuid.uuid4().hex[:10]}"
     server = open_engine(f"{address}/default")
     server.command(f"CREATE DATABASE {database}")
     try:
         with engine_with(f"{address}/{database}", sample) as opened:
-            yield opened
+            yield _with_more(opened)
     finally:
         server.command(f"DROP DATABASE {database}")
         server.close()
@@ -62,12 +64,26 @@ def some_job(sample: Sample) -> dict[str, Any]:
     return max(sample.rows, key=lambda row: (row["sequence"], row["job_id"]))
 
 
+def _with_more(engine: Engine) -> Engine:
+    """What no event tells: a refused record, a gap, and a job with labels."""
+    engine.command(
+        "INSERT INTO refused_requests (kafka_partition, kafka_offset, refused_at, stage, code)"
+        " VALUES (2, 7, now64(3), 'request', 'INVALID_FIELD')"
+    )
+    engine.command(
+        "INSERT INTO log_gaps (topic, kafka_partition, first_offset, last_offset)"
+        " VALUES ('jobs.events', 1, 5, 19), ('jobs.events', 1, 5, 29)"
+    )
+    return engine
+
+
 def params_of(name: str, sample: Sample) -> dict[str, Any]:
     job = {"job_id": some_job(sample)["job_id"], "user_id": ""}
     return {
         "job": job,
         "job_story": job | {"offset": 0},
         "jobs_list": NO_FILTER | NO_CURSOR,
+        "refused_request": {"kafka_partition": 2, "kafka_offset": 7},
     }.get(name, {})
 
 
@@ -223,6 +239,31 @@ def test_the_list_pages_over_every_job_once(engine: Engine, sample: Sample) -> N
         }
     assert len(seen) == len(set(seen))
     assert set(seen) == set(sample.last_states())
+
+
+def test_a_gap_that_grew_is_one(engine: Engine) -> None:
+    (row,) = queries.run(engine, "log_gaps")
+    assert (row["first_offset"], row["last_offset"], row["offsets"]) == (5, 29, 25)
+
+
+def test_labels_of_the_latest_event_are_columns_and_filters(engine: Engine) -> None:
+    """Each event of a job brings them; the sample's own have none."""
+    engine.command(
+        "INSERT INTO job_events (kafka_partition, kafka_offset, event_id, event, job_id, user_id,"
+        " type, incarnation, sequence, occurred_at, state_after, tags, batch_id, parent_job_id)"
+        " SELECT 0, 900000 + number, toString(number), ['requested', 'succeeded'][number + 1],"
+        " 'labelled', 'lab', 't', 1764000000000, number + 1, now64(3),"
+        " ['pending', 'succeeded'][number + 1], ['red', 'b\"'], 'batch/1', 'mother' FROM numbers(2)"
+    )
+    for given in ({"tag": "red"}, {"batch": "batch/1"}, {"parent": "mother"}):
+        rows = queries.run(engine, "jobs_list", **NO_FILTER | given, **NO_CURSOR)
+        assert [(row["job_id"], row["status"]) for row in rows] == [("labelled", "succeeded")]
+        assert rows[0]["tags"] == ["red", 'b"']
+    assert not queries.run(engine, "jobs_list", **NO_FILTER | {"tag": "re"}, **NO_CURSOR)
+    (row,) = engine.query("SELECT tags, batch_id, parent_job_id FROM jobs WHERE user_id = 'lab'")
+    assert (row["batch_id"], row["parent_job_id"]) == ("batch/1", "mother")
+    engine.command("DELETE FROM jobs_latest WHERE user_id = 'lab'")
+    engine.command("DELETE FROM job_events WHERE user_id = 'lab'")
 
 
 def test_the_list_filters(engine: Engine, sample: Sample) -> None:
