@@ -53,9 +53,9 @@ class FailureLog:
         count = self._tally.count(FailureKind(job["type"], type(raised).__name__, place))
         if count <= TRACES_A_SECOND:
             logger.warning(
-                "attempt %s of job %s (%s) of user %s raised\n%s",
+                "attempt %s of job %s (%s) of user %s raised",
                 job["attempt"], safe_line(job["job_id"]), safe_line(job["type"]),
-                safe_line(job["user_id"]), trace_text(raised),
+                safe_line(job["user_id"]), exc_info=raised,
             )
         return self._kept_of(raised, job["type"], place)
 
