@@ -18,7 +18,7 @@ from agents import queries
 from agents.clickhouse.engine import Engine, open_engine
 from agents.queries.grafana import expand, to_grafana
 from tests.conftest import CLICKHOUSE_VARIABLE
-from tests.page.sample import NOT_RUN, NOT_SERVED, Sample, engine_with, make_sample
+from tests.page.sample import NOT_RUN, NOT_SERVED, Sample, engine_with, insert, make_sample
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 WINDOW = queries.Window.last(15, NOW)
@@ -246,15 +246,20 @@ def test_a_gap_that_grew_is_one(engine: Engine) -> None:
     assert (row["first_offset"], row["last_offset"], row["offsets"]) == (5, 29, 25)
 
 
-def test_labels_of_the_latest_event_are_columns_and_filters(engine: Engine) -> None:
+def test_labels_of_the_latest_event_are_columns_and_filters(
+    engine: Engine, sample: Sample
+) -> None:
     """Each event of a job brings them; the sample's own have none."""
-    engine.command(
-        "INSERT INTO job_events (kafka_partition, kafka_offset, event_id, event, job_id, user_id,"
-        " type, incarnation, sequence, occurred_at, state_after, tags, batch_id, parent_job_id)"
-        " SELECT 0, 900000 + number, toString(number), ['requested', 'succeeded'][number + 1],"
-        " 'labelled', 'lab', 't', 1764000000000, number + 1, now64(3),"
-        " ['pending', 'succeeded'][number + 1], ['red', 'b\"'], 'batch/1', 'mother' FROM numbers(2)"
-    )
+    born = {
+        "job_id": "labelled", "user_id": "lab", "incarnation": 1_764_000_000_000,
+        "tags": ["red", 'b"'], "batch_id": "batch/1", "parent_job_id": "mother",
+    }
+    made = Sample()
+    made.rows = [
+        sample.rows[0] | born | {"sequence": number, "state_after": state, "event_id": str(number)}
+        for number, state in ((1, "pending"), (2, "succeeded"))
+    ]
+    insert(engine, made)
     for given in ({"tag": "red"}, {"batch": "batch/1"}, {"parent": "mother"}):
         rows = queries.run(engine, "jobs_list", **NO_FILTER | given, **NO_CURSOR)
         assert [(row["job_id"], row["status"]) for row in rows] == [("labelled", "succeeded")]
