@@ -246,31 +246,6 @@ def test_a_gap_that_grew_is_one(engine: Engine) -> None:
     assert (row["first_offset"], row["last_offset"], row["offsets"]) == (5, 29, 25)
 
 
-def test_labels_of_the_latest_event_are_columns_and_filters(
-    engine: Engine, sample: Sample
-) -> None:
-    """Each event of a job brings them; the sample's own have none."""
-    born = {
-        "job_id": "labelled", "user_id": "lab", "incarnation": 1_764_000_000_000,
-        "tags": ["red", 'b"'], "batch_id": "batch/1", "parent_job_id": "mother",
-    }
-    made = Sample()
-    made.rows = [
-        sample.rows[0] | born | {"sequence": number, "state_after": state, "event_id": str(number)}
-        for number, state in ((1, "pending"), (2, "succeeded"))
-    ]
-    insert(engine, made)
-    for given in ({"tag": "red"}, {"batch": "batch/1"}, {"parent": "mother"}):
-        rows = queries.run(engine, "jobs_list", **NO_FILTER | given, **NO_CURSOR)
-        assert [(row["job_id"], row["status"]) for row in rows] == [("labelled", "succeeded")]
-        assert rows[0]["tags"] == ["red", 'b"']
-    assert not queries.run(engine, "jobs_list", **NO_FILTER | {"tag": "re"}, **NO_CURSOR)
-    (row,) = engine.query("SELECT tags, batch_id, parent_job_id FROM jobs WHERE user_id = 'lab'")
-    assert (row["batch_id"], row["parent_job_id"]) == ("batch/1", "mother")
-    engine.command("DELETE FROM jobs_latest WHERE user_id = 'lab'")
-    engine.command("DELETE FROM job_events WHERE user_id = 'lab'")
-
-
 def test_the_list_filters(engine: Engine, sample: Sample) -> None:
     states = sample.last_states()
     params: dict[str, Any] = NO_FILTER | {"status": "failed,skipped"} | NO_CURSOR
@@ -313,3 +288,27 @@ def test_every_query_of_grafana_runs(engine: Engine, name: str, panel: dict[str,
     if panel["type"] == "stat":
         field = panel["options"]["reduceOptions"]["fields"].strip("/^$")
         assert isinstance(rows[0][field], int | float)
+
+
+def test_labels_of_the_latest_event_are_columns_and_filters(
+    engine: Engine, sample: Sample
+) -> None:
+    """Each event of a job brings them; the sample's own have none. Last: it adds a
+    job."""
+    born = {
+        "job_id": "labelled", "user_id": "lab", "incarnation": 1_764_000_000_000,
+        "tags": ["red", 'b"'], "batch_id": "batch/1", "parent_job_id": "mother",
+    }
+    made = Sample()
+    made.rows = [
+        sample.rows[0] | born | {"sequence": number, "state_after": state, "event_id": str(number)}
+        for number, state in ((1, "pending"), (2, "succeeded"))
+    ]
+    insert(engine, made)
+    for given in ({"tag": "red"}, {"batch": "batch/1"}, {"parent": "mother"}):
+        rows = queries.run(engine, "jobs_list", **NO_FILTER | given, **NO_CURSOR)
+        assert [(row["job_id"], row["status"]) for row in rows] == [("labelled", "succeeded")]
+        assert rows[0]["tags"] == ["red", 'b"']
+    assert not queries.run(engine, "jobs_list", **NO_FILTER | {"tag": "re"}, **NO_CURSOR)
+    (row,) = engine.query("SELECT tags, batch_id, parent_job_id FROM jobs WHERE user_id = 'lab'")
+    assert (row["batch_id"], row["parent_job_id"]) == ("batch/1", "mother")
