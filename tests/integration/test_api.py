@@ -282,6 +282,8 @@ def test_a_page_of_another_origin_changes_nothing(
 ) -> None:
     answer = api.post("/api/jobs", json={"type": "t", "user_id": "u"}, headers=headers)
     assert problem_of(answer, 403)["field"] == "Origin"
+    for path in ("/api/jobs/j/cancel", "/api/job/redrive?job_id=j", "/job/cancel?job_id=j&user_id=u"):
+        assert problem_of(api.post(path, headers=headers), 403)["field"] == "Origin"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +326,8 @@ def test_the_token_guards_everything(guarded: httpx.Client) -> None:
     assert answer.status_code == 200
     assert guarded.get("/healthz").status_code == 200
     assert guarded.post("/api/jobs", json={}).status_code == 401
+    for path in ("/api/jobs/j/cancel", "/job/redrive?job_id=j&user_id=u"):
+        assert guarded.post(path).status_code == 401
 
 
 def test_the_page_logs_in_with_a_form(guarded: httpx.Client) -> None:

@@ -204,6 +204,8 @@ def test_a_job_tells_its_story(open_page: Open, sample: Sample) -> None:
     expect(page.locator(".story")).to_contain_text("Retry scheduled")
     expect(page.locator(".story")).to_contain_text(failed["error_message"])
     expect(page.locator("[data-part=payload]")).to_contain_text('"language"')
+    expect(page.locator("form[action^='/job/redrive?job_id=']")).to_have_count(1)
+    expect(page.locator("form[action^='/job/cancel?']")).to_have_count(0)
     page.get_by_role("button", name="Copy as CLI").click()
     expect(page.locator(".actions")).to_contain_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
