@@ -282,7 +282,8 @@ def test_a_page_of_another_origin_changes_nothing(
 ) -> None:
     answer = api.post("/api/jobs", json={"type": "t", "user_id": "u"}, headers=headers)
     assert problem_of(answer, 403)["field"] == "Origin"
-    for path in ("/api/jobs/j/cancel", "/api/job/redrive?job_id=j", "/job/cancel?job_id=j&user_id=u"):
+    paths = ("/api/jobs/j/cancel", "/api/job/redrive?job_id=j", "/job/cancel?job_id=j&user_id=u")
+    for path in paths:
         assert problem_of(api.post(path, headers=headers), 403)["field"] == "Origin"
 
 
