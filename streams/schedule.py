@@ -196,7 +196,7 @@ class Schedule:
                 return
             self.line_of(before.spec).in_flight.pop(before.spec.key, None)
         if state is _PENDING:
-            self.make_ready(job, is_first=before is not None)
+            self.make_ready(job, is_first=before is not None and not before.is_refused)
             self._watch_expiry(before, job)
         elif state in _IN_FLIGHT:
             self.line_of(job.spec).in_flight[job.spec.key] = None

@@ -31,6 +31,8 @@ CONFLICTING: Final = 0.005  # share that is sent again with another body
 POISONED: Final = 0.01  # share of records that are no request at all
 NAMELESS: Final = 0.05  # share without a job_id
 RUN_AT: Final = 0.03  # share with an instant
+BROKEN: Final = 0.005  # share that is refused by its id at first; the mended one follows
+CANCELLED_EVERY: Final = 150  # of so many requests with an id one is cancelled, around its sending
 DELIVERY_SECONDS: Final = 300.0  # a broker that is away for a minute loses no acknowledgement
 LINGER_MS: Final = 20
 POLL_EVERY: Final = 50  # records between two polls
@@ -64,9 +66,13 @@ def requests(count: int, seed: int) -> Iterator[Sent]:
     types = [name for name, _ in MIX]
     weights = [share for _, share in MIX]
     recent: list[dict[str, Any]] = []
+    mended: dict[str, Any] | None = None
     for number in range(count):
         chance = random.random()
-        if chance < POISONED:
+        if mended is not None:
+            yield _sent(mended)
+            mended = None
+        elif chance < POISONED:
             yield Sent(_poison(random), None, None, "poison")
         elif recent and chance < POISONED + CONFLICTING:
             body = dict(random.choice(recent))
@@ -74,6 +80,11 @@ def requests(count: int, seed: int) -> Iterator[Sent]:
             yield _sent(body)
         elif recent and chance < POISONED + CONFLICTING + REPEATED:
             yield _sent(random.choice(recent))
+        elif chance > 1 - BROKEN:
+            mended = {"type": "chaos.noop", "user_id": f"user-{random.randrange(USERS)}",
+                      "payload": {"n": number}, "job_id": f"job-{number}"}
+            broken = json.dumps({**mended, "no_such_field": 1}).encode()
+            yield Sent(broken, None, None, "poison")
         else:
             body = _request(random, random.choices(types, weights)[0], number)
             if "job_id" in body:
@@ -129,6 +140,7 @@ class Loader(threading.Thread):
         self.sent: list[Sent] = []
         self.error: BaseException | None = None
         self._topic = topic
+        self._commands = topic.removesuffix("requested") + "commands"
         self._count, self._seconds, self._seed = count, seconds, seed
         self._producers = [
             _producer(kafka, "murmur2_random"), _producer(kafka, "consistent_random"),
@@ -151,13 +163,23 @@ class Loader(threading.Thread):
             self.sent.append(sent)
             lane = number % len(self._producers)
             key = None if lane == 2 or sent.user_id is None else sent.user_id.encode()
+            is_cancelled = sent.job_id is not None and number % CANCELLED_EVERY < 2
+            # Of two neighbours one is cancelled before its request, the other one behind it.
+            if is_cancelled and number % CANCELLED_EVERY == 0:
+                self._cancel(self._producers[lane], sent, key)
             self._produce(self._producers[lane], sent, key)
+            if is_cancelled and number % CANCELLED_EVERY == 1:
+                self._cancel(self._producers[lane], sent, key)
             if number % POLL_EVERY == 0:
                 for producer in self._producers:
                     producer.poll(0)
                 ahead = begun + self._seconds * number / self._count - time.monotonic()
                 if ahead > 0:
                     time.sleep(ahead)
+
+    def _cancel(self, producer: Producer, sent: Sent, key: bytes | None) -> None:
+        command = {"command": "cancel", "user_id": sent.user_id, "job_id": sent.job_id}
+        producer.produce(self._commands, json.dumps(command), key)
 
     def _produce(self, producer: Producer, sent: Sent, key: bytes | None) -> None:
         tally = self.tally

@@ -111,6 +111,35 @@ def test_a_mended_request_that_waits_and_fails_is_a_dead_letter(type_name: str) 
     assert (redriven["event"], redriven["run"]) == ("redriven", 3)
 
 
+@pytest.mark.parametrize("apart", ["one group", "two groups", "a restore between"])
+def test_a_mended_request_has_no_better_place_in_line(apart: str) -> None:
+    scene = Scene(plain())
+    rooms, scene.rooms = scene.rooms, {}  # nobody to run them yet
+    early, late = [request(f"a{number}") for number in range(5)], request("z")
+    scene.group(NOW, request("j", surprise=1))
+    if apart == "one group":
+        scene.group(NOW + 1, *early, request("j"), late)
+    else:
+        scene.group(NOW + 1, *early)
+        if apart == "a restore between":
+            scene.restore(NOW + 1)
+        scene.group(NOW + 2, request("j"), late)
+    scene.rooms = rooms
+    started: list[str] = []
+    for number in range(9):
+        records = scene.group(NOW + 10 + number)
+        events = events_in(records)
+        started += [each["job_id"] for each in events if each["event"] == "dispatched"]
+        told = [
+            outcome(job.key, "succeeded", epoch=job.epoch, run=job.run)
+            for job in scene.state.jobs.values() if job.state is State.DISPATCHED
+        ]
+        if told:
+            events = events_in(scene.group(NOW + 10 + number, outcomes(*told)))
+            started += [each["job_id"] for each in events if each["event"] == "dispatched"]
+    assert started == ["a0", "a1", "a2", "a3", "a4", "j", "z"]
+
+
 def test_a_refusal_cannot_be_redriven() -> None:
     scene = Scene(plain())
     scene.group(NOW, request("j", surprise=1))
