@@ -21,7 +21,8 @@ from agents.worker.errors import NonRetryable, Retry, Skip, Steer
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.steering import causes_text, name_and_text, steering_word
-from schemas.requests import RESULT_BYTES_MAX
+from schemas.portable import DUMP_OPTIONS
+from schemas.requests import RESULT_BYTES_MAX, holds_nan
 from schemas.words import ErrorCode, Reason
 
 MESSAGE_LENGTH_MAX: Final = 500  # characters of an error's message
@@ -173,16 +174,19 @@ def encode(job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int) 
     if finished_ms:
         outcome["finished_at"] = finished_ms
     outcome.update(end)
-    if "result" in end:
+    try:
+        encoded = orjson.dumps(outcome, results.as_json, DUMP_OPTIONS)
+        if "result" in end and b"null" in encoded and holds_nan(end["result"]):
+            encoded = _encode_odd(outcome, end["result"])
+    except results.NotJson as error:
+        return _refuse_result(job, error, started_ms, finished_ms)
+    except (TypeError, ValueError, RecursionError):
+        if "result" not in end:
+            raise
         try:
-            outcome["result"] = orjson.Fragment(results.write(end["result"]))
+            encoded = _encode_odd(outcome, end["result"])
         except results.NotJson as error:
-            return _refuse(
-                job, ErrorCode.RESULT_NOT_JSON,
-                f"the result is not JSON: {error}; return a dict, list, text, number, None or a "
-                "pydantic model", started_ms, finished_ms,
-            )
-    encoded = orjson.dumps(outcome)
+            return _refuse_result(job, error, started_ms, finished_ms)
     if len(encoded) > RESULT_BYTES_MAX:
         return _check_size(job, end, encoded, started_ms, finished_ms)
     return encoded
@@ -201,6 +205,21 @@ def _refuse(
     job: Mapping[str, Any], code: ErrorCode, message: str, started_ms: int, finished_ms: int
 ) -> bytes:
     return encode(job, failure(code, message, retryable=False), started_ms, finished_ms)
+
+
+def _encode_odd(outcome: dict[str, Any], value: Any) -> bytes:
+    """Of a result that needs a second look: keys that are not text, NaN, or no JSON at all."""
+    return orjson.dumps({**outcome, "result": orjson.Fragment(results.write(value))})
+
+
+def _refuse_result(
+    job: Mapping[str, Any], error: results.NotJson, started_ms: int, finished_ms: int
+) -> bytes:
+    return _refuse(
+        job, ErrorCode.RESULT_NOT_JSON,
+        f"the result is not JSON: {error}; return a dict, list, text, number, None or a pydantic "
+        "model", started_ms, finished_ms,
+    )
 
 
 def _check_size(
