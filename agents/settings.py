@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from agents.callers import is_loopback, name_called
 from schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
 from schemas.topics import DEV_PARTITIONS
+from streams.state import INTERRUPTIONS_MAX
 
 ENV_PREFIX: Final = "TIDEMILL_"
 DEFAULT_HOST: Final = "127.0.0.1"  # loopback: nothing listens to the network unless it is told to
@@ -159,6 +160,12 @@ class LedgerSettings(CommonSettings):
         default="gzip",
         description="Of the topics that others read. Every client reads gzip; zstd is half as "
         "large, and some clients need an extra library for it.",
+    )
+    interruptions_max: int = Field(
+        default=INTERRUPTIONS_MAX,
+        ge=0,
+        description="Stops of its workers that a run of a job survives while it runs; the next one "
+        "fails it as INTERRUPTED. The same for all ledgers.",
     )
     instance_id: str | None = Field(
         default=None,

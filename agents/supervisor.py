@@ -37,7 +37,11 @@ from agents.plain_text import plain
 
 logger = logging.getLogger("tidemill.supervisor")
 
-BACKOFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # quick at first: most deaths are single
+# Quick at first. A job that ends its worker is known after four deaths, and what ran beside it has
+# to end within fifteen seconds of the first; a role that cannot live is slowed down after that.
+BACKOFF_SECONDS: Final = (0.2, 0.2, 0.5, 0.5, 1.0, 2.0, 5.0)
+# A role that served before it died: jobs beside the one that ended it wait for its return.
+SERVED_BACKOFF_SECONDS_MAX: Final = 0.5
 # A child that lived this long starts again at the first backoff: longer than what dies at its start
 # lives, and short, so that kills that come one after another do not add up to seconds without it.
 HEALTHY_SECONDS: Final = 10.0
@@ -49,6 +53,8 @@ KILL_AFTER_SECONDS: Final = 3.0  # past the grace of a role that does not end
 # disk, a library that does not fit. After this many starts it ends all, with its code.
 FAILED_STARTS_MAX: Final = 5
 SUPERVISED: Final = "TIDEMILL_SUPERVISED"
+FORMER_END: Final = "TIDEMILL_FORMER_END"  # tells a process how the one before it ended
+FORMER_END_LENGTH_MAX: Final = 200  # characters
 GO: Final = "go\n"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
@@ -123,6 +129,7 @@ class ChildProcess:
         self._echo = echo
         self._log = _open_log(name, log_file)
         self._process: subprocess.Popen[str] | None = None
+        self._former_end: str | None = None
         self._is_ready = False
         self._readers: list[threading.Thread] = []
 
@@ -134,9 +141,10 @@ class ChildProcess:
     def start(self) -> None:
         self._is_ready = self._is_refused = False
         self.loaded, self.failed_files = None, []
+        told = {} if self._former_end is None else {FORMER_END: self._former_end}
         self._process = subprocess.Popen(
             self._argv,
-            env=self._env,
+            env={**self._env, **told},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -178,7 +186,9 @@ class ChildProcess:
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """After its end: take its last lines and let go of the pipes."""
+        """Remember how it ended, take its last lines and let go of the pipes."""
+        code = self.exit_code()
+        self._former_end = None if code is None else _former_end(code)
         # Processes that the child left behind may hold the pipes; they are of its group.
         self._signal(signal.SIGKILL)
         for reader in self._readers:
@@ -358,6 +368,8 @@ class Supervisor:
             kept.restart_at = now
             return
         delay = BACKOFF_SECONDS[min(kept.deaths, len(BACKOFF_SECONDS) - 1)]
+        if kept.is_told:
+            delay = min(delay, SERVED_BACKOFF_SECONDS_MAX)
         kept.deaths += 1
         kept.restart_at = now + delay
         lived = now - kept.started_at
@@ -411,6 +423,18 @@ def describe_exit(code: int) -> str:
         return f"by {signal.Signals(-code).name}"
     except ValueError:
         return f"by signal {-code}"
+
+
+def former_end_told() -> str | None:
+    """In a role's process: how the process before it ended, when its supervisor knows. What is
+    started from here need not know."""
+    told = os.environ.pop(FORMER_END, None)
+    return None if not told else told[:FORMER_END_LENGTH_MAX]
+
+
+def _former_end(code: int) -> str:
+    number = f" (signal {-code})" if code < 0 else ""
+    return f"its worker ended {describe_exit(code)}{number}"
 
 
 def role_argv(*words: str) -> list[str]:

@@ -48,6 +48,9 @@ class ReadyJob(BaseModel):
     dispatched_at: int = Field(description="Epoch ms.")
     payload: dict[str, Any]
     traceparent: str | None = None
+    rescues: int = Field(
+        default=0, description="Workers lost under this run; above 0 its start is told first."
+    )
 
 
 class ReadyPack(BaseModel):
@@ -87,6 +90,7 @@ class Outcome(BaseModel):
     )
     retry_after_ms: int | None = Field(default=None, description="From `Retry(after_seconds=)`.")
     reason: str | None = Field(default=None, description="skipped, returned: why.")
+    detail: str | None = Field(default=None, description="returned: more about the reason.")
     progress: dict[str, Any] | None = Field(
         default=None, description="progressed: percent, stage, message."
     )
@@ -151,6 +155,9 @@ class Heartbeat(BaseModel):
     types: tuple[str, ...]
     running: int
     is_stopping: bool = False
+    former_end: str | None = Field(
+        default=None, description="How the process before this one ended; None: nobody knows."
+    )
 
 
 class ControlWord(BaseModel):

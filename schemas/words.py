@@ -125,6 +125,9 @@ class Reason(StrEnum):
     WORKER_LOST = "worker_lost"
     WORKER_RESTARTED = "worker_restarted"
     DISPATCH_LOST = "dispatch_lost"
+    REDELIVERED = "redelivered"  # its ready record had been delivered before, to a lost worker
+    ON_PROBATION = "on_probation"  # rescued jobs of one worker run a few at a time
+    INTERRUPTED = "interrupted"  # it ran longer than its worker may take to stop
     NO_FREE_SLOT = "no_free_slot"
     REBALANCED = "rebalanced"  # the ready partition went to another worker before it began
     WORKER_STOPPING = "worker_stopping"
@@ -157,6 +160,7 @@ class ErrorCode(StrEnum):
     RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
     RESULT_NOT_JSON = "RESULT_NOT_JSON"
     WORKER_LOST = "WORKER_LOST"  # rescued too often
+    INTERRUPTED = "INTERRUPTED"  # its workers were stopped too often while it ran
     PROCESS_DIED = "PROCESS_DIED"  # a child process of a worker died (crash, out of memory)
     CANCELLED = "CANCELLED"
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know

@@ -21,6 +21,7 @@ ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 TRACE_LENGTH_MAX: Final = 8_192  # characters of a stack trace, in its event alone
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
+ENDED_UNTOLD: Final = "its worker ended without a word"
 NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
 # ms before a job goes again that a worker does not run: long enough for one to tell what it runs,
 # doubled each time, up to the wait after which a type that nobody runs counts as unknown.
@@ -56,6 +57,11 @@ def _text(value: object, length_max: int) -> str | None:
 def reason_of(outcome: dict[str, Any]) -> str | None:
     """Why an attempt was skipped or given back, in the worker's words."""
     return _text(outcome.get("reason"), REASON_LENGTH_MAX)
+
+
+def detail_of(outcome: dict[str, Any]) -> str | None:
+    """More about why an attempt was given back."""
+    return _text(outcome.get("detail"), REASON_LENGTH_MAX)
 
 
 def progress_of(outcome: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +109,35 @@ def return_delay_ms(returns: int) -> int:
     return min(RETURN_MS_MAX, RETURN_MS << min(max(0, returns - 1), 16))
 
 
-def worker_lost_error(rescues: int) -> dict[str, Any]:
-    """The error of a job that was rescued too often."""
+def returned_data(returns: int, detail: str | None) -> dict[str, Any] | None:
+    """What the event of a hand-back or a rescue tells: which hand-back of this run it is, and more
+    about its reason."""
+    if not returns and detail is None:
+        return None
+    data: dict[str, Any] = {"returns": returns} if returns else {}
+    if detail is not None:
+        data["detail"] = detail
+    return data
+
+
+def worker_lost_error(rescues: int, detail: str | None) -> dict[str, Any]:
+    """The error of a job that was rescued too often. `detail`: how the last worker ended."""
+    last = "" if detail is None else f"; of the last one: {detail}"
     return {
         "code": ErrorCode.WORKER_LOST.value,
-        "message": f"{rescues} workers were lost while they ran this job; see whether it crashes "
-        "its process or needs too much memory, then redrive it",
+        "message": f"{rescues} workers were lost while they ran this job{last}; see whether it "
+        "crashes its process or needs too much memory, then redrive it",
+        "retryable": False,
+    }
+
+
+def interrupted_error(interruptions: int) -> dict[str, Any]:
+    """The error of a job whose workers were stopped too often before it could end."""
+    return {
+        "code": ErrorCode.INTERRUPTED.value,
+        "message": f"{interruptions} workers were stopped while they ran this job, and it began "
+        "anew each time: raise stop_grace_seconds above what it takes, split the job, or raise "
+        "interruptions_max; then redrive it",
         "retryable": False,
     }
 

@@ -71,9 +71,10 @@ class Expire:
 
 @dataclass(slots=True)
 class Rescue:
-    """The attempt's worker is gone, or its dispatch never reached one."""
+    """The attempt's worker is gone, or its dispatch never reached one. `detail`: how it ended."""
 
     reason: Reason
+    detail: str | None = None
 
 
 class Report:

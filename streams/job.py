@@ -132,6 +132,7 @@ class Job:
         "error",
         "finished_at",
         "holds_limit",
+        "interruptions",
         "is_cancel_requested",
         "queued_at",
         "reason",
@@ -165,6 +166,7 @@ class Job:
         holds_limit: bool,
         error: dict[str, Any] | None,
         returns: int = 0,
+        interruptions: int = 0,
     ) -> None:
         self.spec = spec
         self.state = state
@@ -184,6 +186,7 @@ class Job:
         self.holds_limit = holds_limit  # accepted under a `skip` limit and not dispatched yet
         self.error = error  # of the last failed attempt
         self.returns = returns  # hand-backs in this run
+        self.interruptions = interruptions  # stops of its workers while it ran, in this run
 
     @staticmethod
     def first(spec: Spec, state: State, *, holds_limit: bool) -> Job:
@@ -215,7 +218,7 @@ class Job:
             self.spec, state, self.sequence + 1, self.run, self.attempt, self.epoch,
             self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
             self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
-            self.holds_limit, self.error, self.returns,
+            self.holds_limit, self.error, self.returns, self.interruptions,
         )
 
     @property

@@ -50,6 +50,7 @@ from streams.decision import (
     Rejected,
     repeat_of,
 )
+from streams.folds import GIVES_BACK, fold_dispatched, fold_other
 from streams.job import Job, Spec, Worker
 from streams.kept_cancels import KeptCancel
 
@@ -114,10 +115,7 @@ _DISPATCHED: Final = _E.DISPATCHED
 _ATTEMPT_SUCCEEDED: Final = _E.ATTEMPT_SUCCEEDED
 _SUCCEEDED: Final = _E.SUCCEEDED
 _REDRIVEN: Final = _E.REDRIVEN
-_TELLS_OF_ATTEMPT: Final = frozenset({_E.ATTEMPT_STARTED, _ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED})
-_PUTS_OFF: Final = frozenset({_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED})
 _Fragment: Final = orjson.Fragment
-_GIVES_BACK: Final = frozenset({_E.RETURNED, _E.RESCUED})
 
 RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so for ever
 UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
@@ -141,7 +139,7 @@ def evolve(job: Job | None, event: Event) -> Job:
         return job.begun_again(event.spec, state, event.occurred_at, holds_limit=holds_limit)
     new = job.moved_to(state)
     if kind is _DISPATCHED:
-        _fold_dispatched(new, event)
+        fold_dispatched(new, event)
     elif kind in TERMINAL_KINDS:
         new.finished_at = event.occurred_at
         new.reason = event.reason
@@ -150,45 +148,8 @@ def evolve(job: Job | None, event: Event) -> Job:
         if event.error is not None:
             new.error = event.error
     else:
-        _fold_other(new, kind, event)
+        fold_other(new, kind, event)
     return new
-
-
-def _fold_dispatched(new: Job, event: Event) -> None:
-    new.attempt += 1
-    new.epoch += 1
-    new.dispatched_at = event.occurred_at
-    new.due_at = None
-    new.reason = None
-    new.worker = None
-    new.holds_limit = False
-
-
-def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
-    if kind in _TELLS_OF_ATTEMPT:
-        new.started_at = event.started_at
-        new.worker = event.worker
-        if event.error is not None:
-            new.error = event.error
-    elif kind in _PUTS_OFF:
-        new.due_at = event.due_at
-        new.reason = event.reason
-        if event.spec is not None:
-            new.spec = event.spec
-            new.holds_limit = bool(event.data and event.data.get("holds_limit"))
-    elif kind in _GIVES_BACK:
-        new.attempt -= 1
-        new.worker = None
-        new.rescues += kind is _E.RESCUED
-        new.returns += kind is _E.RETURNED
-    elif kind is _E.CANCEL_REQUESTED:
-        new.is_cancel_requested = True
-    elif kind is _REDRIVEN:
-        new.run += 1
-        new.attempt = new.rescues = new.returns = 0
-        new.queued_at = event.occurred_at
-        new.finished_at = new.started_at = new.error = new.reason = None
-        new.is_cancel_requested = False
 
 
 def react(event: Event) -> tuple[Effect, ...]:
@@ -237,7 +198,7 @@ class Story:
             raise InvalidTransition(job, kind)
         spec = job.spec
         begins = kind is _DISPATCHED
-        gives_back = kind in _GIVES_BACK
+        gives_back = kind in GIVES_BACK
         redriven = kind is _REDRIVEN
         event = Event(
             kind, spec.user_id, spec.job_id, spec.type, spec.queue, spec.priority,
@@ -302,7 +263,9 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
         case Expire():
             return Story(job, now, None).end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
         case Rescue():
-            return _give_back(job, _E.RESCUED, command.reason, now, None)
+            return _give_back(
+                job, _E.RESCUED, command.reason, now, None, situation, detail=command.detail
+            )
         case Cancel():
             return _cancel(job, command, now, situation)
         case Forget():
@@ -376,13 +339,16 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
 
 def _report(job: Job | None, command: Report, now: int, situation: Situation) -> Decision:
     outcome = command.outcome
-    if job is None:
-        return Rejected(Reason.UNKNOWN_JOB, _E.OUTCOME_IGNORED)
-    if job.state in TERMINAL_STATES:
-        return Rejected(Reason.ALREADY_ENDED, _E.OUTCOME_IGNORED)
-    if job.epoch != outcome["epoch"] or job.state not in IN_FLIGHT_STATES:
-        return Rejected(Reason.STALE_EPOCH, _E.OUTCOME_IGNORED)
     kind = outcome["kind"]
+    # A record that comes again tells nothing of jobs that have ended or moved on since.
+    is_again = kind == "returned" and outcome.get("reason") == Reason.REDELIVERED
+    audit = None if is_again else _E.OUTCOME_IGNORED
+    if job is None:
+        return Rejected(Reason.UNKNOWN_JOB, audit)
+    if job.state in TERMINAL_STATES:
+        return Rejected(Reason.ALREADY_ENDED, audit)
+    if job.epoch != outcome["epoch"] or job.state not in IN_FLIGHT_STATES:
+        return Rejected(Reason.STALE_EPOCH, audit)
     story = Story(job, now, command.cause)
     if kind == "succeeded":
         return _attempt_succeeded(story, job, command, now)
@@ -400,8 +366,7 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
         story.tell(_E.PROGRESSED, worker=command.worker, data=attempts.progress_of(outcome))
         return story.done()
     if kind == "returned":
-        reason = attempts.reason_of(outcome) or Reason.NO_FREE_SLOT
-        return _give_back(job, _E.RETURNED, reason, now, command.cause)
+        return _returned(job, command, now, situation, is_again=is_again)
     reason = attempts.reason_of(outcome) or "skipped by its handler"
     return story.end(_E.SKIPPED, reason, worker=command.worker)
 
@@ -446,21 +411,40 @@ def _attempt_failed(
     return story.done()
 
 
+def _returned(
+    job: Job, command: Report, now: int, situation: Situation, *, is_again: bool
+) -> Decision:
+    reason = attempts.reason_of(command.outcome) or Reason.NO_FREE_SLOT
+    detail = attempts.detail_of(command.outcome)
+    kind = _E.RETURNED
+    if is_again and job.state is _RUNNING:
+        return Rejected(Reason.SAME_BODY, None)  # its worker has it, or its silence will tell
+    if is_again and not job.rescues:
+        # Its worker was lost, and perhaps this job ended it. From now on each start is told
+        # before the handler is called: when it comes again untold, it was not begun.
+        kind, detail = _E.RESCUED, detail or attempts.ENDED_UNTOLD
+    return _give_back(job, kind, reason, now, command.cause, situation, detail=detail)
+
+
 def _give_back(
-    job: Job | None, kind: EventKind, reason: str, now: int, cause: Cause | None
+    job: Job | None, kind: EventKind, reason: str, now: int, cause: Cause | None,
+    situation: Situation, *, detail: str | None,
 ) -> Decision:
     story = Story(job, now, cause)
     returns = job.returns + 1 if job is not None and kind is _E.RETURNED else 0
-    story.tell(kind, reason=reason, data={"returns": returns} if returns else None)
+    story.tell(kind, reason=reason, data=attempts.returned_data(returns, detail))
     left = story.job
     if left is not None and left.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
     if left is not None and left.rescues > RESCUES_MAX:
-        error = attempts.worker_lost_error(left.rescues)
+        error = attempts.worker_lost_error(left.rescues, detail)
         return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
     if reason == Reason.TYPE_NOT_RUN:  # sent at once, it might meet the same worker
         due_at = now + attempts.return_delay_ms(returns)
         story.tell(_E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at)
+    if left is not None and left.interruptions > situation.interruptions_max:
+        error = attempts.interrupted_error(left.interruptions)
+        return story.end(_E.FAILED, Reason.INTERRUPTED, error=error)
     return story.done()
 
 

@@ -216,7 +216,7 @@ class Outbox:
             ready = self._ready[line] = []
         text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
-            traceparent=spec.traceparent,
+            traceparent=spec.traceparent, rescues=job.rescues,
         )
         ready.append((text, len(spec.payload)))
 

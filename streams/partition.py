@@ -18,6 +18,7 @@ from schemas.words import TERMINAL_STATES, Reason, State
 from streams import limits
 from streams.absences import Absences
 from streams.admission import is_too_late
+from streams.attempts import ENDED_UNTOLD
 from streams.commands import (
     Defer,
     Dispatch,
@@ -44,9 +45,11 @@ CLEAR_GATE_MS: Final = 60_000
 # Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
 # known now): a group with more would outlast its transaction. The rest is for the next group.
 DECISIONS_MAX: Final = 2_000
+SILENT_DETAIL: Final = f"its worker was silent for {HEARTBEAT_MISSING_SECONDS:g} s"
 NO_END: Final = 2**62  # ms; later than every instant
 _DISPATCH: Final = Dispatch()
 _EXPIRE: Final = Expire()
+_NOBODY: Final[Mapping[str, str]] = {}
 
 
 class Capacity(NamedTuple):
@@ -82,6 +85,7 @@ class Partition:
         self._groups: Mapping[str, Groups] = {}
         self._capacity: dict[LineName, Capacity] = {}
         self._workers: Mapping[str, int] = {}
+        self._former_ends: Mapping[str, str] = {}  # of workers' last processes, where told
         self._leases_run_from = 0
         self._heard_until = 0
         self._swept_at = 0
@@ -121,11 +125,20 @@ class Partition:
             )
 
     def set_workers(
-        self, alive: Mapping[str, int], *, heard_since_ms: int = 0, heard_until_ms: int = NO_END
+        self,
+        alive: Mapping[str, int],
+        *,
+        heard_since_ms: int = 0,
+        heard_until_ms: int = NO_END,
+        former_ends: Mapping[str, str] = _NOBODY,
     ) -> None:
         """The incarnation of each living worker, and between which instants (epoch ms) all that
-        workers said was heard: silence counts only there."""
+        workers said was heard: silence counts only there. `former_ends`: how the process before a
+        worker's present one ended, where that is known."""
+        if alive != self._workers:
+            self._swept_at = 0  # one that has come back: what the former process ran goes on now
         self._workers = alive
+        self._former_ends = former_ends
         self._leases_run_from = max(self._leases_run_from, heard_since_ms)
         self._heard_until = heard_until_ms
         self._absences.set_heard(self._leases_run_from, heard_until_ms)
@@ -349,7 +362,7 @@ class Partition:
                 if job is not None:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
-                        self._desk.decide(key, job, Rescue(reason))
+                        self._desk.decide(key, job, Rescue(reason, self._detail(job, reason)))
                         left -= cost_of(job)
                 if left <= 0:
                     self._has_more = True
@@ -372,6 +385,14 @@ class Partition:
             return Reason.WORKER_RESTARTED if alive > incarnation else None
         is_lost = has_workers and min(now_ms, self._heard_until) - since > DISPATCH_LOST_MS
         return Reason.DISPATCH_LOST if is_lost else None
+
+    def _detail(self, job: Job, reason: Reason) -> str | None:
+        """How the worker of a rescued attempt ended."""
+        if reason == Reason.WORKER_LOST:
+            return SILENT_DETAIL
+        if reason == Reason.WORKER_RESTARTED and job.worker is not None:
+            return self._former_ends.get(job.worker[0]) or ENDED_UNTOLD
+        return None
 
     def _dispatch_all(self, now_ms: int) -> None:
         names = list(self._capacity)

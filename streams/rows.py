@@ -104,6 +104,8 @@ def put_live(out: BytesWriter, job: Job) -> None:
     _put_text(out, spec.parent_job_id)
     _put_text(out, spec.traceparent)
     _put_digits(out, job.returns)
+    if job.interruptions:  # last, and left out of most rows: those without it read as 0
+        _put_digits(out, job.interruptions)
     out.write(b"]\n")
     out.write(spec.payload)
 
@@ -176,7 +178,7 @@ def read_job(value: bytes) -> Job | Ended:
     return Job(
         asked, _STATE_OF[row[1]], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
         row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
-        row[15], row[16], spec[18] if len(spec) > 18 else 0,
+        row[15], row[16], spec[18] if len(spec) > 18 else 0, spec[19] if len(spec) > 19 else 0,
     )
 
 

@@ -28,6 +28,9 @@ _V = TypeVar("_V")
 
 DEDUPE_RETENTION_MS: Final = 86_400_000  # ms that an ended job's id is remembered, a day
 DEAD_LETTERS_MAX: Final = 200_000  # dead letters a partition keeps whole, the oldest go first
+# Stops of its workers that a run survives while it runs: a deploy a day for three months. A job
+# that is longer than the stop grace begins anew with each, so it must not do so for ever.
+INTERRUPTIONS_MAX: Final = 100
 DEAD_RETENTION_MS: Final = 30 * 86_400_000  # ms that a dead letter stays redrivable
 FORGET_AT_ONCE_MAX: Final = 1_000  # rows forgotten in one group, so that no group grows long
 
@@ -38,7 +41,12 @@ _OVER: Final = TERMINAL_STATES
 class PartitionState:
     """The state of one partition. Implements `lifecycle.Situation`."""
 
-    def __init__(self, *, dedupe_retention_ms: int = DEDUPE_RETENTION_MS) -> None:
+    def __init__(
+        self,
+        *,
+        dedupe_retention_ms: int = DEDUPE_RETENTION_MS,
+        interruptions_max: int = INTERRUPTIONS_MAX,
+    ) -> None:
         self.jobs: dict[JobKey, Job] = {}
         self.finished = FinishedJobs()
         self.cancels = KeptCancels()
@@ -47,6 +55,7 @@ class PartitionState:
         self.accepted = 0
         self.definitions: dict[str, Definition] = {}
         self._policies: dict[str, Policy] = {}  # of all definitions
+        self._interruptions_max = interruptions_max
         self._dedupe_retention_ms = dedupe_retention_ms
         self._dead_letters: dict[JobKey, None] = {}
         self._limits: dict[tuple[str, str], LimitState] = {}
@@ -65,6 +74,10 @@ class PartitionState:
         self.resolving: dict[str, None] = {}
 
     # --- what a decision may look at ---
+
+    @property
+    def interruptions_max(self) -> int:
+        return self._interruptions_max
 
     def policy(self, type: str) -> Policy | None:
         return self._policies.get(type)

@@ -77,7 +77,10 @@ class Ledger:
                 await self._start()
         claim = Claim(settings.kafka, topics, partition, self._lane.transactional_ids)
         await claim.take()
-        state = PartitionState(dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000))
+        state = PartitionState(
+            dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000),
+            interruptions_max=settings.interruptions_max,
+        )
         engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
         rows = await asyncio.to_thread(self._load, engine, partition)
         logger.info(

@@ -88,7 +88,8 @@ class PartitionRunner:
         partition.begin(int(time.time() * 1000))
         since_ms, until_ms = self._book.heard()
         partition.set_workers(
-            self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms
+            self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms,
+            former_ends=self._book.former_ends(),
         )
         partition.set_groups(self._book.groups())
         partition.set_capacity(self._book.capacity())

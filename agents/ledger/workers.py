@@ -167,6 +167,14 @@ class WorkerBook:
             }
         return self._groups
 
+    def former_ends(self) -> dict[str, str]:
+        """How the process before each worker's present one ended, as far as they know."""
+        with self._lock:
+            return {
+                beat.worker_id: beat.former_end
+                for beat, _ in self._beats.values() if beat.former_end is not None
+            }
+
     def capacity(self) -> dict[LineName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
         two beats, and those without partitions of the queue, give none."""

@@ -80,6 +80,11 @@ class RoleApp(faust.App):
         self.before_stop: Callable[[], Awaitable[None]] | None = None
         #: Awaited when a rebalance begins: before acked offsets are committed, the rest goes stale.
         self.before_revoke: Callable[[], Awaitable[None]] | None = None
+        #: For a role whose committed offsets are the truth: its name in the notes beside them, by
+        #: which its successors know what may have been delivered before. None: no notes.
+        self.owner_name: str | None = None
+        #: Asked when partitions are about to go: whether all that was begun is acked.
+        self.is_settled: Callable[[], bool] = lambda: False
         #: Commits offsets in place of the consumer, for a role that writes notes beside them. True
         #: when they are committed; False when their records will come again.
         self.commit_offsets: Callable[[Mapping[TP, int]], Awaitable[bool]] | None = None

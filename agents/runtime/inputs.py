@@ -91,7 +91,7 @@ class InputPolicy:
 class InputPartition:
     """What the consumer knows of one assigned partition of an input topic."""
 
-    __slots__ = ("buffer", "held", "policy", "queue", "tp", "tracker")
+    __slots__ = ("began_at", "buffer", "held", "policy", "queue", "tp", "tracker")
 
     def __init__(self, tp: TP, policy: InputPolicy, queue: asyncio.Queue[Chunk]) -> None:
         self.tp = tp
@@ -100,6 +100,7 @@ class InputPartition:
         self.buffer = PartitionBuffer()
         self.tracker = OffsetTracker()
         self.held = False
+        self.began_at = 0  # the offset from which it is read here
 
     def room(self) -> int:
         """How many records may be handed out now."""
@@ -110,6 +111,12 @@ class InputPartition:
         if policy.credit is not None:
             room = min(room, policy.credit(self.tp.partition))
         return max(room, 0)
+
+    @property
+    def position(self) -> int:
+        """The offset after the acked prefix."""
+        acked = self.tracker.position
+        return self.began_at if acked is None else acked
 
     @property
     def is_full(self) -> bool:

@@ -60,6 +60,21 @@ class Run:
         self.remaining -= 1
         return True
 
+    @property
+    def acked_count(self) -> int:
+        """Records of this run that are acked."""
+        return len(self.records) - self.remaining
+
+    def prefix_count(self) -> int:
+        """How many records of this run are acked before the first that is not."""
+        if not self.remaining:
+            return len(self.records)
+        acked = self._acked or ()
+        for count, record in enumerate(self.records):
+            if record.offset not in acked:
+                return count
+        return len(self.records)
+
     def prefix_end(self) -> int | None:
         """Return the offset after the acked prefix of this run, or None when it is empty."""
         if not self.remaining:
@@ -127,6 +142,19 @@ class OffsetTracker:
         if self.position is None or self.position == self.committed:
             return None
         return self.position
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether something behind the acked prefix is acked: a commit cannot tell of it."""
+        is_prefix = True
+        for run in self._runs:
+            acked = run.acked_count
+            if is_prefix and acked == len(run.records):
+                continue
+            if acked > (run.prefix_count() if is_prefix else 0):
+                return True
+            is_prefix = False
+        return False
 
     def on_committed(self, offset: int) -> None:
         """Note that Kafka confirmed ``offset``."""

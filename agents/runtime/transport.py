@@ -33,6 +33,7 @@ from agents.runtime.batches import readable_batches
 from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FatalError
 from agents.runtime.failstop import fail_stop
+from agents.runtime.handover import Handovers
 from agents.runtime.inputs import Gap, InputPartition, InputPolicy
 from agents.runtime.membership import FitKeeper, Subscriptions
 
@@ -45,7 +46,6 @@ FETCH_WAIT_MS_MAX = 200
 PASS_CHUNKS_MAX = 4
 # A commit before a rebalance that takes longer is given up; the group waits for this member.
 REVOKE_COMMIT_SECONDS_MAX = 5.0
-_UNKNOWN_OFFSET = -1  # what aiokafka answers for a partition without a committed offset
 
 
 class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore[misc]  # untyped base
@@ -96,6 +96,7 @@ class ChunkConsumer(FaustConsumer):
         super().__init__(*args, **kwargs)
         self._inputs: dict[TP, InputPartition] = {}
         self._in_order: list[InputPartition] = []
+        self.handovers = Handovers(self.app.owner_name)
         self._waiter: asyncio.Future[None] | None = None
         self._revocations = 0
         self._listener = RebalanceListener(self)
@@ -125,6 +126,8 @@ class ChunkConsumer(FaustConsumer):
             self._fit.stop()
         await super().on_stop()
         if self._kafka is not None:
+            if self.app.is_settled():
+                await self.let_go()
             await self._kafka.stop()
 
     def _new_kafka_consumer(self) -> aiokafka.AIOKafkaConsumer:
@@ -320,7 +323,7 @@ class ChunkConsumer(FaustConsumer):
         # 2. Commit what is acked by now; what is acked later comes again.
         try:
             async with asyncio.timeout(REVOKE_COMMIT_SECONDS_MAX):
-                await self.force_commit()
+                await self.let_go()
         except TimeoutError:
             logger.warning("offsets not committed before a rebalance, their records come again")
         # 3. Make every chunk that is still queued or waiting stale. This comes before the owner
@@ -346,7 +349,11 @@ class ChunkConsumer(FaustConsumer):
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
         applied = await self.app.applied_positions({tp.partition for tp in wanted})
-        positions = await self._positions(wanted, applied)
+        if applied is None:
+            positions = await self.handovers.find(self.kafka, wanted, starts=starts, ends=ends)
+            await self.handovers.take(self.kafka, self.app.consumer_generation_id)
+        else:
+            positions = {tp: applied[tp] for tp in wanted if tp in applied}
         if self._revocations != revocations:
             # The next rebalance began meanwhile, and ends with a seek of its own. What was asked
             # for here must not be read: it has no position in the new assignment.
@@ -359,6 +366,7 @@ class ChunkConsumer(FaustConsumer):
         # The pump may be running already; it sees a partition only from here on.
         self._inputs = {tp: self._new_input(tp, policies[tp.topic]) for tp in wanted}
         for tp, entry in self._inputs.items():
+            entry.began_at = positions[tp]
             # An owner that was killed may have applied all and committed nothing: without a new
             # record nobody would, and the group would seem to lag for ever, or to have a gap.
             if applied is not None:
@@ -386,18 +394,6 @@ class ChunkConsumer(FaustConsumer):
         if len(channels) != 1:
             fail_stop(f"topic {tp.topic} must have exactly one agent, it has {len(channels)}")
         return InputPartition(tp, policy, next(iter(channels)).queue)
-
-    async def _positions(
-        self,
-        wanted: list[TP],
-        applied: Mapping[tuple[str, int], int] | None,
-    ) -> dict[TP, int]:
-        """Applied positions where the state knows them, else committed offsets, else nothing."""
-        if applied is not None:
-            return {tp: applied[tp] for tp in wanted if tp in applied}
-        committed = await self.kafka._coordinator.fetch_committed_offsets(wanted)
-        found = {tp: getattr(committed.get(tp), "offset", _UNKNOWN_OFFSET) for tp in wanted}
-        return {tp: offset for tp, offset in found.items() if offset != _UNKNOWN_OFFSET}
 
     # -- commits -------------------------------------------------------------------------------
 
@@ -428,8 +424,16 @@ class ChunkConsumer(FaustConsumer):
         return await commit_as_owner(
             self.kafka,
             self.app.consumer_generation_id,
-            {tp: (offset, "") for tp, offset in offsets.items()},
+            {tp: (offset, self.handovers.note) for tp, offset in offsets.items()},
         )
+
+    async def let_go(self) -> None:
+        """The last commit before partitions go; it says where nothing behind it was begun."""
+        await self.force_commit()
+        if self.app.is_settled():
+            inputs = self._inputs.items()
+            places = {tp: entry.position for tp, entry in inputs if not entry.tracker.has_gap}
+            await self.handovers.let_go(self.kafka, self.app.consumer_generation_id, places)
 
     async def on_task_error(self, exc: BaseException) -> None:
         """Never commit because something failed."""

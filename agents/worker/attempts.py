@@ -6,10 +6,11 @@ Owns what is counted and when a pack's offset may be committed. Refuses to run a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from agents.worker.context import Context, Signal
 from agents.worker.handlers import Handler
+from schemas.wire import RunsAs
 
 # Why a running attempt was told to end. None while nobody has told it.
 TIMED_OUT: Final = "timed_out"
@@ -29,6 +30,26 @@ class QueueState:
     def __init__(self, name: str) -> None:
         self.name = name
         self.waiting = 0
+
+
+class Settled(Protocol):
+    """What learns that a word is durable."""
+
+    def settle(self) -> None: ...
+
+
+class Permit:
+    """A start that must be durable before the handler is called."""
+
+    __slots__ = ("_go", "_pack")
+
+    def __init__(self, pack: Pack, go: Callable[[], None]) -> None:
+        self._pack = pack
+        self._go = go
+
+    def settle(self) -> None:
+        self._pack.settle()
+        self._go()
 
 
 class Pack:
@@ -140,6 +161,23 @@ class Attempt:
     def set_progress(self, told: dict[str, Any]) -> None:
         """Keep the latest; a single reference is set, so any thread may call it."""
         self.progress = told
+
+    @property
+    def rescues(self) -> int:
+        """How often a worker was lost under this run of the job."""
+        found: int = self.job.get("rescues", 0)
+        return found
+
+    @property
+    def runs_as(self) -> RunsAs:
+        """The kind of slot that it needs."""
+        assert self.handler is not None
+        return self.handler.runs_as
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its handler has begun and not ended at once."""
+        return self.runner is not None
 
     def key(self) -> tuple[str, str, int, int]:
         """Which attempt of all: user, job, run, epoch."""

@@ -21,6 +21,7 @@ from agents.worker.errors import NonRetryable, Retry, Skip, Steer
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
 from agents.worker.steering import causes_text, name_and_text, steering_word
+from agents.worker.traces import class_name
 from schemas.portable import DUMP_OPTIONS
 from schemas.requests import RESULT_BYTES_MAX, holds_nan
 from schemas.words import ErrorCode, Reason
@@ -72,9 +73,12 @@ def died(how: str) -> End:
     )
 
 
-def returned(reason: Reason) -> End:
-    """Given back: no attempt is spent."""
-    return {"kind": "returned", "reason": reason.value}
+def returned(reason: Reason, detail: str | None = None) -> End:
+    """Given back: no attempt is spent. `detail`: more about the reason, for the job's story."""
+    end: End = {"kind": "returned", "reason": reason.value}
+    if detail is not None:
+        end["detail"] = detail
+    return end
 
 
 def result(value: Any, context: Context | None, handler: Handler | None = None) -> End:
@@ -108,8 +112,20 @@ def invalid_payload(handler: Handler, error: ValidationError) -> End:
 def error(raised: BaseException, job: Mapping[str, Any]) -> End:
     """The handler raised. Steering words are ends of their own; the rest is a failed attempt.
 
-    The stack trace goes to the log and, bounded, beside the error: `failure_log`.
+    The stack trace goes to the log and, bounded, beside the error: `failure_log`. Whatever an
+    exception does when it is asked for its words, raising SystemExit too, the attempt ends.
     """
+    try:
+        return _error(raised, job)
+    except BaseException as problem:  # noqa: BLE001
+        name, other = class_name(raised), class_name(problem)
+        return failure(
+            ErrorCode.HANDLER_ERROR, f"{name} (its words cannot be read: {other})",
+            retryable=not issubclass(type(raised), NonRetryable),
+        )
+
+
+def _error(raised: BaseException, job: Mapping[str, Any]) -> End:
     word = steering_word(raised)
     try:
         end = None if word is None else _steered(word, raised, job)

@@ -12,30 +12,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
-
-import orjson
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
 
 from agents.worker import ends
 from agents.worker.async_lane import AsyncLane
-from agents.worker.attempts import CANCELLED, STOPPING, TIMED_OUT, Attempt, Pack, QueueState
+from agents.worker.attempts import (
+    CANCELLED,
+    STOPPING,
+    TIMED_OUT,
+    Attempt,
+    Pack,
+    Permit,
+    QueueState,
+)
 from agents.worker.context import has_seen_cancel
+from agents.worker.early_cancels import EarlyCancels
 from agents.worker.ends import End
 from agents.worker.failure_log import FAILURES
 from agents.worker.handlers import Handler
-from agents.worker.lanes import Lane, ThreadLane
+from agents.worker.lanes import Lane, ThreadLane, line_up
 from agents.worker.module_names import LoadPlan
+from agents.worker.packs import read_pack
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
+from agents.worker.suspects import Suspects
+from agents.worker.verdicts import end_of_verdict
 from agents.worker.writer import OutcomeWriter
-from schemas import SCHEMA_VERSION
 from schemas.wire import (
     HANDBACK_SECONDS,
     LATE_START_SECONDS,
     PACK_JOBS_MAX,
     KindSlots,
-    ReadyJob,
     RunsAs,
 )
 from schemas.words import Reason
@@ -45,13 +52,9 @@ PROGRESS_SECONDS: Final = 0.5  # at most one progress of a job in this time
 CANCEL_GRACE_SECONDS: Final = 2.0  # from `ctx.cancelled` to the end by force
 GIVE_UP_SECONDS: Final = 5.0  # a cancelled coroutine that still runs after this has swallowed it
 STOP_FORCE_SECONDS: Final = 0.5  # what is cancelled at the end of a stop may clean up for so long
-CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
-CANCEL_WORD_SECONDS: Final = 120.0  # a word is kept for so long; its job arrives within a lease
 STUCK_SHARE_MAX: Final = 0.25  # of a kind's slots: more lost ones and the worker starts afresh
 COMING_SECONDS: Final = 10.0  # a job waits so long for a slot that is about to be there
 REFILL_AT: Final = PACK_JOBS_MAX // 2  # waiting jobs of a queue at which more are asked for
-
-_JOB_FIELDS: Final = frozenset(ReadyJob.model_fields) - {"traceparent"}
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -69,6 +72,7 @@ class Executor:
         processes: int,
         modules: LoadPlan | None = None,
         on_room: Callable[[], None] = lambda: None,
+        former_ends: Mapping[str, str] | None = None,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._handlers = handlers
@@ -84,10 +88,13 @@ class Executor:
             self._lanes["process"] = ProcessLane(self, loop, processes, modules)
         # Jobs of types that this worker does not know: they wait for their hand-back.
         self._strangers: list[Attempt] = []
+        self._former_ends = former_ends or {}  # how former owners of our partitions ended
+        self._suspects = Suspects(
+            tell=self._tell_suspect, begin=self._begin_suspect, free=self._free_for_suspects
+        )
         self._queues: dict[str, QueueState] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
-        # Words for attempts that are not here, with the instant of their arrival.
-        self._early_cancels: dict[tuple[str, str, int, int], float] = {}
+        self._early_cancels = EarlyCancels()
         self._quiet = asyncio.Event()
         self._sweeper: asyncio.TimerHandle = loop.call_later(SWEEP_SECONDS, self._sweep)
         self.is_stopping = False
@@ -119,10 +126,11 @@ class Executor:
         """Slots of each kind, which all queues share: a request may name any queue for its type.
         Free are those that nothing waits for, and none without a partition to fetch from."""
         is_open = has_way_in and not self.is_stopping
+        suspects = self._suspects
         return {
             kind: KindSlots(
                 slots=lane.capacity - lane.stuck,
-                free=max(0, lane.free - len(lane.waiting)) if is_open else 0,
+                free=max(0, lane.free - len(lane.waiting) - suspects.count(kind)) if is_open else 0,
             )
             for kind, lane in self._lanes.items()
         }
@@ -154,24 +162,51 @@ class Executor:
 
     def take(self, value: bytes | None, on_settled: Callable[[], object]) -> Pack | None:
         """Begin the jobs of a ready record; None, and settled, when it cannot be read."""
-        body = _read_pack(value)
-        if body is None:
-            on_settled()
+        opened = self._open(value, on_settled)
+        if opened is None:
             return None
-        queue = self._queue_of(body["queue"])
-        jobs = body["jobs"]
-        pack = Pack(queue, body["ledger_partition"], len(jobs), time.monotonic(), on_settled)
-        if not jobs:
-            on_settled()
-            return pack
-        for job in jobs:
-            self._place(Attempt(pack, job, self._handlers.get(job["type"])))
+        pack, attempts = opened
+        for attempt in attempts:
+            self._place(attempt)
         if self.is_stopping:
             self._return_waiting(Reason.WORKER_STOPPING)
         for lane in self._lanes.values():
             if lane.waiting:
                 lane.kick()
+        if self._suspects.waiting:
+            self._suspects.kick()
         return pack
+
+    def give_back(
+        self, value: bytes | None, on_settled: Callable[[], object], former_owner: str | None
+    ) -> Pack | None:
+        """Hand back the jobs of a record that may have been delivered before, to `former_owner`.
+
+        One of them may have ended its worker, and any may have ended since: the ledger knows.
+        """
+        opened = self._open(value, on_settled)
+        if opened is None:
+            return None
+        pack, attempts = opened
+        detail = self._former_ends.get(former_owner or "")
+        for attempt in attempts:
+            self._end_unbegun(attempt, ends.returned(Reason.REDELIVERED, detail))
+        return pack
+
+    def _open(
+        self, value: bytes | None, on_settled: Callable[[], object]
+    ) -> tuple[Pack, list[Attempt]] | None:
+        body = read_pack(value)
+        if body is None:
+            on_settled()
+            return None
+        jobs = body["jobs"]
+        queue = self._queue_of(body["queue"])
+        pack = Pack(queue, body["ledger_partition"], len(jobs), time.monotonic(), on_settled)
+        if not jobs:
+            on_settled()
+        handlers = self._handlers
+        return pack, [Attempt(pack, job, handlers.get(job["type"])) for job in jobs]
 
     def _queue_of(self, name: str) -> QueueState:
         state = self._queues.get(name)
@@ -180,43 +215,47 @@ class Executor:
         return state
 
     def _place(self, attempt: Attempt) -> None:
-        if self._early_cancels and self._is_cancelled_early(attempt):
+        if self._early_cancels and self._early_cancels.take(attempt.key()):
             self._end_unbegun(attempt, ends.cancelled())
             return
         attempt.pack.queue.waiting += 1
         if attempt.handler is None:
             self._strangers.append(attempt)
+        elif "rescues" in attempt.job and attempt.rescues > 0:
+            self._suspects.add(attempt)
         else:
-            _line_up(self._lanes[attempt.handler.runs_as].waiting, attempt)
+            line_up(self._lanes[attempt.handler.runs_as].waiting, attempt)
 
-    def drop(self, packs: Iterable[Pack]) -> list[Pack]:
+    def untouched(self, packs: Iterable[Pack]) -> set[Pack]:
+        """Those of which nothing has begun."""
+        counts: dict[Pack, int] = {}
+        for attempt in self._all_waiting():
+            if not attempt.has_told_start:
+                counts[attempt.pack] = counts.get(attempt.pack, 0) + 1
+        return {pack for pack in packs if counts.get(pack) == pack.jobs}
+
+    def drop(self, packs: Iterable[Pack], *, forget: Collection[Pack]) -> None:
         """A rebalance took the partitions of `packs`: leave as little as possible to run twice.
 
-        Packs of which nothing has begun are forgotten and come again, here or elsewhere; they are
-        the answer. Of the others, what waits is given back and what runs says that it started, so
-        that they can be committed: wait for `OutcomeWriter.drain` before the partitions go.
+        Packs in `forget`, of which nothing has begun, come again, here or elsewhere. Of the others,
+        what waits is given back and what runs says that it started, so that they can be committed:
+        wait for `OutcomeWriter.drain` before the partitions go.
         """
-        waiting = self._all_waiting()
-        counts: dict[Pack, int] = {}
-        for attempt in waiting:
-            counts[attempt.pack] = counts.get(attempt.pack, 0) + 1
         taken = set(packs)
-        untouched = {pack for pack in taken if counts.get(pack) == pack.jobs}
-        for attempt in waiting:
-            if attempt.pack in untouched:
+        for attempt in self._all_waiting():
+            if attempt.pack in forget:
                 self._forget_waiting(attempt)
                 attempt.is_ended = True
-            elif attempt.pack in taken:
+            elif attempt.pack in taken and not attempt.has_told_start:
                 self._forget_waiting(attempt)
                 self._end_unbegun(attempt, ends.returned(Reason.REBALANCED))
         for lane in self._lanes.values():
             for attempt in lane.running:
                 if attempt.pack in taken:
                     self._tell_start(attempt)
-        return list(untouched)
 
     def _all_waiting(self) -> list[Attempt]:
-        waiting = list(self._strangers)
+        waiting = [*self._strangers, *self._suspects.waiting]
         for lane in self._lanes.values():
             waiting.extend(lane.waiting)
         return waiting
@@ -225,6 +264,8 @@ class Executor:
         attempt.pack.queue.waiting -= 1
         if attempt.handler is None:
             self._strangers.remove(attempt)
+        elif attempt in self._suspects.waiting:
+            self._suspects.waiting.remove(attempt)
         else:
             self._lanes[attempt.handler.runs_as].waiting.remove(attempt)
 
@@ -241,7 +282,7 @@ class Executor:
         """The handler ended by itself, or because it was told to."""
         verdict = attempt.verdict
         if verdict is not None:
-            end = _end_of_verdict(attempt, end)
+            end = end_of_verdict(attempt, end)
         elif (
             attempt.signal is not None
             and attempt.signal.is_set
@@ -262,8 +303,32 @@ class Executor:
         self._writer.add(
             pack.ledger_partition, outcome, None if attempt.has_told_start else pack, attempt
         )
+        if attempt.has_told_start:
+            self._suspects.over(attempt)
         if self.is_stopping and not self.running:
             self._quiet.set()
+
+    def _begin_suspect(self, attempt: Attempt) -> None:
+        """The start is durable: it gets the next slot, unless somebody wants it to end."""
+        if self.is_stopping:
+            attempt.pack.queue.waiting -= 1
+            self._end_unbegun(attempt, ends.returned(Reason.WORKER_STOPPING))
+        elif self._early_cancels and self._early_cancels.take(attempt.key()):
+            attempt.pack.queue.waiting -= 1
+            self._end_unbegun(attempt, ends.cancelled())
+        else:
+            lane = self._lanes[attempt.runs_as]
+            lane.waiting.appendleft(attempt)
+            lane.kick()
+
+    def _tell_suspect(self, attempt: Attempt, go: Callable[[], None]) -> None:
+        attempt.has_told_start = True
+        attempt.started_ms = int(time.time() * 1000)
+        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
+        self._writer.add(attempt.pack.ledger_partition, outcome, Permit(attempt.pack, go))
+
+    def _free_for_suspects(self, kind: RunsAs) -> int:
+        return 0 if self.is_stopping else self._lanes[kind].free
 
     def _end_unbegun(self, attempt: Attempt, end: End) -> None:
         """End an attempt that never began and is in no line."""
@@ -283,6 +348,8 @@ class Executor:
                 lane.kick()
         if self._strangers:
             self._hand_back_strangers()
+        self._suspects.look(now)
+        self._hand_back_suspects(now)
         FAILURES.tell_rest()
 
     def _look_after(self, lane: Lane, attempt: Attempt, now: float) -> None:
@@ -309,7 +376,7 @@ class Executor:
     def _give_up(self, lane: Lane, attempt: Attempt) -> None:
         """Say the outcome now; the slot stays taken until the handler ends, if it ever does."""
         lane.give_up(attempt)
-        self._finish(attempt, _end_of_verdict(attempt, None))
+        self._finish(attempt, end_of_verdict(attempt, None))
 
     def _tell_start(self, attempt: Attempt) -> None:
         if attempt.has_told_start or attempt.is_ended:
@@ -332,7 +399,8 @@ class Executor:
     def _hand_back(self, lane: Lane, now: float) -> None:
         old = [
             attempt for place, attempt in enumerate(lane.waiting)
-            if now - attempt.pack.received_at
+            if not attempt.has_told_start
+            and now - attempt.pack.received_at
             >= (COMING_SECONDS if place < lane.coming else HANDBACK_SECONDS)
         ]
         for attempt in old:
@@ -340,6 +408,12 @@ class Executor:
             self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
         if old:
             self._on_room()
+
+    def _hand_back_suspects(self, now: float) -> None:
+        for attempt in list(self._suspects.waiting):
+            if now - attempt.pack.received_at >= COMING_SECONDS:
+                self._forget_waiting(attempt)
+                self._end_unbegun(attempt, ends.returned(Reason.ON_PROBATION))
 
     def _hand_back_strangers(self) -> None:
         """They came before the ledger knew what this worker runs; it lets them wait a while."""
@@ -368,15 +442,7 @@ class Executor:
                 self._forget_waiting(attempt)
                 self._end_unbegun(attempt, ends.cancelled())
                 return
-        # Most words are for other workers; one may be quicker than its job, so it is kept a while.
-        self._early_cancels[key] = time.monotonic()
-        if len(self._early_cancels) > CANCEL_WORDS_MAX:
-            del self._early_cancels[next(iter(self._early_cancels))]
-
-    def _is_cancelled_early(self, attempt: Attempt) -> bool:
-        told_at = self._early_cancels.pop(attempt.key(), None)
-        # An id may be used anew: an old word is for a job that has long ended.
-        return told_at is not None and time.monotonic() - told_at < CANCEL_WORD_SECONDS
+        self._early_cancels.keep(key)
 
     def _ask_to_stop(self, lane: Lane, attempt: Attempt) -> None:
         if attempt.told_at:
@@ -431,69 +497,3 @@ class Executor:
             await asyncio.wait_for(self._quiet.wait(), seconds)
         except TimeoutError:
             pass  # what still runs is dealt with by the caller
-
-
-def _line_up(waiting: deque[Attempt], attempt: Attempt) -> None:
-    """The line is in the order of arrival, but who was sent before goes first: a job that was
-    rescued or handed back has waited already, and might else be handed back again and again."""
-    if attempt.job["epoch"] == 1 or not waiting or waiting[-1].job["epoch"] > 1:
-        waiting.append(attempt)
-    else:
-        place = next(at for at, other in enumerate(waiting) if other.job["epoch"] == 1)
-        waiting.insert(place, attempt)
-
-
-def _end_of_verdict(attempt: Attempt, end: End | None) -> End:
-    """How an attempt ends that was made to end; `end` is what it said itself, None if nothing."""
-    match attempt.verdict:
-        case "timed_out":
-            note = "" if end is not None else "; it does not stop and still holds its slot"
-            return ends.timed_out(attempt.job["timeout_ms"], note)
-        case "cancelled":
-            return ends.cancelled()
-        case _:
-            # The worker stops: work that was finished all the same is not thrown away.
-            if end is not None and end["kind"] in ("succeeded", "skipped"):
-                return end
-            return ends.returned(Reason.WORKER_STOPPING)
-
-
-def _read_pack(value: bytes | None) -> dict[str, Any] | None:
-    """The pack as plain dicts; it is our own record, so it is not validated again."""
-    try:
-        body: dict[str, Any] = orjson.loads(value or b"")
-        version = body["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        logger.error("a ready record is no pack (%r) and is left out", error)
-        return None
-    if version != SCHEMA_VERSION:
-        logger.error(
-            "a ready record has schema version %r, this worker reads %d, and it is left out: run "
-            "the same release as the ledger", version, SCHEMA_VERSION,
-        )
-        return None
-    if not _has_shape(body):
-        logger.error("a ready record lacks fields of a pack and is left out: %.200r", value)
-        return None
-    return body
-
-
-def _has_shape(body: dict[str, Any]) -> bool:
-    """Whether the fields are there that the worker counts on: rubbish must not end it."""
-    jobs = body.get("jobs")
-    if (
-        not isinstance(body.get("queue"), str)
-        or not isinstance(body.get("ledger_partition"), int)
-        or not isinstance(jobs, list)
-    ):
-        return False
-    for job in jobs:  # a generator's turns cost as much as what they look at
-        if not isinstance(job, dict) or not job.keys() >= _JOB_FIELDS:
-            return False
-        if not (
-            isinstance(job["type"], str)
-            and isinstance(job["timeout_ms"], int)
-            and isinstance(job["epoch"], int)
-        ):
-            return False
-    return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from agents.tally import LINES_A_SECOND, Tally
-from agents.worker.traces import place_of, trace_text
+from agents.worker.traces import class_name, place_of, trace_text
 from schemas.safe_text import safe_line
 from schemas.words import ErrorCode
 
@@ -50,7 +50,7 @@ class FailureLog:
     def note(self, raised: BaseException, job: Mapping[str, Any]) -> str | None:
         """An attempt of `job` raised: its trace to the log; answers with what its event keeps."""
         place = place_of(raised)
-        count = self._tally.count(FailureKind(job["type"], type(raised).__name__, place))
+        count = self._tally.count(FailureKind(job["type"], class_name(raised), place))
         if count <= TRACES_A_SECOND:
             logger.warning(
                 "attempt %s of job %s (%s) of user %s raised",
@@ -66,7 +66,7 @@ class FailureLog:
     def _kept_of(self, raised: BaseException, type_name: str, place: str) -> str | None:
         if not self.keeps_traces:
             return None
-        kind = FailureKind(type_name, type(raised).__name__, place)
+        kind = FailureKind(type_name, class_name(raised), place)
         if self._kept.count(kind) <= TRACES_KEPT_A_SECOND:
             return trace_text(raised)
         return f"{safe_line(place, 500)} (one of many alike; the first of a second keep all of it)"

@@ -48,6 +48,8 @@ class Snapshot:
     types: tuple[str, ...] = ()
     running: int = 0
     is_stopping: bool = False
+    #: How the process before this one ended; None: nobody knows.
+    former_end: str | None = None
 
 
 class BeatSink(Protocol):
@@ -98,6 +100,7 @@ def beat_of(
         types=snapshot.types,
         running=snapshot.running,
         is_stopping=snapshot.is_stopping,
+        former_end=snapshot.former_end,
     )
 
 
@@ -188,5 +191,5 @@ class HeartbeatThread:
             at_ms=int(time.time() * 1000),
         )
         self._sent = snapshot
-        self._sink.send(self._worker_id.encode(), beat.model_dump_json().encode())
+        self._sink.send(self._worker_id.encode(), beat.model_dump_json(exclude_none=True).encode())
         self.sent_total += 1

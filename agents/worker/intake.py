@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from agents.runtime.app import RoleApp
 from agents.runtime.chunk import Chunk, Record
+from agents.runtime.handover import Handover
 from agents.runtime.inputs import InputPolicy
 from agents.worker.attempts import Pack
 from agents.worker.executor import Executor
@@ -44,6 +45,9 @@ class Intake:
         self._packs: dict[Place, Pack] = {}
         self._jobs_per_record: dict[str, float] = {}
         self._granted: dict[str, int] = {}
+        self._going_at: int | None = None  # which assignment is about to go
+        #: Whether all that was begun has its durable word, as far as a handover knows.
+        self.is_settled = False
         #: Records that came again and were not run again.
         self.repeats_total = 0
 
@@ -61,12 +65,21 @@ class Intake:
     async def _read(self, queue: str, stream: Any) -> None:
         chunk: Chunk
         async for chunk in stream:
-            if chunk.is_stale:
-                continue  # its partition was taken away; the records come again
+            if chunk.is_stale or self._is_going():
+                continue  # its partition is taken away; the records come again
+            self.is_settled = False
+            handover = self._app.chunks.handovers.of(chunk.topic, chunk.partition)
             for record in chunk.records:
-                self._take(queue, chunk, record)
+                is_doubtful = record.offset < handover.doubtful_until
+                self._take(queue, chunk, record, handover if is_doubtful else None)
 
-    def _take(self, queue: str, chunk: Chunk, record: Record) -> None:
+    def _is_going(self) -> bool:
+        """Between the word that partitions go and the next ones, nothing more is begun."""
+        return self._going_at is not None and self._going_at == self._app.chunks.assignments
+
+    def _take(
+        self, queue: str, chunk: Chunk, record: Record, doubt: Handover | None
+    ) -> None:
         place = (chunk.topic, chunk.partition, record.offset, record.timestamp)
         on_settled = partial(chunk.ack_offset, record.offset)
         known = self._packs.get(place)
@@ -74,7 +87,10 @@ class Intake:
             self.repeats_total += 1
             known.rebind(on_settled)
             return
-        pack = self._executor.take(record.value, on_settled)
+        if doubt is None:
+            pack = self._executor.take(record.value, on_settled)
+        else:
+            pack = self._executor.give_back(record.value, on_settled, doubt.former_owner)
         if pack is None:
             return
         average = self._jobs_per_record.get(queue, 1.0)
@@ -118,11 +134,30 @@ class Intake:
 
     async def before_revoke(self) -> None:
         """All partitions are about to go: settle what has begun, forget what has not."""
-        untouched = set(self._executor.drop(self._packs.values()))
-        self._packs = {
-            place: pack for place, pack in self._packs.items() if pack not in untouched
+        self._going_at = self._app.chunks.assignments
+        untouched = self._executor.untouched(self._packs.values())
+        last_touched: dict[tuple[str, int], int] = {}
+        for (topic, partition, offset, _), pack in self._packs.items():
+            if pack not in untouched:
+                last = last_touched.get((topic, partition), -1)
+                last_touched[topic, partition] = max(last, offset)
+        # What lies before something that was begun is given back: the offset can then pass both,
+        # and the next owner need not doubt what was begun.
+        forgotten = {
+            place: pack for place, pack in self._packs.items()
+            if pack in untouched and place[2] > last_touched.get(place[:2], -1)
         }
-        try:
-            await asyncio.wait_for(self._writer.drain(), REVOKE_SECONDS_MAX)
-        except TimeoutError:
+        self._executor.drop(self._packs.values(), forget=set(forgotten.values()))
+        for place in forgotten:
+            del self._packs[place]
+        self.is_settled = await self.until_settled(REVOKE_SECONDS_MAX)
+        if not self.is_settled:
             logger.warning("a rebalance came before all outcomes were durable; they are sent on")
+
+    async def until_settled(self, seconds: float) -> bool:
+        """Wait until every word that was given is durable; False when it takes longer."""
+        try:
+            await asyncio.wait_for(self._writer.drain(), seconds)
+        except TimeoutError:
+            return False
+        return True

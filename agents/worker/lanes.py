@@ -163,3 +163,13 @@ def run_blocking(attempt: Attempt) -> End:
         return ends.error(error, attempt.job)
     leave_if_copy()
     return ends.result(value, attempt.context, handler)
+
+
+def line_up(waiting: deque[Attempt], attempt: Attempt) -> None:
+    """The line is in the order of arrival, but who was sent before goes first: a job that was
+    rescued or handed back has waited already, and might else be handed back again and again."""
+    if attempt.job["epoch"] == 1 or not waiting or waiting[-1].job["epoch"] > 1:
+        waiting.append(attempt)
+    else:
+        place = next(at for at, other in enumerate(waiting) if other.job["epoch"] == 1)
+        waiting.insert(place, attempt)

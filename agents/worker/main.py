@@ -23,6 +23,7 @@ from agents.runtime.failstop import leave_within
 from agents.runtime.run import new_event_loop, run_through_exits, serve
 from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
+from agents.supervisor import former_end_told
 from agents.topics import TopicRefused
 from agents.worker.control import ControlReader
 from agents.worker.copies import watch_forks
@@ -67,7 +68,9 @@ class Worker:
         self.queues = loaded.queues
         self._incarnation = int(time.time() * 1000)
         self.is_recycling = False
+        self._former_end = former_end = former_end_told()
         self.app = worker_app(settings)
+        self.app.owner_name = settings.worker_id
         self.app.before_stop = self._before_stop
         self.app.before_revoke = self._before_revoke
         self._sink = KafkaSink(
@@ -88,9 +91,11 @@ class Worker:
             processes=settings.processes,
             modules=loaded.plan,
             on_room=self._on_room,
+            former_ends={} if former_end is None else {settings.worker_id: former_end},
         )
         self._intake = Intake(self.app, self._executor, self._writer)
         self._intake.bind(self._topics, self.queues)
+        self.app.is_settled = lambda: self._intake.is_settled
         self._beat = HeartbeatThread(
             KafkaBeats(settings.kafka, self._topics.heartbeats, f"{settings.worker_id}-beat"),
             worker_id=settings.worker_id,
@@ -156,6 +161,7 @@ class Worker:
             types=tuple(sorted(self._handlers)),
             running=executor.running,
             is_stopping=executor.is_stopping,
+            former_end=self._former_end,
         )
 
     def _owned(self) -> dict[str, tuple[int, ...]]:
@@ -189,9 +195,8 @@ class Worker:
         # 1. What waits is given back, what runs may finish, what is left is given back.
         await self._executor.stop(self._settings.stop_grace_seconds)
         # 2. All of that is durable; the app commits after us what is acked by it.
-        try:
-            await asyncio.wait_for(self._writer.drain(), DRAIN_SECONDS_MAX)
-        except TimeoutError:
+        self._intake.is_settled = await self._intake.until_settled(DRAIN_SECONDS_MAX)
+        if not self._intake.is_settled:
             logger.warning("%d outcomes are not durable; their jobs are rescued",
                            self._writer.pending)
 

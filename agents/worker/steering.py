@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agents.worker.errors import NonRetryable, Retry, Skip, Steer
+from agents.worker.traces import class_name
 
 EXCEPTIONS_MAX: Final = 1_000  # looked at; a group may hold any number
 NAMED_MAX: Final = 5  # causes in a message; the trace has them all
@@ -99,9 +100,9 @@ def causes_text(raised: BaseException, *, but: BaseException) -> str:
 
 def name_and_text(raised: BaseException) -> str:
     """The class and the words of an exception, whatever its `__str__` does."""
-    name = type(raised).__name__
+    name = class_name(raised)
     try:
         text = str(raised)
-    except Exception:  # noqa: BLE001  # a user's __str__ may do anything; the name is left
-        return name
+    except BaseException as error:  # noqa: BLE001  # it may do anything; the name is left
+        return f"{name} (its words cannot be read: {class_name(error)})"
     return f"{name}: {text}" if text else name

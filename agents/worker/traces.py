@@ -28,9 +28,14 @@ def trace_text(raised: BaseException) -> str:
             type(raised), raised, _without_ours(raised), limit=-FRAMES_MAX, compact=True
         )
         text = "".join(told.format())
-    except Exception as error:  # noqa: BLE001  # a user's class may do anything when it is asked
-        text = f"{type(raised).__name__} (its trace cannot be written: {type(error).__name__})"
+    except BaseException as error:  # noqa: BLE001  # a user's class may do anything when asked
+        text = f"{class_name(raised)} (its trace cannot be written: {class_name(error)})"
     return cut(safe_text(text.rstrip()))
+
+
+def class_name(raised: BaseException) -> str:
+    """The name of its class, whatever the class makes of that."""
+    return str(type.__getattribute__(type(raised), "__name__"))
 
 
 def place_of(raised: BaseException) -> str:

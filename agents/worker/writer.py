@@ -17,15 +17,15 @@ from typing import Final, Protocol
 import orjson
 
 from agents.crash import crash_point
-from agents.worker.attempts import Attempt, Pack
+from agents.worker.attempts import Attempt, Settled
 from agents.worker.ends import too_large
 from schemas import SCHEMA_VERSION
 from schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX
 
 IN_FLIGHT_MAX: Final = 4  # records of one partition on the way; idempotence keeps order up to 5
 
-#: outcome bytes, the pack that it settles or None, the attempt for a refusal or None.
-Item = tuple[bytes, Pack | None, Attempt | None]
+#: outcome bytes, what is settled by it or None, the attempt for a refusal or None.
+Item = tuple[bytes, Settled | None, Attempt | None]
 
 
 class OutcomeSink(Protocol):
@@ -80,7 +80,7 @@ class OutcomeWriter:
         self.records_total = 0
 
     def add(
-        self, partition: int, outcome: bytes, pack: Pack | None, attempt: Attempt | None = None
+        self, partition: int, outcome: bytes, pack: Settled | None, attempt: Attempt | None = None
     ) -> None:
         """Queue an outcome; `pack` is settled by one when it is durable."""
         lane = self._lanes.get(partition)
@@ -158,7 +158,7 @@ class OutcomeWriter:
         )
         self._send(lane, [(refusal, pack, None)])
 
-    def _on_done_without(self, pack: Pack | None) -> None:
+    def _on_done_without(self, pack: Settled | None) -> None:
         self.pending -= 1
         if pack is not None:
             pack.settle()

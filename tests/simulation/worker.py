@@ -6,10 +6,12 @@ how the real one runs handlers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
+from zlib import crc32
 
 import orjson
 
@@ -23,6 +25,7 @@ from tests.simulation.memory_log import MemoryLog, Place
 SLOTS: Final = 4  # jobs that one worker runs at once
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)
 LATE_START_MS: Final = int(LATE_START_SECONDS * 1000)
+KILLERS: Final = 60  # one job in so many ends each worker that begins it
 SLOW_MS_MAX: Final = 25_000  # the longest attempt
 
 USERS: Final = ("user-1", "user-2", "a/b", 'say "ü"', "100%2F", "system:nightly")
@@ -48,6 +51,7 @@ class ReadyGroup:
 
     committed: dict[Place, int] = field(default_factory=dict)
     open: dict[Place, dict[int, int]] = field(default_factory=dict)  # offset -> jobs not told of
+    starts: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # of killers, by run
 
 
 class Worker:
@@ -68,6 +72,8 @@ class Worker:
         self.beat_at = now_ms
         self.frozen_until = 0
         self.is_kind = False
+        self.is_dead = False
+        self.doubtful_until: dict[Place, int] = {}
         self.runs: list[Run] = []
         self.positions: dict[Place, int] = {}
         self._log = log
@@ -88,6 +94,8 @@ class Worker:
         self._hear()
         self._go_on(now_ms)
         self._take(now_ms, group)
+        if self.is_dead:
+            return
         if self.is_kind or self._rng.random() < 0.8:
             self._write(group)
 
@@ -148,7 +156,35 @@ class Worker:
                 pack = orjson.loads(record.value or b"")
                 group.open.setdefault(place, {})[record.offset] = len(pack["jobs"])
                 for job in pack["jobs"]:
-                    self._begin(job, pack["ledger_partition"], (place, record.offset), now_ms)
+                    self._meet(job, pack["ledger_partition"], (place, record.offset), now_ms, group)
+                    if self.is_dead:
+                        return
+
+    def _meet(
+        self,
+        job: dict[str, Any],
+        ledger_partition: int,
+        place: tuple[Place, int],
+        now_ms: int,
+        group: ReadyGroup,
+    ) -> None:
+        """A job of a ready record: what may have been delivered before is given back, though a
+        worker of an older release would run it; one that kills ends this process."""
+        is_killer = kills(job)
+        is_doubtful = place[1] < self.doubtful_until.get(place[0], 0)
+        if is_doubtful and (is_killer or self._rng.random() < 0.8):
+            handed_back = outcome(job, "returned", reason="redelivered", detail="it died")
+            self._outcomes.append((ledger_partition, handed_back, place))
+            return
+        if not is_killer or self.free <= 0:
+            self._begin(job, ledger_partition, place, now_ms)
+            return
+        if job.get("rescues"):
+            told = outcome(job, "started", started_at=now_ms)
+            self._outcomes.append((ledger_partition, told, place))
+            self._write(group)
+        group.starts[job["user_id"], job["job_id"], job["run"]] += 1
+        self.is_dead = True
 
     def _begin(
         self, job: dict[str, Any], ledger_partition: int, place: tuple[Place, int], now_ms: int
@@ -188,6 +224,11 @@ class Worker:
         self._outcomes = []
 
 
+def kills(job: Mapping[str, Any]) -> bool:
+    """Whether this job ends each worker that begins it."""
+    return crc32(job["job_id"].encode()) % KILLERS == 0
+
+
 def outcome(job: Mapping[str, Any], kind: str, **facts: Any) -> dict[str, Any]:
     """An outcome of one job of a ready pack."""
     named = {name: job[name] for name in ("user_id", "job_id", "run", "attempt", "epoch")}
@@ -207,17 +248,21 @@ def _forget(group: ReadyGroup, place: Place, offset: int) -> None:
         group.committed[place] = first + 1
 
 
-def assign(workers: list[Worker], queues: list[str], topics: Topics, group: ReadyGroup) -> None:
+def assign(
+    log: MemoryLog, workers: list[Worker], queues: list[str], topics: Topics, group: ReadyGroup
+) -> None:
     """A rebalance: partitions are dealt out anew, what was read and not told comes again."""
     group.open.clear()
     for worker in workers:
         worker.positions = {}
+        worker.doubtful_until = {}
     for queue in queues:
         for partition in range(READY_PARTITIONS):
             if workers:
                 place = (topics.ready(queue), partition)
                 owner = workers[partition % len(workers)]
                 owner.positions[place] = group.committed.get(place, 0)
+                owner.doubtful_until[place] = log.end(place)
 
 
 def alive_of(workers: list[Worker], now_ms: int) -> dict[str, int]:

@@ -116,12 +116,21 @@ class World:
             self._ask()
         if rng.random() < 0.08:
             self._command()
-        for worker in self.workers:
-            worker.step(self.now_ms, self.group)
+        self._step_workers()
         for ledger in self.ledgers:
             if rng.random() < 0.7:
                 self._group(ledger, self._draw_fate())
         self._disturb()
+
+    def _step_workers(self) -> None:
+        for worker in list(self.workers):
+            worker.step(self.now_ms, self.group)
+            if worker.is_dead:
+                # Its supervisor starts it again, under the same name.
+                self.workers.remove(worker)
+                self.now_ms += 1
+                self._start_worker(worker.worker_id)
+                self.workers[-1].is_kind = worker.is_kind
 
     def _draw_fate(self) -> Fate:
         return self.rng.choices(list(Fate), (86, 6, 3, 3, 2))[0]
@@ -143,8 +152,7 @@ class World:
             self.workers[0].is_kind = True
         for _ in range(KIND_STEPS_MAX):
             before = self.log.appended
-            for worker in self.workers:
-                worker.step(self.now_ms, self.group)
+            self._step_workers()
             for ledger in self.ledgers:
                 ledger.skew_ms = 0
                 self._group(ledger, Fate.COMMITTED)
@@ -173,7 +181,7 @@ class World:
         if rng.random() < 0.04:
             rng.choice(self.ledgers).rewind()
         if rng.random() < 0.04:
-            assign(self.workers, QUEUES, self.topics, self.group)
+            assign(self.log, self.workers, QUEUES, self.topics, self.group)
         if rng.random() < 0.03 and self.workers:
             self._kill_worker()
         if rng.random() < 0.05 and len(self.workers) < 3:
@@ -186,7 +194,7 @@ class World:
     def _kill_worker(self) -> None:
         victim = self.rng.choice(self.workers)
         self.workers.remove(victim)
-        assign(self.workers, QUEUES, self.topics, self.group)
+        assign(self.log, self.workers, QUEUES, self.topics, self.group)
         if self.rng.random() < 0.5:
             self._start_worker(victim.worker_id)
 
@@ -196,7 +204,7 @@ class World:
         # Some have old modules, some have new ones.
         lacks = frozenset(self.rng.sample(SOMETIMES_LACKING, self.rng.choice((0, 0, 1, 2))))
         self.workers.append(Worker(self.log, self.topics, name, self.now_ms, self.rng, lacks))
-        assign(self.workers, QUEUES, self.topics, self.group)
+        assign(self.log, self.workers, QUEUES, self.topics, self.group)
 
     # --- clients ---
 

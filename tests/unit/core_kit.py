@@ -55,6 +55,7 @@ class Around:
         self.accepted = 5
         self._kept = kept
         self._has_ended = has_ended
+        self.interruptions_max = 2
         self._policies = {definition.type: Policy(definition) for definition in definitions}
         self._holder = holder
         self._used = used

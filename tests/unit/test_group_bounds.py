@@ -12,7 +12,7 @@ import pytest
 from schemas.wire import LimitSpec
 from streams.decision import DECISION_BYTES
 from streams.job import JobKey
-from streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, Capacity
+from streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, NO_END, Capacity
 from streams.schedule import STALE_MAX
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
@@ -254,9 +254,9 @@ def test_nothing_is_lost_while_nothing_can_be_heard() -> None:
     room.events(NOW, request("j"), slots=4)
     engine = room.engine
     later = NOW + DISPATCH_LOST_MS + 5_000
-    for heard in ({"heard_since_ms": later - 10}, {"heard_until_ms": NOW + 1_000}):
+    for since_ms, until_ms in ((later - 10, NO_END), (0, NOW + 1_000)):
         engine.begin(later)
-        engine.set_workers({"w": 7}, **heard)
+        engine.set_workers({"w": 7}, heard_since_ms=since_ms, heard_until_ms=until_ms)
         engine.set_capacity({DEFAULT: Capacity(4, 4, 1, (0,))})
         engine.tick()
         assert not [topic for topic, *_ in engine.seal() if topic == TOPICS.events]

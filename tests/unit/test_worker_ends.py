@@ -129,7 +129,7 @@ def test_any_other_exception_is_a_failed_attempt_with_its_trace(
     assert len(outcome["error"]["message"]) == ends.MESSAGE_LENGTH_MAX
     assert "Traceback" in caplog.text
     assert outcome["error"]["trace"].startswith("Traceback")
-    assert encoded(ends.error(Odd(), JOB))["error"]["message"] == "Odd"
+    assert encoded(ends.error(Odd(), JOB))["error"]["message"].startswith("Odd (")
     assert encoded(ends.error(KeyError(), JOB))["error"]["message"] == "KeyError"
 
 
@@ -168,3 +168,39 @@ def test_other_ends_fit_the_contract() -> None:
     ):
         assert encoded(end)["kind"] == end["kind"]
     assert "1.5 s" in ends.timed_out(1_500)["error"]["message"]
+
+
+class _NoWords(Exception):
+    """Cannot be worded: its text raises what is given."""
+
+    def __init__(self, problem: BaseException) -> None:
+        super().__init__()
+        self._problem = problem
+
+    def __str__(self) -> str:
+        raise self._problem
+
+    __repr__ = __str__
+
+
+class _FinalNoWords(NonRetryable):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "problem", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), RecursionError(),
+                GeneratorExit()], ids=lambda each: type(each).__name__,
+)
+def test_an_exception_that_cannot_be_worded_is_a_failed_attempt(problem: BaseException) -> None:
+    end = ends.error(_NoWords(problem), JOB)
+    assert end["kind"] == "failed"
+    assert end["error"]["code"] == "HANDLER_ERROR"
+    assert "_NoWords" in end["error"]["message"]
+    assert end["error"]["retryable"]
+
+
+def test_a_final_error_that_cannot_be_worded_stays_final() -> None:
+    end = ends.error(_FinalNoWords("x"), JOB)
+    assert end["kind"] == "failed"
+    assert not end["error"]["retryable"]

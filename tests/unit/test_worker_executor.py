@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from agents.worker import async_lane
+from agents.worker import async_lane, early_cancels
 from agents.worker import executor as executor_module
 from agents.worker.context import Context
 from agents.worker.errors import NonRetryable, Skip
@@ -361,8 +361,9 @@ async def test_stop_finishes_what_it_can_and_gives_back_the_rest() -> None:
         assert sorted(bench.settled) == ["pack", "too late"]
         by_id = {(o["job_id"], o["kind"]): o for o in bench.outcomes}
         assert by_id["j0", "succeeded"]["result"] == "done"
-        for job_id in ("j1", "j2", "j3"):
-            assert by_id[job_id, "returned"]["reason"] == "worker_stopping"
+        # What ran is told apart from what never began.
+        reasons = [by_id[job_id, "returned"]["reason"] for job_id in ("j1", "j2", "j3")]
+        assert reasons == ["interrupted", "interrupted", "worker_stopping"]
         assert bench.executor.room("default") == 0
 
 
@@ -378,7 +379,8 @@ async def test_a_rebalance_drops_the_untouched_and_settles_the_rest() -> None:
         await until(lambda: bench.executor.running == 1)
         assert touched is not None
         assert untouched is not None
-        assert bench.executor.drop([touched, untouched]) == [untouched]
+        assert bench.executor.untouched([touched, untouched]) == {untouched}
+        bench.executor.drop([touched, untouched], forget={untouched})
         await bench.writer.drain()
         # The one that ran said so, the one behind it was given back: the record can be committed.
         assert bench.settled == ["touched"]
@@ -436,7 +438,7 @@ async def test_an_old_word_to_cancel_is_not_for_a_later_job_of_its_id(
         assert (await bench.last("j0"))["error"]["code"] == "CANCELLED"
         # A word is used once, and only for so long.
         bench.take(pack_of(("quick", {}), ("quick", {})))
-        monkeypatch.setattr(executor_module, "CANCEL_WORD_SECONDS", 0.0)
+        monkeypatch.setattr(early_cancels, "CANCEL_WORD_SECONDS", 0.0)
         bench.executor.cancel("u", "j7", 1, 5)
         bench.take(pack_of(*[("quick", {})] * 8))
         await until(lambda: len(bench.outcomes) == 11)
@@ -474,7 +476,7 @@ async def test_what_a_rebalance_drops_waits_no_longer() -> None:
         for _ in range(3):
             again = bench.take(pack_of(*[("wait", {})] * 40))
             assert again is not None
-            assert bench.executor.drop([again]) == [again]
+            bench.executor.drop([again], forget=bench.executor.untouched([again]))
         assert bench.executor.room("default") == room
         gate.set()
 

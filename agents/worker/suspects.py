@@ -1,0 +1,114 @@
+"""Jobs whose worker died under an earlier attempt: they run a few at a time, each told of first.
+
+Owns who of them goes next and when the one after that may. Refuses to know why the earlier worker
+died, and what becomes of an attempt.
+
+One of them may end this process. So the word that an attempt has started is durable before its
+handler is called, and the ledger knows whose attempts a death has ended: only those are rescued
+again. The fewest rescues go first, and who was rescued twice goes alone, so that after a few deaths
+the one that kills stands apart and the others have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from agents.worker.attempts import Attempt
+from schemas.wire import RunsAs
+
+PROBATION_SECONDS: Final = 1.0  # who has run for so long holds up nobody any more
+# Into so many turns those that wait are divided: a take-over of a hundred long jobs fills its slots
+# within some ten seconds, and among a dozen jobs each goes alone.
+TURNS: Final = 12
+ALONE_FROM_RESCUES: Final = 2
+
+
+class Suspects:
+    """The line of one worker. `tell(attempt, go)` makes a start durable, then calls `go`;
+    `free(kind)` says how many slots of a kind are free; `begin` gives an attempt a slot."""
+
+    def __init__(
+        self,
+        *,
+        tell: Callable[[Attempt, Callable[[], None]], None],
+        begin: Callable[[Attempt], None],
+        free: Callable[[RunsAs], int],
+    ) -> None:
+        self._tell = tell
+        self._begin = begin
+        self._free = free
+        #: Those that have not been told of: they may still be given back.
+        self.waiting: list[Attempt] = []
+        # Told of, and neither ended nor seen to live.
+        self._on_probation: set[Attempt] = set()
+        self._most: dict[int, int] = {}  # how many waited with so many rescues, since all began
+
+    def add(self, attempt: Attempt) -> None:
+        """One more that waits; `kick` follows."""
+        self.waiting.append(attempt)
+        rescues = attempt.rescues
+        same = sum(other.rescues == rescues for other in self.waiting)
+        self._most[rescues] = max(same, self._most.get(rescues, 0))
+
+    def count(self, kind: RunsAs) -> int:
+        """How many wait for a slot of this kind."""
+        return sum(1 for attempt in self.waiting if attempt.runs_as == kind)
+
+    def kick(self) -> None:
+        """Let the next ones go, unless one of those before is still on probation."""
+        if self._on_probation or not self.waiting:
+            return
+        chosen = self._choose()
+        self._on_probation.update(chosen)
+        for attempt in chosen:
+            self.waiting.remove(attempt)
+        if not self.waiting:
+            self._most.clear()
+        for attempt in chosen:
+            self._tell(attempt, lambda attempt=attempt: self._go(attempt))  # type: ignore[misc]
+
+    def _choose(self) -> list[Attempt]:
+        free: dict[RunsAs, int] = {}
+        chosen: list[Attempt] = []
+        least = -1
+        for attempt in sorted(self.waiting, key=_rescues_of):
+            kind = attempt.runs_as
+            left = free.setdefault(kind, self._free(kind))
+            if left <= 0:
+                continue
+            if least < 0:
+                least = attempt.rescues
+            if attempt.rescues != least or len(chosen) >= self._at_once(least):
+                break
+            free[kind] = left - 1
+            chosen.append(attempt)
+        return chosen
+
+    def _at_once(self, rescues: int) -> int:
+        if rescues >= ALONE_FROM_RESCUES:
+            return 1
+        return -(-self._most.get(rescues, 1) // TURNS)
+
+    def _go(self, attempt: Attempt) -> None:
+        if attempt.is_ended:
+            self.over(attempt)
+        else:
+            self._begin(attempt)
+
+    def over(self, attempt: Attempt) -> None:
+        """The attempt has ended, or is as good as any other now."""
+        if attempt in self._on_probation:
+            self._on_probation.discard(attempt)
+            self.kick()
+
+    def look(self, now: float) -> None:
+        """Called often: who has run for a while is no longer waited for."""
+        for attempt in list(self._on_probation):
+            if attempt.is_running and now - attempt.started_at >= PROBATION_SECONDS:
+                self.over(attempt)
+        self.kick()
+
+
+def _rescues_of(attempt: Attempt) -> int:
+    return attempt.rescues

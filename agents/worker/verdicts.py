@@ -1,0 +1,31 @@
+"""How an attempt ends that was made to end: by its time-out, a cancel or the worker's stop.
+
+Owns that mapping. Refuses to know who passed the verdict and when.
+"""
+
+from __future__ import annotations
+
+import time
+
+from agents.worker import ends
+from agents.worker.attempts import Attempt
+from agents.worker.ends import End
+from schemas.words import Reason
+
+
+def end_of_verdict(attempt: Attempt, end: End | None) -> End:
+    """How an attempt ends that was made to end; `end` is what it said itself, None if nothing."""
+    match attempt.verdict:
+        case "timed_out":
+            note = "" if end is not None else "; it does not stop and still holds its slot"
+            return ends.timed_out(attempt.job["timeout_ms"], note)
+        case "cancelled":
+            return ends.cancelled()
+        case _:
+            # The worker stops: work that was finished all the same is not thrown away.
+            if end is not None and end["kind"] in ("succeeded", "skipped"):
+                return end
+            seconds = time.monotonic() - attempt.started_at
+            return ends.returned(
+                Reason.INTERRUPTED, f"its worker stopped after {seconds:.1f} s of this attempt"
+            )
