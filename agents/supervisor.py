@@ -54,7 +54,6 @@ KILL_AFTER_SECONDS: Final = 3.0  # past the grace of a role that does not end
 FAILED_STARTS_MAX: Final = 5
 SUPERVISED: Final = "TIDEMILL_SUPERVISED"
 FORMER_END: Final = "TIDEMILL_FORMER_END"  # tells a process how the one before it ended
-FORMER_END_LENGTH_MAX: Final = 200  # characters
 GO: Final = "go\n"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
@@ -428,13 +427,11 @@ def describe_exit(code: int) -> str:
 def former_end_told() -> str | None:
     """In a role's process: how the process before it ended, when its supervisor knows. What is
     started from here need not know."""
-    told = os.environ.pop(FORMER_END, None)
-    return None if not told else told[:FORMER_END_LENGTH_MAX]
+    return os.environ.pop(FORMER_END, None) or None
 
 
 def _former_end(code: int) -> str:
-    number = f" (signal {-code})" if code < 0 else ""
-    return f"its worker ended {describe_exit(code)}{number}"
+    return f"its worker ended {describe_exit(code)}" + (f" (signal {-code})" if code < 0 else "")
 
 
 def role_argv(*words: str) -> list[str]:

@@ -126,8 +126,7 @@ class ChunkConsumer(FaustConsumer):
             self._fit.stop()
         await super().on_stop()
         if self._kafka is not None:
-            if self.app.is_settled():
-                await self.let_go()
+            await self.let_go()
             await self._kafka.stop()
 
     def _new_kafka_consumer(self) -> aiokafka.AIOKafkaConsumer:
@@ -431,8 +430,8 @@ class ChunkConsumer(FaustConsumer):
         """The last commit before partitions go; it says where nothing behind it was begun."""
         await self.force_commit()
         if self.app.is_settled():
-            inputs = self._inputs.items()
-            places = {tp: entry.position for tp, entry in inputs if not entry.tracker.has_gap}
+            known = self._inputs.items()
+            places = {tp: entry.position for tp, entry in known if not entry.tracker.has_gap}
             await self.handovers.let_go(self.kafka, self.app.consumer_generation_id, places)
 
     async def on_task_error(self, exc: BaseException) -> None:
