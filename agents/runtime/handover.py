@@ -83,7 +83,8 @@ class Handovers:
         """Write our name where a former owner has let go; nothing may be read there before."""
         if self._name is None:
             return
-        free = [tp for tp, found in self._found.items() if not found.doubtful_until]
+        # Where no offset was ever committed nobody is named, which says the same as a name.
+        free = [tp for tp in self._places if not self._found[tp].doubtful_until]
         if not free:
             return
         noted = {tp: (self._places[tp], self.note) for tp in free}
