@@ -76,15 +76,14 @@ class Handovers:
             # An offset that the log no longer holds says nothing of what is read in its place.
             has_offset = starts[tp] <= offset <= ends[tp]
             self._found[tp] = handover_of(note, has_offset=has_offset, end=ends[tp])
-        self._places, self._ends = dict(positions), dict(ends)
+        self._places, self._ends = {**starts, **positions}, dict(ends)
         return positions
 
     async def take(self, kafka: Any, generation: int) -> None:
         """Write our name where a former owner has let go; nothing may be read there before."""
         if self._name is None:
             return
-        # Where no offset was ever committed nobody is named, which says the same as a name.
-        free = [tp for tp in self._places if not self._found[tp].doubtful_until]
+        free = [tp for tp, found in self._found.items() if not found.doubtful_until]
         if not free:
             return
         noted = {tp: (self._places[tp], self.note) for tp in free}

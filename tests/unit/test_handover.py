@@ -74,10 +74,10 @@ async def test_anything_else_is_doubted_up_to_the_end_that_it_had(
     assert coordinator.kept.metadata == note
 
 
-async def test_a_partition_that_nobody_has_read_needs_no_name() -> None:
+async def test_a_partition_that_nobody_has_read_gets_our_name_too() -> None:
     coordinator = Coordinator(UNKNOWN_OFFSET, "")
     assert await handed_over(coordinator, end=0) == (0, Handover())
-    assert await handed_over(coordinator, end=3) == (0, Handover(3))
+    assert await handed_over(coordinator, end=3) == (0, Handover(3, "w-2"))
 
 
 async def test_without_our_name_there_nothing_is_taken_for_new() -> None:
