@@ -71,7 +71,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
         title="Tidemill",
         description="Background jobs on an event log: ask for jobs, read what became of them.",
         lifespan=lifespan,
-        # The bundled documentation pages load scripts from other hosts.
+        # The bundled documentation pages load scripts from other hosts; /docs is a page of ours.
         docs_url=None,
         redoc_url=None,
     )

@@ -22,6 +22,7 @@ from agents import queries
 from agents.api import view
 from agents.api.charts import chart_data
 from agents.api.commands import Commander, Word
+from agents.api.description import operations
 from agents.api.problems import Problem
 from agents.api.reader import Reader, ReadFailed
 from agents.api.routes import (
@@ -112,7 +113,15 @@ class Pages:
         self._add_job(router)
         self._add_commands(router)
         self._add_login(router)
+        self._add_description(router)
         return router
+
+    def _add_description(self, router: APIRouter) -> None:
+        @router.get("/docs")
+        async def docs(request: Request) -> Response:
+            origin = str(request.base_url).rstrip("/")
+            told = operations(request.app.openapi(), origin)
+            return self.render("docs.html", active="", at="docs", operations=told)
 
     # --- the first page ---------------------------------------------------------------------------
 

@@ -87,7 +87,8 @@ def test_every_page_is_quiet_and_accessible(
 ) -> None:
     watched = open_page(scheme)
     failed = next(row for row in sample.ended("failed") if row["attempt"])
-    for path in ("/", "/jobs?status=failed", job_path(failed["job_id"], failed["user_id"])):
+    job = job_path(failed["job_id"], failed["user_id"])
+    for path in ("/", "/jobs?status=failed", job, "/docs"):
         page = watched.go(path)
         if path == "/":
             expect(page.locator(".chart canvas")).to_have_count(CHARTS)
@@ -96,6 +97,25 @@ def test_every_page_is_quiet_and_accessible(
         assert accessibility_faults(page) == [], path
     page = watched.go("/")
     expect(page.locator("#charts[data-drawn]")).to_be_visible()
+    watched.check()
+
+
+def test_the_api_describes_itself_without_another_host(open_page: Open) -> None:
+    watched = open_page()
+    page = watched.go("/docs")
+    document = page.request.get(watched.base + "/openapi.json").json()
+    told = [
+        f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item
+    ]
+    shown = page.locator("section h2").all_inner_texts()
+    assert sorted(shown) == sorted(told)
+    assert "POST /api/jobs" in shown
+    # Fields of a request, with their bounds, and what comes back.
+    asking = page.locator("section", has=page.get_by_role("heading", name="POST /api/jobs"))
+    expect(asking).to_contain_text("user_id")
+    expect(asking).to_contain_text("at most 256")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     watched.check()
 
 
