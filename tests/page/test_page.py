@@ -111,7 +111,8 @@ def test_the_api_describes_itself_without_another_host(open_page: Open) -> None:
     assert sorted(shown) == sorted(told)
     assert "POST /api/jobs" in shown
     # Fields of a request, with their bounds, and what comes back.
-    asking = page.locator("section", has=page.get_by_role("heading", name="POST /api/jobs"))
+    heading = page.get_by_role("heading", name="POST /api/jobs", exact=True)
+    asking = page.locator("section", has=heading)
     expect(asking).to_contain_text("user_id")
     expect(asking).to_contain_text("at most 256")
     page.set_viewport_size({"width": 390, "height": 800})
