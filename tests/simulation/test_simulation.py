@@ -64,23 +64,26 @@ def limits_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def _violations() -> frozenset[str]:
-    return frozenset().union(*(World(seed).run().kinds for seed in range(6)))
+MUTANT_SEEDS: Final = 30  # at most; a third of the worlds have what it takes to show a bug
+
+
+def _is_caught_by(*kinds: str) -> bool:
+    return any(World(seed).run().kinds & set(kinds) for seed in range(MUTANT_SEEDS))
 
 
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("no_positions")
 def test_positions_left_out_are_caught() -> None:
-    assert _violations() & {"position_behind", "input_decided_twice"}
+    assert _is_caught_by("position_behind", "input_decided_twice")
 
 
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("abort_that_keeps")
 def test_an_abort_that_is_not_undone_is_caught() -> None:
-    assert _violations() & {"sequence_gap", "broken_chain", "input_lost"}
+    assert _is_caught_by("sequence_gap", "broken_chain", "input_lost")
 
 
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("limits_forgotten")
 def test_limits_lost_by_a_restore_are_caught() -> None:
-    assert _violations() & {"limit_broken", "limit_row_disagrees"}
+    assert _is_caught_by("limit_broken", "limit_row_disagrees")
