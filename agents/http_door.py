@@ -352,10 +352,47 @@ class DoorServer(uvicorn.Server):
             self._closed, self._told_at = 0, now
 
 
+class ToldEnds:
+    """The application, whose answers say so when the connection ends with them.
+
+    An answer that comes before the body was there is the last one of its connection. A client that
+    is not told would send its next request into the closing connection.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or not _has_body(scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        is_whole = False
+
+        async def receive_and_note() -> Any:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = message["type"] == "http.request" and not message.get("more_body", False)
+            return message
+
+        async def send_and_tell(message: Any) -> None:
+            if message["type"] == "http.response.start" and not is_whole:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive_and_note, send_and_tell)
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+        for name, value in headers
+    )
+
+
 def door_config(app: Any, door: type[DoorProtocol] = DoorProtocol, **more: Any) -> uvicorn.Config:
     """uvicorn's settings for a door of ours."""
     return uvicorn.Config(
-        app,
+        ToldEnds(app),
         http=door,
         ws="none",
         access_log=False,

@@ -132,6 +132,22 @@ def test_what_hides_behind_a_body_is_not_answered(port: int) -> None:
     assert len(ANSWER.findall(answer)) == 1
 
 
+def test_an_answer_before_its_body_says_that_it_is_the_last(ports: dict[str, int]) -> None:
+    head = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    answer = exchange(ports["api"], head + b"Content-Length: 9000000\r\n\r\n" + b"x" * 1_000)
+    assert b" 415 " in answer.split(b"\r\n")[0]
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    # One whose body has come is not.
+    with connect(ports["api"]) as connection:
+        connection.sendall(
+            b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 2\r\n\r\n{}"
+        )
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 422 ")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_one_connection_serves_request_after_request(port: int) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
         for _ in range(3):
