@@ -107,8 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
                 failed.append("the engine")
         for mutation in MUTATIONS:
             wanted = given.mutation in (None, mutation.name)
-            if (given.long or given.mutations or given.mutation) and wanted and not mutated(
-                mutation, folder / mutation.name
+            if (given.long or given.mutations or given.mutation) and wanted and not any(
+                mutated(mutation, folder / f"{mutation.name}-{number}")
+                for number in range(mutation.tries)
             ):
                 failed.append(mutation.name)
     print(f"failed: {', '.join(failed)}" if failed else "all as it should be")
