@@ -91,8 +91,9 @@ class PartitionRunner:
             self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms,
             former_ends=self._book.former_ends(),
         )
-        partition.set_groups(self._book.groups())
-        partition.set_capacity(self._book.capacity())
+        groups = self._book.groups()
+        partition.set_groups(groups)
+        partition.set_capacity(self._book.capacity(groups))
         for definition in list(self._book.definitions.values()):
             partition.define(definition)
         for gap in self._gaps.values():

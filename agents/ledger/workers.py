@@ -175,11 +175,18 @@ class WorkerBook:
                 for beat, _ in self._beats.values() if beat.former_end is not None
             }
 
-    def capacity(self) -> dict[LineName, Capacity]:
+    def capacity(
+        self, groups: Mapping[str, Groups] | None = None
+    ) -> dict[LineName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
-        two beats, and those without partitions of the queue, give none."""
+        two beats, and those without partitions of the queue, give none.
+
+        `groups`: an answer of `groups`, whose names the lines have; None: that of now. Who uses
+        both hands it over, since a beat may come between the two questions.
+        """
         shares: dict[LineName, list[_Room]] = {}
-        groups = self.groups()
+        if groups is None:
+            groups = self.groups()
         for beat in self._heard_within(SUSPECT_SECONDS):
             if beat.is_stopping:
                 continue
