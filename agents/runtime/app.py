@@ -129,7 +129,8 @@ class RoleApp(faust.App):
     def is_flowing(self) -> bool:
         """True when partitions are assigned and restored, and records flow."""
         tables: Any = self.tables
-        return bool(tables.recovery.completed.is_set()) and not self.rebalancing
+        has_recovered = bool(tables.recovery.completed.is_set())
+        return has_recovered and not self.rebalancing and self.chunks.is_placed
 
     @property
     def misfit(self) -> str | None:

@@ -23,6 +23,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 from aiokafka.structs import TopicPartition
+from faust.tables.recovery import RebalanceAgain
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.consumer import ensure_TPset
 from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
@@ -57,6 +58,7 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Any:
         # Before the first await, so that a cancelled rebalance is noted all the same.
         self._consumer.app.on_rebalance_start()
+        self._consumer._is_revoked, self._consumer._is_placed = True, False
         return self._consumer.on_partitions_revoked(ensure_TPset(revoked))
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -71,6 +73,7 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
         generation = coordinator.generation
         consumer.app.consumer_generation_id = generation
         consumer.assignments += 1
+        consumer._is_revoked, consumer._is_placed = False, not assigned
         if consumer._fit is not None:
             consumer._fit.look()
         await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
@@ -98,7 +101,8 @@ class ChunkConsumer(FaustConsumer):
         self._in_order: list[InputPartition] = []
         self.handovers = Handovers(self.app.owner_name)
         self._waiter: asyncio.Future[None] | None = None
-        self._revocations = 0
+        self._is_revoked = True  # nothing is assigned yet, or a rebalance has begun
+        self._is_placed = False
         self._listener = RebalanceListener(self)
         self._fit: FitKeeper | None = None
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
@@ -158,6 +162,14 @@ class ChunkConsumer(FaustConsumer):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         self.kafka.subscribe(topics=set(topics), listener=self._listener)
+
+    @property
+    def is_placed(self) -> bool:
+        """True when reading goes on from the right place in all that is assigned at present.
+
+        Faust's own flags may tell the end of a rebalance during the next one.
+        """
+        return self._is_placed
 
     # -- the pump ------------------------------------------------------------------------------
 
@@ -314,7 +326,6 @@ class ChunkConsumer(FaustConsumer):
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Hand over: after this, nothing that was handed out before may be decided."""
         # 1. Hand out nothing more.
-        self._revocations += 1
         self.stop_flow()
         had_inputs = bool(self._inputs)
         if had_inputs and self.app.before_revoke is not None:
@@ -340,11 +351,14 @@ class ChunkConsumer(FaustConsumer):
 
     async def perform_seek(self) -> None:
         """Set every input to where reading goes on; Faust awaits this before records flow."""
+        assignment = self.assignments
+        # Faust asks a moment after an assignment. Nothing may be read of one that is over.
+        self._go_on_with(assignment)
         policies = self.app.input_policies
         wanted = [tp for tp in self.assignment() if tp.topic in policies]
         if not wanted:
+            self._is_placed = True
             return
-        revocations = self._revocations
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
         applied = await self.app.applied_positions({tp.partition for tp in wanted})
@@ -353,10 +367,8 @@ class ChunkConsumer(FaustConsumer):
             await self.handovers.take(self.kafka, self.app.consumer_generation_id)
         else:
             positions = {tp: applied[tp] for tp in wanted if tp in applied}
-        if self._revocations != revocations:
-            # The next rebalance began meanwhile, and ends with a seek of its own. What was asked
-            # for here must not be read: it has no position in the new assignment.
-            return
+        # What was asked for has no position in the next assignment.
+        self._go_on_with(assignment)
         for tp in wanted:
             positions[tp] = self._checked(tp, positions.get(tp), starts[tp], ends[tp])
             self.kafka.seek(TopicPartition(tp.topic, tp.partition), positions[tp])
@@ -373,7 +385,13 @@ class ChunkConsumer(FaustConsumer):
         self._in_order = sorted(
             self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
         )
+        self._is_placed = True
         self.wake()
+
+    def _go_on_with(self, assignment: int) -> None:
+        """Faust waits for the next recovery when the next rebalance has begun."""
+        if self._is_revoked or self.assignments != assignment:
+            raise RebalanceAgain
 
     def _checked(self, tp: TP, known: int | None, start: int, end: int) -> int:
         """Where reading goes on; a gap is told. `known` None: nothing was read here before."""

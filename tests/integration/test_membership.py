@@ -104,9 +104,9 @@ def start(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..
         role.close()
 
 
-def module(folder: Path, *queues: str) -> str:
-    """A file with a handler for each queue."""
-    lines = ["from tidemill import job", ""]
+def module(folder: Path, *queues: str, before: str = "") -> str:
+    """A file with a handler for each queue, and what runs before them."""
+    lines = [before, "from tidemill import job", ""]
     for number, queue in enumerate(queues):
         lines += [
             f"@job('t.{queue}', queue={queue!r})",
@@ -199,6 +199,52 @@ def test_queues_that_change_between_two_starts_of_a_worker(
     again = start("worker", module(tmp_path, *present), "--worker-id", "w")
     assert_served(outcomes, again, *present)
     assert again.popen.poll() is None
+
+
+# What a loaded process does: Faust asks where reading goes on when the next rebalance has begun,
+# and after that the answer comes late.
+LATE_PLACES = """
+import asyncio
+import sys
+from agents.runtime.transport import ChunkConsumer
+begun, asked = asyncio.Event(), asyncio.Event()
+seek, revoke = ChunkConsumer.perform_seek, ChunkConsumer.on_partitions_revoked
+
+async def seek_late(self):
+    is_first = not asked.is_set()
+    await (begun.wait() if is_first else asyncio.sleep(0.5))
+    try:
+        await seek(self)
+    finally:
+        asked.set()
+    print(f"placed, {is_first = }", file=sys.stderr, flush=True)
+
+async def revoke_late(self, going):
+    if going:
+        begun.set()
+        await asked.wait()
+        await asyncio.sleep(0.1)
+    await revoke(self, going)
+
+ChunkConsumer.perform_seek, ChunkConsumer.on_partitions_revoked = seek_late, revoke_late
+"""
+
+
+def test_ready_is_told_of_the_assignment_that_stays(
+    start: Callable[..., Role], outcomes: Outcomes, tmp_path: Path
+) -> None:
+    worker = start("worker", module(tmp_path, "default", "mail"), "--worker-id", "w")
+    worker.wait_ready()
+    worker.stop(signal.SIGKILL)
+    late = module(tmp_path, "default", before=LATE_PLACES)
+    again = start("worker", late, "--worker-id", "w")
+    again.wait_ready()
+    told = again.told()
+    assert "does not fit" in told
+    # Nothing was read of the assignment that was over, and ready means the one after it.
+    assert "is_first = True" not in told
+    assert "is_first = False" in told
+    assert_served(outcomes, again, "default")
 
 
 def test_a_worker_of_several_changes_its_queues_and_the_others_stay(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.tables.recovery import RebalanceAgain
 from faust.types import TP
 
 from agents import exit_codes
@@ -18,7 +19,7 @@ HERE = TP("jobs.outcomes", 2)
 
 
 def consumer(
-    *, is_overtaken: bool = False, start: int = 0, end: int = 9, applied: int | None = 7,
+    *, overtaken: str = "", start: int = 0, end: int = 9, applied: int | None = 7,
     is_gap_fatal: bool = False, gaps: list[Gap] | None = None,
 ) -> tuple[ChunkConsumer, list[Any]]:
     """A consumer whose broker answers; on the way, the partition is revoked, if so asked."""
@@ -29,7 +30,8 @@ def consumer(
         return dict.fromkeys(wanted, start)
 
     async def ends(wanted: list[TP]) -> dict[TP, int]:
-        made._revocations += is_overtaken
+        made._is_revoked |= overtaken == "revoked meanwhile"
+        made.assignments += overtaken == "assigned meanwhile"
         return dict.fromkeys(wanted, end)
 
     async def applied_positions(partitions: set[int]) -> dict[tuple[str, int], int]:
@@ -38,7 +40,8 @@ def consumer(
         here = {} if applied is None else {(HERE.topic, HERE.partition): applied}
         return {**here, ("jobs.other", HERE.partition): 8}
 
-    made._revocations = 0
+    made._is_revoked, made._is_placed = overtaken == "revoked before", False
+    made.assignments = 1
     made._inputs, made._in_order, made._waiter = {}, [], None
     made.app = SimpleNamespace(
         input_policies={HERE.topic: InputPolicy(is_gap_fatal=is_gap_fatal)},
@@ -55,18 +58,24 @@ def consumer(
 
 
 async def test_a_seek_says_where_reading_goes_on() -> None:
-    made, sought = consumer(is_overtaken=False)
+    made, sought = consumer()
     await made.perform_seek()
+    assert made.is_placed
     assert sought == [("jobs.outcomes", 2, 7)]
     assert list(made._inputs) == [HERE]
     # What was applied is committed, although no record comes.
     assert made._inputs[HERE].tracker.committable() == 7
 
 
-async def test_a_seek_that_a_rebalance_overtook_touches_nothing() -> None:
-    made, sought = consumer(is_overtaken=True)
-    await made.perform_seek()
+@pytest.mark.parametrize(
+    "overtaken", ["revoked before", "revoked meanwhile", "assigned meanwhile"]
+)
+async def test_a_seek_that_a_rebalance_overtook_touches_nothing(overtaken: str) -> None:
+    made, sought = consumer(overtaken=overtaken)
+    with pytest.raises(RebalanceAgain):
+        await made.perform_seek()
     assert sought == []
+    assert not made.is_placed
     assert made._inputs == {}
 
 
