@@ -37,6 +37,10 @@ CONCURRENCY_MAX: Final = 10_000
 THREADS_MAX: Final = 1_000
 PROCESSES_MAX: Final = 256
 STOP_GRACE_SECONDS: Final = 25.0  # running jobs may finish; orchestrators kill after 30 s
+STALL_SECONDS: Final = 60.0  # our own code never stands still for so long
+# Code of users may: it ends some day, and what is ended begins anew. Longer than the time-out of a
+# job, which a handler that holds the interpreter also keeps from being told.
+WORKER_STALL_SECONDS: Final = 600.0
 SINK_BATCH_ROWS: Final = 50_000  # rows in one insert: small inserts make too many parts
 SINK_BATCH_SECONDS: Final = 1.0  # an event is visible within 3 s, but in a burst
 PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]*$"  # what a Kafka topic's name may hold
@@ -108,6 +112,12 @@ class CommonSettings(BaseSettings):
         ge=0,
         le=65_535,
         description="Port of the embedded ClickHouse interface. 0: any free port.",
+    )
+    stall_seconds: float = Field(
+        default=STALL_SECONDS,
+        gt=0,
+        description="How long the process may stand still, its loop held by one step of code; then "
+        "it ends with exit code 70 and says where it stood.",
     )
     token: SecretStr | None = Field(
         default=None, description="Bearer token of the API; required when it is not on loopback."
@@ -218,6 +228,13 @@ class WorkerSettings(CommonSettings):
         default=STOP_GRACE_SECONDS,
         ge=0,
         description="How long running jobs may finish on a stop; then they are given back.",
+    )
+    stall_seconds: float = Field(
+        default=WORKER_STALL_SECONDS,
+        gt=0,
+        description="How long code of a handler may hold the whole worker still, or 30 s above the "
+        "longest time-out of its jobs where that is more; then it is ended, its attempts are "
+        "rescued, and the log says where it stood.",
     )
     traces: bool = Field(
         default=True,

@@ -158,6 +158,14 @@ class Heartbeat(BaseModel):
     former_end: str | None = Field(
         default=None, description="How the process before this one ended; None: nobody knows."
     )
+    is_stalled: bool = Field(
+        default=False,
+        description="Its loop stands still while code of a handler runs: it lives, takes nothing, "
+        "and what has not begun there will not begin there.",
+    )
+    begun: tuple[int, ...] = Field(
+        default=(), description="Stalled: marks (schemas.marks) of the attempts that began last."
+    )
 
 
 class ControlWord(BaseModel):

@@ -44,6 +44,7 @@ from streams.outbox import (
     carried_bytes,
 )
 from streams.rows import job_key
+from streams.stalls import Stalls
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
 _KIND: Final = re.compile(rb"[a-z][a-z0-9_-]{0,63}")  # what a kind of forward may be called
@@ -82,8 +83,11 @@ class _Born(NamedTuple):
 class Intake:
     """Takes records into one partition."""
 
-    def __init__(self, number: int, topics: Topics, desk: Desk, homes: Homes) -> None:
+    def __init__(
+        self, number: int, topics: Topics, desk: Desk, homes: Homes, stalls: Stalls
+    ) -> None:
         self._number = number
+        self._stalls = stalls
         self._desk = desk
         self._state = desk.state
         self._homes = homes
@@ -274,10 +278,12 @@ class Intake:
     ) -> None:
         key = (outcome["user_id"], outcome["job_id"])
         job = self._state.jobs.get(key)
+        kind = outcome["kind"]
+        if kind == "returned" and job is not None and self._stalls.has(job, outcome):
+            return
         if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
             return
         window = self._desk.schedule.line_of(job.spec).window
-        kind = outcome["kind"]
         if kind == "returned":
             if outcome.get("reason") == Reason.NO_FREE_SLOT:
                 window.note_returned(self._state.clock_ms)

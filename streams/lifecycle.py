@@ -340,9 +340,10 @@ def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) 
 def _report(job: Job | None, command: Report, now: int, situation: Situation) -> Decision:
     outcome = command.outcome
     kind = outcome["kind"]
-    # A record that comes again tells nothing of jobs that have ended or moved on since.
+    # A record that comes again, or late, tells nothing of jobs that have ended or moved on since.
     is_again = kind == "returned" and outcome.get("reason") == Reason.REDELIVERED
-    audit = None if is_again else _E.OUTCOME_IGNORED
+    is_unbegun = is_again or (kind == "returned" and outcome.get("reason") == Reason.WORKER_STALLED)
+    audit = None if is_unbegun else _E.OUTCOME_IGNORED
     if job is None:
         return Rejected(Reason.UNKNOWN_JOB, audit)
     if job.state in TERMINAL_STATES:

@@ -33,6 +33,7 @@ from streams.job import Job, JobKey
 from streams.outbox import Buried
 from streams.rows import input_name
 from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
+from streams.stalls import NO_STALLS, Stall, Stalls
 from streams.state import FORGET_AT_ONCE_MAX, PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
@@ -80,7 +81,9 @@ class Partition:
         self._desk = Desk(number, topics, state)
         self.schedule = self._desk.schedule
         self._topics = topics
-        self._intake = Intake(number, topics, self._desk, homes or Homes(partitions))
+        self._stalls = Stalls()
+        homes = homes or Homes(partitions)
+        self._intake = Intake(number, topics, self._desk, homes, self._stalls)
         self._absences = Absences(self._desk)
         self._groups: Mapping[str, Groups] = {}
         self._capacity: dict[LineName, Capacity] = {}
@@ -131,10 +134,12 @@ class Partition:
         heard_since_ms: int = 0,
         heard_until_ms: int = NO_END,
         former_ends: Mapping[str, str] = _NOBODY,
+        stalls: Mapping[str, Stall] = NO_STALLS,
     ) -> None:
         """The incarnation of each living worker, and between which instants (epoch ms) all that
         workers said was heard: silence counts only there. `former_ends`: how the process before a
-        worker's present one ended, where that is known."""
+        worker's present one ended, where that is known. `stalls`: the last one of each worker that
+        stood still."""
         if alive != self._workers:
             self._swept_at = 0  # one that has come back: what the former process ran goes on now
         self._workers = alive
@@ -142,6 +147,7 @@ class Partition:
         self._leases_run_from = max(self._leases_run_from, heard_since_ms)
         self._heard_until = heard_until_ms
         self._absences.set_heard(self._leases_run_from, heard_until_ms)
+        self._stalls.set_told(stalls, alive)
 
     # --- a group ---
 
@@ -383,6 +389,10 @@ class Partition:
                 # Its first beat may be on its way. Or its clock has gone back since.
                 return Reason.WORKER_RESTARTED if now_ms - since > DISPATCH_LOST_MS else None
             return Reason.WORKER_RESTARTED if alive > incarnation else None
+        reason = self._stalls.reason_to_rescue(job)
+        if reason is not None:
+            return reason
+        since = max(since, self._stalls.quiet_until(job.spec.queue))
         is_lost = has_workers and min(now_ms, self._heard_until) - since > DISPATCH_LOST_MS
         return Reason.DISPATCH_LOST if is_lost else None
 
@@ -390,8 +400,9 @@ class Partition:
         """How the worker of a rescued attempt ended."""
         if reason == Reason.WORKER_LOST:
             return SILENT_DETAIL
-        if reason == Reason.WORKER_RESTARTED and job.worker is not None:
-            return self._former_ends.get(job.worker[0]) or ENDED_UNTOLD
+        if reason == Reason.WORKER_RESTARTED:
+            worker_id = self._stalls.begun_at(job) if job.worker is None else job.worker[0]
+            return self._former_ends.get(worker_id or "") or ENDED_UNTOLD
         return None
 
     def _dispatch_all(self, now_ms: int) -> None:

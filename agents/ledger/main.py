@@ -26,7 +26,7 @@ from agents.runtime.batches_out import CODECS, public_codecs
 from agents.runtime.chunk import Chunk
 from agents.runtime.inputs import Gap, InputPolicy
 from agents.runtime.restore import read_compacted
-from agents.runtime.run import run_app
+from agents.runtime.run import WatchdogLimits, run_app
 from agents.runtime.transaction import TransactionalProducer
 from agents.settings import LedgerSettings
 from agents.topics import await_topics, check_partitions, end_on_conflict
@@ -225,4 +225,5 @@ def run_ledger(settings: LedgerSettings) -> int:
     check_partitions(settings.kafka, topics, settings.partitions)
     await_topics(settings.kafka, (spec.name for spec in topics.fixed()), logger.warning)
     check_partitions(settings.kafka, topics, settings.partitions)
-    return run_app(lambda: build_ledger(settings))
+    limits = WatchdogLimits(loop_seconds=lambda: settings.stall_seconds)
+    return run_app(lambda: build_ledger(settings), limits=limits)

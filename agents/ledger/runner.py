@@ -89,7 +89,7 @@ class PartitionRunner:
         since_ms, until_ms = self._book.heard()
         partition.set_workers(
             self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms,
-            former_ends=self._book.former_ends(),
+            former_ends=self._book.former_ends(), stalls=self._book.stalls(),
         )
         groups = self._book.groups()
         partition.set_groups(groups)

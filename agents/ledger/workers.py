@@ -30,6 +30,7 @@ from schemas.wire import (
 )
 from streams.partition import Capacity
 from streams.schedule import Groups, LineName
+from streams.stalls import NO_STALLS, Stall
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -58,6 +59,10 @@ def reason_of(error: ValidationError) -> str:
     return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 class WorkerBook:
     """What heartbeats and definitions say now. Read from the loop, written by one thread."""
 
@@ -69,6 +74,7 @@ class WorkerBook:
         #: Beats and definitions that were not understood.
         self.unreadable_total = 0
         self._unreadable_told: dict[tuple[str, bytes | None], float] = {}
+        self._stalls: dict[str, Stall] = {}
         self._fleet: tuple[tuple[str, _Offer], ...] = ()
         self._groups: dict[str, Groups] = {}
 
@@ -101,6 +107,33 @@ class WorkerBook:
             elif beat.incarnation < known[0].incarnation and not self._is_missing(known[1]):
                 return  # a late word of the process that this one replaced
             self._beats[beat.worker_id] = (beat, now)
+            self._note_stall(beat)
+
+    def _note_stall(self, beat: Heartbeat) -> None:
+        """The last stall of a worker is kept: what began in it may need a rescue later."""
+        known = self._stalls.get(beat.worker_id)
+        if not beat.is_stalled:
+            if known is not None and not known.is_over:
+                self._stalls[beat.worker_id] = known._replace(is_over=True, last_ms=_now_ms())
+                logger.info("worker %s goes on after a stall", beat.worker_id)
+            return
+        if known is None or known.is_over or known.incarnation != beat.incarnation:
+            logger.warning(
+                "worker %s is stalled: it lives, gets no jobs and loses none (%d begun last)",
+                beat.worker_id, len(beat.begun),
+            )
+            first_ms = _now_ms()
+        else:
+            first_ms = known.first_ms
+        self._stalls[beat.worker_id] = Stall(
+            beat.incarnation, frozenset(beat.begun), frozenset(beat.queues), first_ms, _now_ms(),
+            is_over=False,
+        )
+
+    def stalls(self) -> Mapping[str, Stall]:
+        """By worker, its last stall."""
+        with self._lock:
+            return dict(self._stalls) if self._stalls else NO_STALLS
 
     def note_unreadable(self, message: Message, error: ValidationError) -> None:
         """A beat or a definition that says nothing to this version; told now and then."""
@@ -135,6 +168,7 @@ class WorkerBook:
         for worker_id, (_, seen_at) in list(self._beats.items()):
             if now - seen_at > FORGET_SECONDS and self._is_missing(seen_at):
                 del self._beats[worker_id]
+                self._stalls.pop(worker_id, None)
 
     def _heard_within(self, seconds: float) -> list[Heartbeat]:
         with self._lock:
@@ -179,7 +213,7 @@ class WorkerBook:
         self, groups: Mapping[str, Groups] | None = None
     ) -> dict[LineName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
-        two beats, and those without partitions of the queue, give none.
+        two beats, those that are stalled, and those without partitions of the queue, give none.
 
         `groups`: an answer of `groups`, whose names the lines have; None: that of now. Who uses
         both hands it over, since a beat may come between the two questions.
@@ -188,7 +222,7 @@ class WorkerBook:
         if groups is None:
             groups = self.groups()
         for beat in self._heard_within(SUSPECT_SECONDS):
-            if beat.is_stopping:
+            if beat.is_stopping or beat.is_stalled:
                 continue
             for queue, room in beat.queues.items():
                 if not room.partitions:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aiokafka.errors import (
+    ConsumerStoppedError,
     IllegalGenerationError,
     KafkaError,
     RebalanceInProgressError,
@@ -51,6 +52,18 @@ async def commit_as_owner(
         logger.warning("commit failed and will be tried again: %r", error)
         return False
     return True
+
+
+async def is_member(consumer: Any, generation: int) -> bool:
+    """Whether the group still knows this process as the member that was given its partitions by
+    that generation. False also when nobody answers; a member that is forgotten joins anew."""
+    try:
+        coordinator = consumer.kafka._coordinator
+        await coordinator.ensure_coordinator_known()
+        return bool(await coordinator._do_heartbeat()) and coordinator.generation == generation
+    except (KafkaError, ConsumerStoppedError) as error:
+        logger.warning("the group was not asked who its members are: %r", error)
+        return False
 
 
 async def _ask(

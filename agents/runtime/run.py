@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +19,7 @@ from typing import Any, TypeVar
 from agents.runtime.app import RoleApp
 from agents.runtime.clients import throttle_aiokafka
 from agents.runtime.failstop import fail_stop
+from agents.settings import STALL_SECONDS
 
 logger = logging.getLogger("tidemill.runtime")
 
@@ -23,6 +27,8 @@ logger = logging.getLogger("tidemill.runtime")
 STOP_SECONDS_MAX = 8.0
 # How often the watchdog looks.
 WATCH_INTERVAL_SECONDS = 1.0
+STILL_TOLD_SECONDS = 10.0  # the log tells of a loop that stands still; again after twice as long
+FRAMES_MAX = 10  # of where it stands, the innermost ones
 
 EXIT_OK = 0
 
@@ -39,31 +45,90 @@ class WatchdogLimits:
     rebalance_seconds: float = 600.0
     #: Acked offsets that no commit takes; a broker outage is shorter.
     commit_seconds: float = 300.0
-    #: The loop itself: one step that takes longer means a process that will lose its membership.
-    loop_seconds: float = 60.0
+    #: The loop itself, in one step: TIDEMILL_STALL_SECONDS. Asked again and again.
+    loop_seconds: Callable[[], float] = lambda: STALL_SECONDS
+    #: Whose code it may be, for the log: "" or a clause that begins with "; ".
+    blame: Callable[[], str] = lambda: ""
+
+
+class LoopWatch:
+    """Ends the process when its loop stands still for too long, from a thread of its own.
+
+    Only time counts in which this thread ran: a process that was stopped, suspended, or whose
+    interpreter was held has not stood still for that.
+    """
+
+    def __init__(self, limits: WatchdogLimits) -> None:
+        self._limits = limits
+        self._loop_thread = threading.get_ident()
+        self._turns = 0
+        self._is_closing = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="tidemill-loop-watch", daemon=True).start()
+
+    def turn(self) -> None:
+        """The loop turns."""
+        self._turns += 1
+
+    def close(self) -> None:
+        self._is_closing.set()
+
+    def _run(self) -> None:
+        still, turns, told_at = 0.0, -1, STILL_TOLD_SECONDS
+        while not self._is_closing.wait(WATCH_INTERVAL_SECONDS):
+            if self._turns != turns:
+                still, turns, told_at = 0.0, self._turns, STILL_TOLD_SECONDS
+                continue
+            still += WATCH_INTERVAL_SECONDS
+            limit = self._limits.loop_seconds()
+            if still > limit:
+                fail_stop(
+                    f"the event loop stood still for {still:.0f} s, longer than "
+                    f"TIDEMILL_STALL_SECONDS allows{self._limits.blame()}; it stands at "
+                    f"{self._where()}"
+                )
+            if still >= told_at:
+                told_at = 2 * still
+                logger.warning(
+                    "the event loop has stood still for %.0f s, the process ends after %.0f%s; it "
+                    "stands at %s", still, limit, self._limits.blame(), self._where(),
+                )
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._loop_thread)
+        if frame is None:
+            return "nobody knows"
+        inner = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=FRAMES_MAX)
+        # Innermost first, as `walk_stack` goes, in one line of a log.
+        return " < ".join(f"{one.filename}:{one.lineno} {one.name}" for one in inner)
 
 
 class Watchdog:
-    """Ends the process when nothing moves that should."""
+    """Ends the process when nothing moves that should. Only time counts in which it ran itself."""
 
     def __init__(self, app: RoleApp, limits: WatchdogLimits) -> None:
         self._app = app
         self._limits = limits
-        self._moving_at = time.monotonic()
+        self._still = 0.0  # seconds without records that flow
         self._has_flowed = False
+        self._uncommitted_since: float | None = None
+        self._uncommitted = 0.0
 
     async def watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
-            self._check_loop(time.monotonic() - before - WATCH_INTERVAL_SECONDS)
-            self._check_tasks()
-            self._check_rebalance()
-            self._check_commit()
-
-    def _check_loop(self, late_seconds: float) -> None:
-        if late_seconds > self._limits.loop_seconds:
-            fail_stop(f"the event loop stood still for {late_seconds:.0f} s")
+        loop_watch = LoopWatch(self._limits)
+        loop_watch.start()
+        try:
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+                loop_watch.turn()
+                passed = min(time.monotonic() - before, 2 * WATCH_INTERVAL_SECONDS)
+                self._check_tasks()
+                self._check_rebalance(passed)
+                self._check_commit(passed)
+        finally:
+            loop_watch.close()
 
     def _check_tasks(self) -> None:
         kafka = self._app.chunks._kafka
@@ -75,21 +140,25 @@ class Watchdog:
         if coordinator is not None and coordinator._coordination_task.done():
             fail_stop("the group membership of the Kafka consumer has ended")
 
-    def _check_rebalance(self) -> None:
-        app, now = self._app, time.monotonic()
-        is_flowing = app.is_flowing
-        if is_flowing:
-            self._moving_at, self._has_flowed = now, True
-            self._app.chunks.wake()
+    def _check_rebalance(self, passed: float) -> None:
+        app = self._app
+        if app.is_flowing:
+            self._still, self._has_flowed = 0.0, True
+            app.chunks.wake()
             return
+        self._still += passed
         limits = self._limits
         allowed = limits.rebalance_seconds if self._has_flowed else limits.first_start_seconds
-        if now - self._moving_at > allowed:
+        if self._still > allowed:
             fail_stop(f"no records flow {allowed:.0f} s after a rebalance or start began")
 
-    def _check_commit(self) -> None:
+    def _check_commit(self, passed: float) -> None:
         since = self._app.chunks.uncommitted_since
-        if since is not None and time.monotonic() - since > self._limits.commit_seconds:
+        if since is None or since != self._uncommitted_since:
+            self._uncommitted_since, self._uncommitted = since, 0.0
+            return
+        self._uncommitted += passed
+        if self._uncommitted > self._limits.commit_seconds:
             fail_stop(f"acked offsets were not committed for {self._limits.commit_seconds:.0f} s")
 
 

@@ -32,7 +32,7 @@ from agents.runtime.app import RoleApp, create_app
 from agents.runtime.chunk import Chunk
 from agents.runtime.inputs import Gap, InputPolicy
 from agents.runtime.producer import CallThread, OutboxProducer
-from agents.runtime.run import run_app
+from agents.runtime.run import WatchdogLimits, run_app
 from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from agents.sink.batches import BatchLimits
 from agents.sink.borders import Borders
@@ -213,7 +213,8 @@ def _run(settings: SinkSettings, engine: Engine, **ready_fields: Any) -> int:
         announcing.append(_announcing(app, **ready_fields))
         return app
 
-    return run_app(build, stop_seconds_max=STOP_SECONDS_MAX)
+    limits = WatchdogLimits(loop_seconds=lambda: settings.stall_seconds)
+    return run_app(build, stop_seconds_max=STOP_SECONDS_MAX, limits=limits)
 
 
 def _yield_to_others() -> None:

@@ -189,7 +189,8 @@ class AsyncLane:
         """Run the handler up to its first wait; None when it is over by then."""
         host, handler, job = self._host, attempt.handler, attempt.job
         assert handler is not None  # a lane only receives attempts with a handler
-        host.begun(attempt)
+        if not host.begun(attempt):
+            return None
         attempt.started_ms = int(time.time() * 1000)
         try:
             arguments = handler.arguments(job["payload"], attempt)

@@ -23,7 +23,6 @@ from agents.worker.attempts import (
     TIMED_OUT,
     Attempt,
     Pack,
-    Permit,
     QueueState,
 )
 from agents.worker.context import has_seen_cancel
@@ -35,7 +34,10 @@ from agents.worker.lanes import Lane, ThreadLane, line_up
 from agents.worker.module_names import LoadPlan
 from agents.worker.packs import read_pack
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
+from agents.worker.pulse import Pulse
+from agents.worker.standstill import Standstill, put_off
 from agents.worker.suspects import Suspects
+from agents.worker.telling import Teller
 from agents.worker.verdicts import end_of_verdict
 from agents.worker.writer import OutcomeWriter
 from schemas.wire import (
@@ -73,11 +75,16 @@ class Executor:
         modules: LoadPlan | None = None,
         on_room: Callable[[], None] = lambda: None,
         former_ends: Mapping[str, str] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._writer = writer
+        self._teller = Teller(writer)
         self._on_room = on_room
+        self._standstill = Standstill(pulse or Pulse(), handlers)
+        #: Called when a standstill is over and what waited has been handed back.
+        self.on_standstill: Callable[[], None] = lambda: None
         kinds = {handler.runs_as for handler in handlers.values()}
         self._lanes: dict[RunsAs, Lane] = {}
         if "async" in kinds:
@@ -90,7 +97,7 @@ class Executor:
         self._strangers: list[Attempt] = []
         self._former_ends = former_ends or {}  # how former owners of our partitions ended
         self._suspects = Suspects(
-            tell=self._tell_suspect, begin=self._begin_suspect, free=self._free_for_suspects
+            tell=self._teller.start_first, begin=self._begin_suspect, free=self._free_for_suspects
         )
         self._queues: dict[str, QueueState] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
@@ -178,19 +185,21 @@ class Executor:
         return pack
 
     def give_back(
-        self, value: bytes | None, on_settled: Callable[[], object], former_owner: str | None
+        self,
+        value: bytes | None,
+        on_settled: Callable[[], object],
+        former_owner: str | None,
+        reason: Reason = Reason.REDELIVERED,
     ) -> Pack | None:
-        """Hand back the jobs of a record that may have been delivered before, to `former_owner`.
-
-        One of them may have ended its worker, and any may have ended since: the ledger knows.
-        """
+        """Hand back the jobs of a record that may have been delivered before, to `former_owner`:
+        one of them may have ended its worker, and any may have ended since. The ledger knows."""
         opened = self._open(value, on_settled)
         if opened is None:
             return None
         pack, attempts = opened
         detail = self._former_ends.get(former_owner or "")
         for attempt in attempts:
-            self._end_unbegun(attempt, ends.returned(Reason.REDELIVERED, detail))
+            self._end_unbegun(attempt, ends.returned(reason, detail))
         return pack
 
     def _open(
@@ -252,7 +261,7 @@ class Executor:
         for lane in self._lanes.values():
             for attempt in lane.running:
                 if attempt.pack in taken:
-                    self._tell_start(attempt)
+                    self._teller.start(attempt)
 
     def _all_waiting(self) -> list[Attempt]:
         waiting = [*self._strangers, *self._suspects.waiting]
@@ -271,12 +280,18 @@ class Executor:
 
     # -- what lanes tell -----------------------------------------------------------------------
 
-    def begun(self, attempt: Attempt) -> None:
-        """The attempt left the line; more may be fetched when few are left in it."""
+    def begun(self, attempt: Attempt) -> bool:
+        """The attempt left the line; more may be fetched when few are left in it. False: it has
+        been handed back, and must not begin."""
         queue = attempt.pack.queue
         queue.waiting -= 1
+        if not self._standstill.may_begin(attempt.job):
+            self._end_unbegun(attempt, ends.returned(Reason.WORKER_STALLED))
+            self.look_for_standstill()
+            return False
         if queue.waiting == REFILL_AT or not queue.waiting:
             self._on_room()
+        return True
 
     def ended(self, attempt: Attempt, end: End) -> None:
         """The handler ended by itself, or because it was told to."""
@@ -310,22 +325,15 @@ class Executor:
 
     def _begin_suspect(self, attempt: Attempt) -> None:
         """The start is durable: it gets the next slot, unless somebody wants it to end."""
-        if self.is_stopping:
+        is_cancelled = bool(self._early_cancels) and self._early_cancels.take(attempt.key())
+        if self.is_stopping or is_cancelled:
             attempt.pack.queue.waiting -= 1
-            self._end_unbegun(attempt, ends.returned(Reason.WORKER_STOPPING))
-        elif self._early_cancels and self._early_cancels.take(attempt.key()):
-            attempt.pack.queue.waiting -= 1
-            self._end_unbegun(attempt, ends.cancelled())
+            end = ends.cancelled() if is_cancelled else ends.returned(Reason.WORKER_STOPPING)
+            self._end_unbegun(attempt, end)
         else:
             lane = self._lanes[attempt.runs_as]
             lane.waiting.appendleft(attempt)
             lane.kick()
-
-    def _tell_suspect(self, attempt: Attempt, go: Callable[[], None]) -> None:
-        attempt.has_told_start = True
-        attempt.started_ms = int(time.time() * 1000)
-        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, Permit(attempt.pack, go))
 
     def _free_for_suspects(self, kind: RunsAs) -> int:
         return 0 if self.is_stopping else self._lanes[kind].free
@@ -340,6 +348,7 @@ class Executor:
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         now = time.monotonic()
+        self.look_for_standstill()
         for lane in self._lanes.values():
             for attempt in list(lane.running):
                 self._look_after(lane, attempt, now)
@@ -352,11 +361,21 @@ class Executor:
         self._hand_back_suspects(now)
         FAILURES.tell_rest()
 
+    def look_for_standstill(self) -> None:
+        """The loop turns. After a standstill nothing begins that had not begun before."""
+        paused = self._standstill.turn(SWEEP_SECONDS)
+        if not paused:
+            return
+        for lane in self._lanes.values():
+            put_off(lane.running, paused)
+        self._return_waiting(Reason.WORKER_STALLED)
+        self.on_standstill()
+
     def _look_after(self, lane: Lane, attempt: Attempt, now: float) -> None:
         if not attempt.has_told_start and now - attempt.started_at >= LATE_START_SECONDS:
-            self._tell_start(attempt)
+            self._teller.start(attempt)
         if attempt.progress is not None and now - attempt.progressed_at >= PROGRESS_SECONDS:
-            self._tell_progress(attempt, now)
+            self._teller.progress(attempt, now)
         if attempt.verdict is None:
             if now >= attempt.deadline:
                 self._force(lane, attempt, TIMED_OUT, now)
@@ -377,24 +396,6 @@ class Executor:
         """Say the outcome now; the slot stays taken until the handler ends, if it ever does."""
         lane.give_up(attempt)
         self._finish(attempt, end_of_verdict(attempt, None))
-
-    def _tell_start(self, attempt: Attempt) -> None:
-        if attempt.has_told_start or attempt.is_ended:
-            return
-        attempt.has_told_start = True
-        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, attempt.pack)
-
-    def _tell_progress(self, attempt: Attempt, now: float) -> None:
-        told, attempt.progress = attempt.progress, None
-        if told == attempt.progress_told:
-            return  # the same again is no news
-        self._tell_start(attempt)
-        attempt.progress_told = told
-        attempt.progressed_at = now
-        end: End = {"kind": "progressed", "progress": told}
-        outcome = ends.encode(attempt.job, end, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, None)
 
     def _hand_back(self, lane: Lane, now: float) -> None:
         old = [

@@ -3,9 +3,10 @@
 Owns the beat's thread and producer. Refuses to know slots: it publishes the latest snapshot that
 the loop left.
 
-A blocked loop (an `async def` handler that computes or sleeps without awaiting) still counts as
-alive: the process lives, its jobs run, and a rescue would only run them twice. But it can take
-nothing, so after LOOP_BLOCKED_SECONDS the beat says that no slot is free.
+A loop that stands still (an `async def` handler computes or sleeps without awaiting) is alive: the
+process lives, its jobs run, and a rescue would only run them twice. But it can take nothing. So
+after STILL_SECONDS the beat says that it is stalled, and what it began last. When this thread
+cannot run either, because somebody holds the interpreter, `agents.worker.stand_in` beats.
 """
 
 from __future__ import annotations
@@ -13,27 +14,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
-from confluent_kafka import KafkaException, Producer
-
-from agents.runtime.clients import client_settings
+from agents.worker.beats import CLOSE_SECONDS, BeatSink
+from agents.worker.pulse import STILL_SECONDS, Pulse
 from schemas import SCHEMA_VERSION
 from schemas.wire import (
-    HEARTBEAT_MISSING_SECONDS,
     HEARTBEAT_SECONDS,
     Heartbeat,
     KindSlots,
     QueueSlots,
 )
 
-LOOP_BLOCKED_SECONDS: Final = HEARTBEAT_MISSING_SECONDS  # as long as silence would be bearable
 BEAT_GAP_SECONDS: Final = 0.25  # at least this between two beats, however much changes
-MESSAGE_TIMEOUT_MS: Final = 5_000  # an old beat says nothing; it is dropped
 BIG_CHANGE_SHARE: Final = 0.25  # of the slots of a kind: such a change of the free is told at once
-CLOSE_SECONDS: Final = 1.0  # the last beat gets this long
+LOOK_SECONDS: Final = 0.5  # how soon a loop that stands still is noticed
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -52,44 +49,19 @@ class Snapshot:
     former_end: str | None = None
 
 
-class BeatSink(Protocol):
-    """Where beats go."""
-
-    def send(self, key: bytes, value: bytes) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class KafkaBeats:
-    """`BeatSink` over librdkafka, outside any transaction."""
-
-    def __init__(self, kafka: str, topic: str, client_id: str) -> None:
-        self._topic = topic
-        self._producer = Producer(
-            client_settings(
-                kafka,
-                client_id,
-                {"acks": "all", "linger.ms": 0, "message.timeout.ms": MESSAGE_TIMEOUT_MS},
-            )
-        )
-
-    def send(self, key: bytes, value: bytes) -> None:
-        try:
-            self._producer.produce(self._topic, value, key)
-        except (BufferError, KafkaException) as error:
-            logger.warning("a heartbeat could not be sent: %s", error)
-        self._producer.poll(0)
-
-    def close(self) -> None:
-        self._producer.flush(CLOSE_SECONDS)
-
-
 def beat_of(
-    snapshot: Snapshot, *, worker_id: str, incarnation: int, now: float, at_ms: int
+    snapshot: Snapshot,
+    *,
+    worker_id: str,
+    incarnation: int,
+    at_ms: int,
+    stalled_with: Sequence[int] | None = None,
 ) -> Heartbeat:
-    """The beat for a snapshot; a snapshot that is too old shows a blocked loop: nothing is free."""
+    """The beat for a snapshot. `stalled_with`: the loop stands still, and these are the marks of
+    the attempts that began last; nothing is free then."""
     queues = dict(snapshot.queues)
-    if now - snapshot.made_at > LOOP_BLOCKED_SECONDS:
+    is_stalled = stalled_with is not None
+    if is_stalled:
         queues = {name: _taken(room) for name, room in queues.items()}
     return Heartbeat(
         schema_version=SCHEMA_VERSION,
@@ -101,6 +73,8 @@ def beat_of(
         running=snapshot.running,
         is_stopping=snapshot.is_stopping,
         former_end=snapshot.former_end,
+        is_stalled=is_stalled,
+        begun=tuple(stalled_with or ()),
     )
 
 
@@ -130,7 +104,7 @@ def _is_big(old: KindSlots, new: KindSlots) -> bool:
 
 
 class HeartbeatThread:
-    """Sends beats from its own thread until `close`."""
+    """Sends beats from its own thread until `close`. `on_beat` gets each of them as well."""
 
     def __init__(
         self,
@@ -139,6 +113,8 @@ class HeartbeatThread:
         worker_id: str,
         incarnation: int,
         first: Snapshot,
+        pulse: Pulse,
+        on_beat: Callable[[bytes], None] = lambda value: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
@@ -146,9 +122,12 @@ class HeartbeatThread:
         self._incarnation = incarnation
         self._latest = first
         self._sent = first
+        self._pulse = pulse
+        self._on_beat = on_beat
         self._clock = clock
         self._wake = threading.Event()
         self._is_closing = False
+        self._has_told_stall = False
         #: Beats that were handed to the client.
         self.sent_total = 0
         self._thread = threading.Thread(target=self._run, name="tidemill-heartbeat", daemon=True)
@@ -160,7 +139,7 @@ class HeartbeatThread:
     def update(self, snapshot: Snapshot) -> None:
         """Called by the loop, often: replace the snapshot, and beat at once when much changed."""
         self._latest = snapshot
-        if is_big_change(self._sent, snapshot):
+        if self._has_told_stall or is_big_change(self._sent, snapshot):
             self._wake.set()
 
     def close(self) -> None:
@@ -179,17 +158,31 @@ class HeartbeatThread:
                 self._sink.close()
                 return
             time.sleep(BEAT_GAP_SECONDS)
-            self._wake.wait(HEARTBEAT_SECONDS - BEAT_GAP_SECONDS)
+            self._until_next()
+
+    def _until_next(self) -> None:
+        """A beat is due, wanted at once, or there is a stall to tell."""
+        left = HEARTBEAT_SECONDS - BEAT_GAP_SECONDS
+        while left > 0 and not self._wake.wait(min(left, LOOK_SECONDS)):
+            if self._is_still() and not self._has_told_stall:
+                return
+            left -= LOOK_SECONDS
+
+    def _is_still(self) -> bool:
+        return self._clock() - self._pulse.turned_at > STILL_SECONDS
 
     def _beat(self) -> None:
         snapshot = self._latest
+        is_still = self._is_still()
         beat = beat_of(
             snapshot,
             worker_id=self._worker_id,
             incarnation=self._incarnation,
-            now=self._clock(),
             at_ms=int(time.time() * 1000),
+            stalled_with=self._pulse.marks() if is_still else None,
         )
-        self._sent = snapshot
-        self._sink.send(self._worker_id.encode(), beat.model_dump_json(exclude_none=True).encode())
+        self._sent, self._has_told_stall = snapshot, is_still
+        value = beat.model_dump_json(exclude_none=True).encode()
+        self._sink.send(self._worker_id.encode(), value)
+        self._on_beat(value)
         self.sent_total += 1

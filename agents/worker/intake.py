@@ -14,15 +14,18 @@ from typing import Any, Final
 
 from agents.runtime.app import RoleApp
 from agents.runtime.chunk import Chunk, Record
+from agents.runtime.commits import is_member
 from agents.runtime.handover import Handover
 from agents.runtime.inputs import InputPolicy
 from agents.worker.attempts import Pack
 from agents.worker.executor import Executor
 from agents.worker.writer import OutcomeWriter
 from schemas.topics import Topics
+from schemas.words import Reason
 
 PACKS_KEPT_MAX: Final = 20_000  # packs remembered; a commit is half a second behind at most
 REVOKE_SECONDS_MAX: Final = 2.0  # a rebalance waits this long for outcomes to be durable
+ASK_AGAIN_SECONDS: Final = 0.5  # until the group is asked again whether we are its member
 AVERAGE_WEIGHT: Final = 0.1  # of the newest record in the average of jobs in one
 
 logger = logging.getLogger("tidemill.worker")
@@ -46,6 +49,10 @@ class Intake:
         self._jobs_per_record: dict[str, float] = {}
         self._granted: dict[str, int] = {}
         self._going_at: int | None = None  # which assignment is about to go
+        self._doubted: int | None = None  # which assignment may be over without our knowing
+        self._standstills = 0
+        self._asking: asyncio.Task[None] | None = None
+        executor.on_standstill = self._doubt
         #: Whether all that was begun has its durable word, as far as a handover knows.
         self.is_settled = False
         #: Records that came again and were not run again.
@@ -87,7 +94,11 @@ class Intake:
             self.repeats_total += 1
             known.rebind(on_settled)
             return
-        if doubt is None:
+        if self._is_doubtful:
+            # Another worker may have it by now, and the ledger what that one said of it.
+            reason = Reason.WORKER_STALLED
+            pack = self._executor.give_back(record.value, on_settled, None, reason)
+        elif doubt is None:
             pack = self._executor.take(record.value, on_settled)
         else:
             pack = self._executor.give_back(record.value, on_settled, doubt.former_owner)
@@ -99,6 +110,31 @@ class Intake:
         if len(self._packs) > PACKS_KEPT_MAX:
             del self._packs[next(iter(self._packs))]
 
+    # -- after a standstill --------------------------------------------------------------------
+
+    def _doubt(self) -> None:
+        """The loop stood still: the group may have forgotten us, and what was fetched is another
+        worker's. Nothing of it begins until the group says that we are a member, or shares anew."""
+        self._standstills += 1
+        self._doubted = self._app.chunks.assignments if self._app.started else None
+        if self._asking is None and self._doubted is not None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    @property
+    def _is_doubtful(self) -> bool:
+        return self._doubted is not None and self._doubted == self._app.chunks.assignments
+
+    async def _ask(self) -> None:
+        while self._is_doubtful:
+            asked = self._standstills
+            if await is_member(self._app.chunks, self._app.consumer_generation_id):
+                if asked == self._standstills:
+                    self._doubted = None
+            else:
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
+        self._asking = None
+        self.wake()
+
     # -- how much may come ---------------------------------------------------------------------
 
     def _credit(self, queue: str, partition: int) -> int:
@@ -106,6 +142,8 @@ class Intake:
 
         Each answer is held against the next ones until the loop has seen what came of it.
         """
+        if self._is_doubtful:
+            return 0
         room = self._executor.room(queue) - self._granted.get(queue, 0)
         if room <= 0:
             return 0
@@ -134,6 +172,7 @@ class Intake:
 
     async def before_revoke(self) -> None:
         """All partitions are about to go: settle what has begun, forget what has not."""
+        self._executor.look_for_standstill()
         self._going_at = self._app.chunks.assignments
         untouched = self._executor.untouched(self._packs.values())
         last_touched: dict[tuple[str, int], int] = {}

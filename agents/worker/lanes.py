@@ -28,8 +28,9 @@ STACK_NAME: Final = "tidemill-job"  # threads' names, for people who look at a s
 class Host(Protocol):
     """What a lane asks of the executor."""
 
-    def begun(self, attempt: Attempt) -> None:
-        """The attempt left the waiting line."""
+    def begun(self, attempt: Attempt) -> bool:
+        """The attempt left the waiting line, and its handler is called next. False: it must not
+        begin any more, and is dealt with."""
 
     def ended(self, attempt: Attempt, end: End) -> None:
         """The attempt ended by itself; called on the loop, once for each attempt that began."""
@@ -96,7 +97,8 @@ class ThreadLane:
     def kick(self) -> None:
         while self.waiting and self.free > 0:
             attempt = self.waiting.popleft()
-            self._host.begun(attempt)
+            if not self._host.begun(attempt):
+                continue
             now = time.time()
             attempt.started_ms = int(now * 1000)
             attempt.suspend(self, time.monotonic())

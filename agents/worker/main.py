@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -14,26 +15,31 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from agents import exit_codes, own_streams
 from agents.logging import REFUSED_EVENT, announce_ready, configure_logging, tell_supervisor
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.failstop import leave_within
-from agents.runtime.run import new_event_loop, run_through_exits, serve
+from agents.runtime.run import WatchdogLimits, new_event_loop, run_through_exits, serve
 from agents.runtime.threads import call_aside
 from agents.settings import WorkerSettings
 from agents.supervisor import former_end_told
 from agents.topics import TopicRefused
+from agents.worker.beats import KafkaBeats
 from agents.worker.control import ControlReader
 from agents.worker.copies import watch_forks
 from agents.worker.errors import MissingModule, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
 from agents.worker.failure_log import FAILURES
-from agents.worker.heartbeat import HeartbeatThread, KafkaBeats, Snapshot
+from agents.worker.heartbeat import HeartbeatThread, Snapshot
 from agents.worker.intake import Intake
 from agents.worker.kafka_sink import KafkaSink
+from agents.worker.pulse import Pulse, open_memory
+from agents.worker.stand_in import limit_of
+from agents.worker.standstill import NAMED_MAX
 from agents.worker.start import Loaded, explain_refusal, load_worker, prepare
+from agents.worker.watch import Watch
 from agents.worker.writer import OutcomeWriter
 from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import ControlWord, QueueSlots
@@ -52,6 +58,9 @@ COMMIT_SECONDS: Final = 0.1
 # A worker that never comes back: its partitions move to others after this long, before its running
 # attempts count as lost. The broker takes no less than six seconds.
 SESSION_SECONDS: Final = 8.0
+# The group waits so long for a member that beats and does not come to share anew: here one whose
+# handlers let the loop turn now and then. It restores nothing, so it needs no longer.
+REBALANCE_SECONDS: Final = 10.0
 GROUP_BEAT_SECONDS: Final = 1.0  # also how late the others learn that they must share anew
 
 logger = logging.getLogger("tidemill.worker")
@@ -83,6 +92,7 @@ class Worker:
             loop=self._loop,
         )
         FAILURES.keeps_traces = settings.traces
+        self._pulse = Pulse(open_memory())
         self._executor = Executor(
             handlers,
             self._writer,
@@ -92,15 +102,19 @@ class Worker:
             modules=loaded.plan,
             on_room=self._on_room,
             former_ends={} if former_end is None else {settings.worker_id: former_end},
+            pulse=self._pulse,
         )
         self._intake = Intake(self.app, self._executor, self._writer)
         self._intake.bind(self._topics, self.queues)
         self.app.is_settled = lambda: self._intake.is_settled
+        self._watch = Watch(self._words_for_watch(), self._pulse)
         self._beat = HeartbeatThread(
             KafkaBeats(settings.kafka, self._topics.heartbeats, f"{settings.worker_id}-beat"),
             worker_id=settings.worker_id,
             incarnation=self._incarnation,
             first=self._snapshot(),
+            pulse=self._pulse,
+            on_beat=self._watch.tell,
         )
         self._control = ControlReader(
             settings.kafka, self._topics.control, f"{settings.worker_id}-control", self._on_word
@@ -109,8 +123,27 @@ class Worker:
         #: Called once, when records flow.
         self.on_flow: Callable[[], None] = lambda: None
 
+    def _words_for_watch(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "kafka": settings.kafka, "topic": self._topics.heartbeats,
+            "worker_id": settings.worker_id, "types": sorted(self._handlers),
+            "stall_seconds": settings.stall_seconds,
+            "log_format": settings.log_format, "log_level": settings.log_level,
+        }
+
+    def limit_seconds(self) -> float:
+        """How long the loop may stand still now."""
+        return limit_of(self._settings.stall_seconds, self._pulse.longest_seconds)
+
+    def called_last(self) -> str:
+        """Which handlers began last, for a line of the log."""
+        names = self._pulse.handlers(NAMED_MAX, sorted(self._handlers))
+        return f"; handlers that began last: {', '.join(names) or 'none'}"
+
     def begin(self) -> None:
         """Start what runs beside the app."""
+        self._watch.start()
         self._beat.start()
         self._control.start()
         self._ticker = self._loop.create_task(self._tick())
@@ -205,6 +238,7 @@ class Worker:
         if self._ticker is not None:
             self._ticker.cancel()
         await call_aside(self._beat.close)
+        await call_aside(self._watch.close)
         self._control.close()
         await self._sink.close()
 
@@ -218,6 +252,7 @@ def worker_app(settings: WorkerSettings) -> RoleApp:
         commit_interval_seconds=COMMIT_SECONDS,
         session_timeout_seconds=SESSION_SECONDS,
         broker_heartbeat_interval=GROUP_BEAT_SECONDS,
+        broker_rebalance_timeout=REBALANCE_SECONDS,
         # Static membership needs a name that is the same after a restart; a made-up one would leave
         # its partitions to nobody until the session ends.
         instance_id=settings.worker_id if "worker_id" in settings.model_fields_set else None,
@@ -234,7 +269,8 @@ async def _run(settings: WorkerSettings, loaded: Loaded) -> int:
     seconds_max = (
         settings.stop_grace_seconds + STOP_FORCE_SECONDS + DRAIN_SECONDS_MAX + LEAVE_SECONDS_MAX
     )
-    code = await serve(worker.app, stop_seconds_max=seconds_max)
+    limits = WatchdogLimits(loop_seconds=worker.limit_seconds, blame=worker.called_last)
+    code = await serve(worker.app, stop_seconds_max=seconds_max, limits=limits)
     if worker.is_recycling:
         code = exit_codes.RECYCLED
     leave_within(END_SECONDS_MAX + LINGER_SECONDS, code)
@@ -250,6 +286,8 @@ def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[
     when one is not there, 64 when they or the queues cannot be used.
     """
     configure_logging("worker", settings.log_format, settings.log_level)
+    # Where each thread stood when native code crashes, or when the stand-in ends this process.
+    faulthandler.enable(own_streams.log())
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         loaded = load_worker(settings, modules)

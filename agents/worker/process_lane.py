@@ -283,7 +283,8 @@ class ProcessLane:
                     return
                 continue
             attempt = self.waiting.popleft()
-            self._host.begun(attempt)
+            if not self._host.begun(attempt):
+                continue
             attempt.started_ms = int(time.time() * 1000)
             attempt.suspend(child, time.monotonic())
             self.running.add(attempt)

@@ -17,6 +17,7 @@ from schemas.wire import Definition, LimitSpec
 from streams.job import JobKey
 from streams.partition import Capacity, Partition
 from streams.schedule import Groups, LineName
+from streams.stalls import NO_STALLS, Stall
 from streams.state import DEDUPE_RETENTION_MS, PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
@@ -58,6 +59,7 @@ def decided(
     rooms: Mapping[LineName, Capacity],
     definitions: Iterable[Definition],
     told: Mapping[str, Groups] | None = None,
+    stalls: Mapping[str, Stall] = NO_STALLS,
 ) -> OutGroup:
     """A group up to its commit: what it wants to write. `settle` or `undo` must follow.
 
@@ -68,7 +70,7 @@ def decided(
         queues = {"default", *(name.queue for name in rooms)} if alive else set()
         told = {queue: {one.type: "" for one in known} for queue in sorted(queues)}
     engine.begin(now_ms)
-    engine.set_workers(alive)
+    engine.set_workers(alive, stalls=stalls)
     engine.set_groups(told)
     engine.set_capacity(rooms)
     for definition in known:
@@ -108,6 +110,7 @@ class Scene:
         self.definitions: list[Definition] = list(definitions)
         #: What living workers run, by queue; None: all that is defined.
         self.told: Mapping[str, Groups] | None = None
+        self.stalls: Mapping[str, Stall] = NO_STALLS
         self._partitions = partitions
         self._retention_ms = retention_ms
         self._offsets: dict[str, int] = {}
@@ -141,6 +144,7 @@ class Scene:
         out = decided(
             self.engine, now_ms, taken,
             alive=self.alive, rooms=self.rooms, definitions=self.definitions, told=self.told,
+            stalls=self.stalls,
         )
         records = list(out)
         if is_committed:

@@ -7,12 +7,13 @@ import threading
 import pytest
 
 from agents.worker.heartbeat import (
-    LOOP_BLOCKED_SECONDS,
     HeartbeatThread,
     Snapshot,
     beat_of,
     is_big_change,
 )
+from agents.worker.pulse import STILL_SECONDS, Pulse
+from schemas.marks import mark_of
 from schemas.wire import Heartbeat, KindSlots, QueueSlots, RunsAs
 from tests.waiting import wait_until
 
@@ -42,13 +43,23 @@ class Beats:
         self.is_closed.set()
 
 
-@pytest.mark.parametrize(("late_seconds", "free"), [(0, 10), (LOOP_BLOCKED_SECONDS + 1, 0)])
-def test_a_blocked_loop_is_alive_and_has_nothing_free(late_seconds: float, free: int) -> None:
+@pytest.mark.parametrize(("stalled_with", "free"), [(None, 10), ([], 0), ([3, 5], 0)])
+def test_a_loop_that_stands_still_is_alive_and_has_nothing_free(
+    stalled_with: list[int] | None, free: int
+) -> None:
     beat = beat_of(
-        snapshot(), worker_id="w", incarnation=5, now=100.0 + late_seconds, at_ms=7
+        snapshot(), worker_id="w", incarnation=5, at_ms=7, stalled_with=stalled_with
     )
     assert beat.queues["q"].kinds == {"async": KindSlots(slots=10, free=free)}
     assert (beat.worker_id, beat.incarnation, beat.at) == ("w", 5, 7)
+    assert beat.is_stalled is (stalled_with is not None)
+    assert beat.begun == tuple(stalled_with or ())
+
+
+def test_a_beat_of_a_former_version_is_of_a_worker_that_is_not_stalled() -> None:
+    text = beat_of(snapshot(), worker_id="w", incarnation=5, at_ms=7).model_dump()
+    del text["is_stalled"], text["begun"]
+    assert not Heartbeat.model_validate(text).is_stalled
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_what_is_told_at_once(before: Snapshot, after: Snapshot, is_big: bool) -
 def test_the_thread_beats_at_once_on_a_big_change_and_at_the_end() -> None:
     beats = Beats()
     thread = HeartbeatThread(
-        beats, worker_id="w", incarnation=1, first=snapshot(0), clock=lambda: 100.0
+        beats, worker_id="w", incarnation=1, first=snapshot(0), pulse=Pulse(),
     )
     thread.start()
     wait_until(lambda: len(beats.sent) == 1, 5, "the first beat")
@@ -84,3 +95,23 @@ def test_the_thread_beats_at_once_on_a_big_change_and_at_the_end() -> None:
     assert beats.is_closed.is_set()
     assert [beat.queues["q"].kinds["async"].free for beat in beats.sent] == [0, 10, 10]
     assert [beat.is_stopping for beat in beats.sent] == [False, False, True]
+
+
+def test_a_stall_is_told_while_it_lasts_with_what_began_last_and_its_end_at_once() -> None:
+    beats, pulse, now, told = Beats(), Pulse(), [0.0], list[bytes]()
+    pulse.begin(mark_of("j", 1), 0, 1_000)
+    thread = HeartbeatThread(
+        beats, worker_id="w", incarnation=1, first=snapshot(), pulse=pulse, on_beat=told.append,
+        clock=lambda: pulse.turned_at + now[0],
+    )
+    thread.start()
+    wait_until(lambda: len(beats.sent) == 1, 5, "the first beat")
+    now[0] = STILL_SECONDS + 1
+    wait_until(lambda: len(beats.sent) == 2, 1.5, "a beat before the two seconds are over")
+    now[0] = 0.0
+    thread.update(snapshot())
+    wait_until(lambda: len(beats.sent) == 3, 1.5, "a beat before the two seconds are over")
+    thread.close()
+    assert [beat.is_stalled for beat in beats.sent] == [False, True, False, False]
+    assert beats.sent[1].begun == (mark_of("j", 1),)
+    assert [Heartbeat.model_validate_json(value) for value in told] == beats.sent

@@ -75,6 +75,7 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.ON_PROBATION: "Rescued jobs run a few at a time, and others of its worker came first.",
     R.INTERRUPTED: "Its worker stopped while it ran, and it took longer than the grace.",
     R.NO_FREE_SLOT: "The worker could not start it within a second.",
+    R.WORKER_STALLED: "Its worker stood still, held by a handler, before it began.",
     R.REBALANCED: "Workers came or went, and it was on its way to one that had not begun it.",
     R.WORKER_STOPPING: "The worker was asked to stop before the job began.",
     R.ATTEMPTS_EXHAUSTED: "The last attempt failed.",

@@ -1,0 +1,48 @@
+"""What is said of attempts that go on: that they began, and how far they are.
+
+Owns these two words. Refuses to know when they are due and what ends an attempt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from agents.worker import ends
+from agents.worker.attempts import Attempt, Permit
+from agents.worker.ends import End
+from agents.worker.writer import OutcomeWriter
+
+
+class Teller:
+    """Says it through the writer of outcomes."""
+
+    def __init__(self, writer: OutcomeWriter) -> None:
+        self._writer = writer
+
+    def start(self, attempt: Attempt) -> None:
+        """It runs for long enough to be told of, unless that was done."""
+        if attempt.has_told_start or attempt.is_ended:
+            return
+        attempt.has_told_start = True
+        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
+        self._writer.add(attempt.pack.ledger_partition, outcome, attempt.pack)
+
+    def start_first(self, attempt: Attempt, go: Callable[[], None]) -> None:
+        """It begins once the word is durable: `go` is called then."""
+        attempt.has_told_start = True
+        attempt.started_ms = int(time.time() * 1000)
+        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
+        self._writer.add(attempt.pack.ledger_partition, outcome, Permit(attempt.pack, go))
+
+    def progress(self, attempt: Attempt, now: float) -> None:
+        """The latest that its handler has said, unless it says the same again."""
+        told, attempt.progress = attempt.progress, None
+        if told == attempt.progress_told:
+            return
+        self.start(attempt)
+        attempt.progress_told = told
+        attempt.progressed_at = now
+        end: End = {"kind": "progressed", "progress": told}
+        outcome = ends.encode(attempt.job, end, attempt.started_ms, 0)
+        self._writer.add(attempt.pack.ledger_partition, outcome, None)

@@ -1,0 +1,245 @@
+"""Workers that are busy and not dead: a held interpreter or loop, and what must still be quick.
+
+Owns real roles over the session's broker: a ledger, a worker for each way of being busy, and a peer
+that serves the same queues and comes while they are busy. The handlers leave marks of their own, so
+that what is asserted does not hang on what the engine says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import orjson
+import pytest
+from confluent_kafka import Producer
+
+from agents import exit_codes
+from tests.chaos.engine import Role
+from tests.chaos.running import Tail
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+SECONDS: Final = 90.0
+# From the end of a worker to the next start of its job: 10 s of silence, and a busy machine.
+RESCUE_SECONDS: Final = 20.0
+QUICK: Final = 20
+QUICK_SECONDS: Final = 25.0  # the group forgets a member after 8 s, the others share anew
+JOBS: Final = """
+import ctypes, os, pathlib, time
+from tidemill import job
+
+def mark(payload, what):
+    with pathlib.Path(payload["file"]).open("a") as file:
+        file.write(f"{what} {os.getpid()} {time.time()}\\n")
+
+def hold(seconds):
+    # `sleep` of C without letting go of the interpreter, as a native extension may do.
+    ctypes.PyDLL(None).sleep(int(seconds))
+
+@job("QUEUE.hold", queue="QUEUE", timeout_seconds=300)
+def hold_job(payload: dict) -> str:
+    mark(payload, "begin"); hold(payload["seconds"]); mark(payload, "end")
+    return "held"
+
+@job("QUEUE.past", queue="QUEUE", timeout_seconds=5)
+def past(payload: dict) -> str:
+    mark(payload, "begin"); hold(payload["seconds"]); mark(payload, "end")
+    return "held"
+
+@job("QUEUE.block", queue="QUEUE")
+async def block(payload: dict) -> str:
+    mark(payload, "begin"); time.sleep(payload["seconds"]); mark(payload, "end")
+    return "blocked"
+
+@job("QUEUE.burst", queue="QUEUE")
+def burst(payload: dict) -> str:
+    mark(payload, "begin")
+    for _ in range(int(payload["seconds"]) // 5):
+        hold(5)
+        time.sleep(0.001)
+    mark(payload, "end")
+    return "in bursts"
+
+@job("QUEUE.long", queue="QUEUE")
+def long(payload: dict) -> str:
+    mark(payload, "begin"); time.sleep(payload["seconds"]); mark(payload, "end")
+    return "long"
+
+@job("QUEUE.process", queue="QUEUE", process=True)
+def process(payload: dict) -> str:
+    mark(payload, "begin"); hold(payload["seconds"]); mark(payload, "end")
+    return "apart"
+
+@job("QUEUE.quick", queue="QUEUE")
+async def quick(payload: dict) -> str:
+    return "quick"
+"""
+PEER_QUEUES: Final = ("hold", "past", "block", "burst", "killed", "stopped", "dies", "peer")
+
+
+class Mark(NamedTuple):
+    """One line of a handler's."""
+
+    what: str
+    pid: int
+    at: float
+
+
+class Busy:
+    """A ledger, and workers by the name of their queue."""
+
+    def __init__(self, folder: Path, env: dict[str, str], ending: ExitStack) -> None:
+        self.folder = folder
+        self.env = env
+        self._ending = ending
+        self.roles: dict[str, Role] = {}
+        self._prefix = env["TIDEMILL_TOPIC_PREFIX"]
+        self._producer = Producer({"bootstrap.servers": env["TIDEMILL_KAFKA"]})
+        self._events = Tail(env["TIDEMILL_KAFKA"], f"{self._prefix}jobs.events")
+        self._events.start()
+        ending.callback(self._events.close)
+
+    def start(self, name: str, *words: str) -> Role:
+        role = self.roles[name] = Role(
+            name, [sys.executable, "-m", "tidemill", *words], self.folder / f"{name}.log",
+            self.folder,
+        )
+        role.env = self.env
+        role.start()
+        assert role.process is not None
+        self._ending.callback(role.process.wait)
+        self._ending.callback(role.process.kill)
+        return role
+
+    def work(self, queue: str, *more: str) -> Role:
+        """A worker whose handlers are of that queue, or of those modules too."""
+        (self.folder / f"jobs_{queue}.py").write_text(JOBS.replace("QUEUE", queue))
+        return self.start(
+            queue, "worker", f"jobs_{queue}.py", *more, "--worker-id", f"w-{queue}"
+        )
+
+    def ask(self, type: str, queue: str, job_id: str, seconds: float = 0) -> None:
+        payload = {"file": str(self.file(job_id)), "seconds": seconds}
+        body = {
+            "type": f"{queue}.{type}", "queue": queue, "user_id": job_id, "job_id": job_id,
+            "payload": payload,
+        }
+        self._producer.produce(
+            f"{self._prefix}jobs.requested", orjson.dumps(body), job_id.encode()
+        )
+        assert self._producer.flush(SECONDS) == 0
+
+    def file(self, job_id: str) -> Path:
+        return self.folder / f"{job_id}.marks"
+
+    def marks(self, job_id: str) -> list[Mark]:
+        """What the handler has written so far."""
+        if not self.file(job_id).exists():
+            return []
+        lines = [line.split() for line in self.file(job_id).read_text().splitlines()]
+        return [Mark(what, int(pid), float(at)) for what, pid, at in lines]
+
+    def begins(self, job_id: str) -> list[Mark]:
+        return [mark for mark in self.marks(job_id) if mark.what == "begin"]
+
+    def story(self, job_id: str) -> list[dict[str, Any]]:
+        found = [orjson.loads(record.value or b"") for record in list(self._events.records)]
+        return [event for event in found if event["job_id"] == job_id]
+
+    def end_of(self, job_id: str) -> dict[str, Any] | None:
+        ends = ("succeeded", "failed", "cancelled", "skipped", "expired")
+        return next((event for event in self.story(job_id) if event["event"] in ends), None)
+
+    def wait_begun(self, job_id: str, times: int = 1, seconds: float = SECONDS) -> Mark:
+        wait_until(
+            lambda: len(self.begins(job_id)) >= times, seconds, lambda: self.told(job_id)
+        )
+        return self.begins(job_id)[times - 1]
+
+    def wait_end(self, job_id: str, seconds: float = SECONDS) -> dict[str, Any]:
+        return wait_until(lambda: self.end_of(job_id), seconds, lambda: self.told(job_id)) or {}
+
+    def told(self, job_id: str) -> str:
+        """The story of a job and the ends of all logs."""
+        story = "\n".join(
+            f"{event['event']} {event.get('reason')} {event.get('data')}"
+            for event in self.story(job_id)
+        )
+        logs = "\n".join(f"--- {name}\n{role.tail()}" for name, role in self.roles.items())
+        return f"{job_id}: {self.marks(job_id)}\n{story}\n{logs}"
+
+    def assert_once(self, job_id: str) -> None:
+        """It began once, in one process, and its story says so."""
+        end = self.wait_end(job_id)
+        kinds = [event["event"] for event in self.story(job_id)]
+        assert [mark.what for mark in self.marks(job_id)] == ["begin", "end"], self.told(job_id)
+        assert end["event"] == "succeeded", self.told(job_id)
+        assert end["attempt"] == 1, self.told(job_id)
+        assert kinds.count("dispatched") == 1, self.told(job_id)
+        assert not {"rescued", "returned", "attempt_failed"} & set(kinds), self.told(job_id)
+
+
+@pytest.fixture(scope="module")
+def busy(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
+    folder = tmp_path_factory.mktemp("busy")
+    env = os.environ | {
+        "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:10]}",
+    }
+    with ExitStack() as ending:
+        applied = subprocess.run(
+            [sys.executable, "-m", "tidemill", "topics", "apply"], env=env, cwd=folder,
+            timeout=2 * SECONDS, capture_output=True, text=True, check=False,
+        )
+        assert applied.returncode == exit_codes.OK, applied.stderr
+        made = Busy(folder, env, ending)
+        roles = [made.start("ledger", "ledger")]
+        roles += [made.work(queue) for queue in PEER_QUEUES[:-1]]
+        for role in roles:
+            wait_until(role.is_ready, SECONDS, role.tail)
+        yield made
+
+
+def test_a_busy_worker_runs_each_attempt_once_and_a_dead_one_is_rescued(busy: Busy) -> None:
+    # 1. Each of them gets busy in its own way.
+    for queue, type, seconds in (
+        ("hold", "hold", 75), ("past", "past", 20), ("block", "block", 40), ("burst", "burst", 30),
+        ("killed", "long", 45), ("stopped", "long", 45), ("dies", "hold", 45),
+    ):
+        busy.ask(type, queue, f"job-{queue}", seconds)
+    for queue in PEER_QUEUES[:-1]:
+        busy.wait_begun(f"job-{queue}")
+    # 2. A peer comes that serves all of their queues, and goes on with what can go on.
+    peer = busy.work("peer", *(f"jobs_{queue}.py" for queue in PEER_QUEUES[:-1]))
+    for name, sent in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+        process = busy.roles[name].process
+        assert process is not None
+        process.send_signal(sent)
+    ended_at = time.time()
+    wait_until(peer.is_ready, SECONDS, peer.tail)
+    for number in range(QUICK):
+        busy.ask("quick", PEER_QUEUES[number % len(PEER_QUEUES)], f"quick-{number}")
+    asked_at = time.time()
+    for number in range(QUICK):
+        busy.wait_end(f"quick-{number}")
+    assert time.time() - asked_at < QUICK_SECONDS, busy.told("quick-0")
+    # 3. A worker that dies while it is busy is as dead as any other.
+    dying = busy.roles["dies"].process
+    assert dying is not None
+    dying.kill()
+    died_at = time.time()
+    for name, at in (("killed", ended_at), ("stopped", ended_at), ("dies", died_at)):
+        again = busy.wait_begun(f"job-{name}", times=2, seconds=2 * RESCUE_SECONDS)
+        assert again.at - at < RESCUE_SECONDS, busy.told(f"job-{name}")
+    # 4. Whoever was busy and lived ran its attempt once.
+    for queue in ("past", "burst", "block", "hold"):
+        busy.assert_once(f"job-{queue}")
