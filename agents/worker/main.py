@@ -287,7 +287,8 @@ def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[
     """
     configure_logging("worker", settings.log_format, settings.log_level)
     # Where each thread stood when native code crashes, or when the stand-in ends this process.
-    faulthandler.enable(own_streams.log())
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, or none
+        faulthandler.enable(own_streams.log())
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         loaded = load_worker(settings, modules)
