@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 import aiokafka
@@ -37,6 +37,7 @@ from agents.runtime.failstop import fail_stop
 from agents.runtime.handover import Handovers
 from agents.runtime.inputs import Gap, InputPartition, InputPolicy
 from agents.runtime.membership import FitKeeper, Subscriptions
+from agents.runtime.rebalances import RebalanceListener
 
 logger = logging.getLogger("tidemill.runtime")
 
@@ -47,36 +48,6 @@ FETCH_WAIT_MS_MAX = 200
 PASS_CHUNKS_MAX = 4
 # A commit before a rebalance that takes longer is given up; the group waits for this member.
 REVOKE_COMMIT_SECONDS_MAX = 5.0
-
-
-class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore[misc]  # untyped base
-    """Hands the group's callbacks to the consumer."""
-
-    def __init__(self, consumer: ChunkConsumer) -> None:
-        self._consumer = consumer
-
-    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Any:
-        # Before the first await, so that a cancelled rebalance is noted all the same.
-        self._consumer.app.on_rebalance_start()
-        self._consumer._is_revoked, self._consumer._is_placed = True, False
-        return self._consumer.on_partitions_revoked(ensure_TPset(revoked))
-
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        consumer = self._consumer
-        coordinator = consumer.kafka._coordinator
-        # aiokafka beats again only after this callback, and a restore may outlast the session.
-        coordinator._start_heartbeat_task()
-        # Nothing is fetched before perform_seek has said from where; a fetch that waits for data
-        # would also hold up the requests for offsets behind it on the same connection. The
-        # partitions of Faust's changelogs stay paused, since they are empty.
-        consumer.kafka.pause(*assigned)
-        generation = coordinator.generation
-        consumer.app.consumer_generation_id = generation
-        consumer.assignments += 1
-        consumer._is_revoked, consumer._is_placed = False, not assigned
-        if consumer._fit is not None:
-            consumer._fit.look()
-        await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)
 
 
 class ChunkConsumer(FaustConsumer):
