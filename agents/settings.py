@@ -41,6 +41,8 @@ STALL_SECONDS: Final = 60.0  # our own code never stands still for so long
 # Code of users may: it ends some day, and what is ended begins anew. Longer than the time-out of a
 # job, which a handler that holds the interpreter also keeps from being told.
 WORKER_STALL_SECONDS: Final = 600.0
+CANCEL_GRACE_SECONDS: Final = 2.0  # a person waits for the job's end
+CHILD_START_SECONDS: Final = 60.0  # large libraries load in ten on a busy machine
 SINK_BATCH_ROWS: Final = 50_000  # rows in one insert: small inserts make too many parts
 SINK_BATCH_SECONDS: Final = 1.0  # an event is visible within 3 s, but in a burst
 PREFIX_PATTERN: Final = r"^[A-Za-z0-9._-]*$"  # what a Kafka topic's name may hold
@@ -235,6 +237,18 @@ class WorkerSettings(CommonSettings):
         description="How long code of a handler may hold the whole worker still, or 30 s above the "
         "longest time-out of its jobs where that is more; then it is ended, its attempts are "
         "rescued, and the log says where it stood.",
+    )
+    cancel_grace_seconds: float = Field(
+        default=CANCEL_GRACE_SECONDS,
+        ge=0,
+        description="How long a handler that takes the context may go on after a cancel; then it "
+        "is ended by force.",
+    )
+    child_start_seconds: float = Field(
+        default=CHILD_START_SECONDS,
+        gt=0,
+        description="How long a child process of process=True handlers may load the modules; then "
+        "it is ended and another one is tried.",
     )
     traces: bool = Field(
         default=True,

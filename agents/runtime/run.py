@@ -230,7 +230,10 @@ def _on_watchdog_end(watching: asyncio.Task[None]) -> None:
 
 
 def _on_stop_overdue(number: int, frame: object) -> None:
-    fail_stop("the graceful stop took too long; what was in flight will be done again")
+    fail_stop(
+        "the graceful stop took longer than the stop's grace and what our own steps may take; what "
+        "was in flight will be done again"
+    )
 
 
 def run_app(

@@ -10,6 +10,7 @@ job, one sweep looks at what is still running.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,6 +30,7 @@ from agents.worker.context import has_seen_cancel
 from agents.worker.early_cancels import EarlyCancels
 from agents.worker.ends import End
 from agents.worker.failure_log import FAILURES
+from agents.worker.graces import NO_GRACES, Graces, tell_forced
 from agents.worker.handlers import Handler
 from agents.worker.lanes import Lane, ThreadLane, line_up
 from agents.worker.module_names import LoadPlan
@@ -51,7 +53,6 @@ from schemas.words import Reason
 
 SWEEP_SECONDS: Final = 0.1  # the grain of time-outs, late starts, progress and hand-backs
 PROGRESS_SECONDS: Final = 0.5  # at most one progress of a job in this time
-CANCEL_GRACE_SECONDS: Final = 2.0  # from `ctx.cancelled` to the end by force
 GIVE_UP_SECONDS: Final = 5.0  # a cancelled coroutine that still runs after this has swallowed it
 STOP_FORCE_SECONDS: Final = 0.5  # what is cancelled at the end of a stop may clean up for so long
 STUCK_SHARE_MAX: Final = 0.25  # of a kind's slots: more lost ones and the worker starts afresh
@@ -76,12 +77,12 @@ class Executor:
         on_room: Callable[[], None] = lambda: None,
         former_ends: Mapping[str, str] | None = None,
         pulse: Pulse | None = None,
+        graces: Graces = NO_GRACES,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self._handlers = handlers
-        self._writer = writer
+        self._handlers, self._writer = handlers, writer
         self._teller = Teller(writer)
-        self._on_room = on_room
+        self._on_room, self._graces = on_room, graces
         self._standstill = Standstill(pulse or Pulse(), handlers)
         #: Called when a standstill is over and what waited has been handed back.
         self.on_standstill: Callable[[], None] = lambda: None
@@ -92,7 +93,7 @@ class Executor:
         if "thread" in kinds:
             self._lanes["thread"] = ThreadLane(self, loop, threads)
         if "process" in kinds:
-            self._lanes["process"] = ProcessLane(self, loop, processes, modules)
+            self._lanes["process"] = ProcessLane(self, loop, processes, modules, graces)
         # Jobs of types that this worker does not know: they wait for their hand-back.
         self._strangers: list[Attempt] = []
         self._former_ends = former_ends or {}  # how former owners of our partitions ended
@@ -379,7 +380,8 @@ class Executor:
         if attempt.verdict is None:
             if now >= attempt.deadline:
                 self._force(lane, attempt, TIMED_OUT, now)
-            elif attempt.told_at and now - attempt.told_at >= CANCEL_GRACE_SECONDS:
+            elif attempt.told_at and now - attempt.told_at >= self._graces.cancel:
+                tell_forced(attempt.job, self._graces)
                 self._force(lane, attempt, CANCELLED, now)
         elif now - attempt.told_at >= GIVE_UP_SECONDS + TERM_GRACE_SECONDS:
             self._give_up(lane, attempt)
@@ -494,7 +496,5 @@ class Executor:
         if not self.running or seconds <= 0:
             return
         self._quiet.clear()
-        try:
+        with contextlib.suppress(TimeoutError):  # what still runs is dealt with by the caller
             await asyncio.wait_for(self._quiet.wait(), seconds)
-        except TimeoutError:
-            pass  # what still runs is dealt with by the caller

@@ -32,6 +32,7 @@ from agents.worker.copies import watch_forks
 from agents.worker.errors import MissingModule, TidemillError
 from agents.worker.executor import STOP_FORCE_SECONDS, Executor
 from agents.worker.failure_log import FAILURES
+from agents.worker.graces import Graces
 from agents.worker.heartbeat import HeartbeatThread, Snapshot
 from agents.worker.intake import Intake
 from agents.worker.kafka_sink import KafkaSink
@@ -103,6 +104,7 @@ class Worker:
             on_room=self._on_room,
             former_ends={} if former_end is None else {settings.worker_id: former_end},
             pulse=self._pulse,
+            graces=Graces(settings.cancel_grace_seconds, settings.child_start_seconds),
         )
         self._intake = Intake(self.app, self._executor, self._writer)
         self._intake.bind(self._topics, self.queues)

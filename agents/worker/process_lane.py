@@ -23,11 +23,12 @@ from agents.supervisor import describe_exit
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.framing import LENGTH_BYTES, frame
+from agents.worker.graces import NO_GRACES, Graces
 from agents.worker.lanes import Host
 from agents.worker.module_names import LoadPlan, plan_modules
 
 TERM_GRACE_SECONDS: Final = 2.0  # from the word to end to SIGKILL: time for a handler's `finally`
-READY_SECONDS_MAX: Final = 60.0  # a child that imports for longer is broken
+READY_LOOK_SECONDS: Final = 1.0  # between two looks whether a child that starts is ready
 RESTART_SECONDS: Final = (0.0, 1.0, 5.0, 30.0)  # waits before a child that never got ready is tried
 SELF_END_SECONDS: Final = 0.2  # a child that closed its socket is ending; its code comes then
 REAP_SECONDS_MAX: Final = 5.0  # after SIGKILL a process is gone within moments
@@ -165,11 +166,13 @@ class ProcessLane:
         loop: asyncio.AbstractEventLoop,
         capacity: int,
         modules: LoadPlan | None,
+        graces: Graces = NO_GRACES,
     ) -> None:
         self._host = host
         self._loop = loop
         self.capacity = capacity
         self._modules = modules or plan_modules(())
+        self._graces = graces
         self.waiting: deque[Attempt] = deque()
         self.running: set[Attempt] = set()
         self.stuck = 0
@@ -261,9 +264,11 @@ class ProcessLane:
     async def _await_ready(self, child: ChildProcess, *, is_expected: bool) -> bool:
         self._starting += is_expected
         try:
-            message = await asyncio.wait_for(child.receive(), READY_SECONDS_MAX)
-        except (ChildGone, TimeoutError):
+            message = await self._first_word(child)
+        except (ChildGone, TimeoutError) as error:
             how = await child.bury()
+            if isinstance(error, TimeoutError):
+                how += f", after {error}"
             logger.error("a child process for process=True handlers did not get ready: %s", how)
             return False
         finally:
@@ -273,6 +278,24 @@ class ProcessLane:
             logger.error("a child process cannot load the modules: %s", message["broken"])
             return False
         return True
+
+    async def _first_word(self, child: ChildProcess) -> dict[str, Any]:
+        """What a child says once it has loaded the modules. Only time counts in which this loop
+        turned: the word may have come while it stood still."""
+        listening = self._loop.create_task(child.receive())
+        left = self._graces.child_start
+        try:
+            while not listening.done() and left > 0:
+                await asyncio.wait({listening}, timeout=min(left, READY_LOOK_SECONDS))
+                left -= READY_LOOK_SECONDS
+            if listening.done():
+                return listening.result()
+        finally:
+            listening.cancel()
+        raise TimeoutError(
+            f"loading the modules for {self._graces.child_start:g} s "
+            "(TIDEMILL_CHILD_START_SECONDS)"
+        )
 
     async def _serve(self, child: ChildProcess) -> None:
         while True:

@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short periods, so that the tier stays short; their proportions are kept."""
     for name, seconds in {
         "SWEEP_SECONDS": 0.01, "LATE_START_SECONDS": 0.05, "PROGRESS_SECONDS": 0.05,
-        "CANCEL_GRACE_SECONDS": 0.2, "GIVE_UP_SECONDS": 0.1, "TERM_GRACE_SECONDS": 0.1,
+        "GIVE_UP_SECONDS": 0.1, "TERM_GRACE_SECONDS": 0.1,
         "HANDBACK_SECONDS": 0.15, "STOP_FORCE_SECONDS": 0.1,
     }.items():
         monkeypatch.setattr(executor_module, name, seconds)

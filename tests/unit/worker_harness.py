@@ -15,6 +15,7 @@ import orjson
 
 from agents.worker.attempts import Pack
 from agents.worker.executor import Executor
+from agents.worker.graces import Graces
 from agents.worker.handlers import Handler, build_handler
 from agents.worker.module_names import plan_modules
 from agents.worker.writer import MemorySink, OutcomeWriter
@@ -22,6 +23,7 @@ from schemas.wire import KindSlots
 
 DEADLINE_SECONDS = 10.0
 LOOK_SECONDS = 0.005
+CANCEL_SECONDS = 0.2  # of a cancelled handler's grace
 
 
 async def until(predicate: Callable[[], Any]) -> None:
@@ -118,6 +120,7 @@ async def bench_of(
     executor = Executor(
         handlers_of(*functions, **options), writer,
         concurrency=concurrency, threads=threads, processes=1, modules=plan_modules(modules),
+        graces=Graces(cancel=CANCEL_SECONDS),
     )
     try:
         yield Bench(executor, writer, sink)
