@@ -28,7 +28,7 @@ from agents.callers import family_of, http_address
 from agents.dev_lines import QuietStart, tell_handlers
 from agents.embedded.broker import Broker, free_port
 from agents.embedded.errors import EmbeddedError
-from agents.private_files import folder_fault, make_data_folder, private_umask
+from agents.private_files import disk_fault, folder_fault, make_data_folder, private_umask
 from agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
 from agents.settings import DEFAULT_HOST, StackSettings
 from agents.supervisor import (
@@ -92,8 +92,10 @@ class BrokerProcess:
 
     name = "broker"
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, say: Callable[[str], None]) -> None:
         self._broker = broker
+        self._say = say
+        self._has_served = False
         self._thread: threading.Thread | None = None
         self._is_ready = False
         self._has_stopped = False
@@ -107,14 +109,21 @@ class BrokerProcess:
 
     def _start(self) -> None:
         try:
+            if (told := self._broker.last_words) is not None:
+                self._say(told)
             # What is left of one that died: its process entry and its watcher.
             self._broker.kill()
             self._broker.start()
-            self._is_ready = True
+            self._is_ready = self._has_served = True
         except EmbeddedError as error:
-            self.error = error
-        except Exception as error:  # noqa: BLE001  # a full disk, a limit: it is tried again
-            self.error = EmbeddedError(f"the broker cannot be started: {error!r}")
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001  # a limit of the system: it is tried again
+            self._fail(EmbeddedError(f"the broker cannot be started: {error!r}"))
+
+    def _fail(self, error: EmbeddedError) -> None:
+        if self._has_served:
+            self._say(str(error))  # the first start's error is how the command ends
+        self.error = error
 
     def go(self) -> None:
         """It needs nothing."""
@@ -154,7 +163,7 @@ class DevStack:
         self._lines = QuietStart(echo)
         self._supervisor = Supervisor(self._tell)
         self._workers: list[ChildProcess | ReloadedWorker] = []
-        self._broker = BrokerProcess(Broker(plan.data / "kafka", plan.kafka_port))
+        self._broker = BrokerProcess(Broker(plan.data / "kafka", plan.kafka_port), self._tell)
         self._signals = 0
         self._umask = -1  # -1: as it is; else what it was before ours
 
@@ -372,6 +381,8 @@ def _held_folder(data: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         for left in make_data_folder(data)[:LEFT_LINES_MAX]:
             say(f"others may read what jobs say, and that cannot be changed: {left}")
+        if (fault := disk_fault(data)) is not None:
+            raise _unusable(data, fault)
         lock = (data / "dev.lock").open("a")
     except OSError as error:
         raise _unusable(data, error.strerror or repr(error)) from None

@@ -20,6 +20,7 @@ IN_USE: Final = 9
 MODULES: Final = 64
 GAP: Final = 65
 FAIL_STOP: Final = 70
+DAMAGED: Final = 74
 RECYCLED: Final = 75
 CONFIG: Final = 78
 TOO_OLD: Final = 79
@@ -41,6 +42,8 @@ MEANINGS: Final = {
     GAP: "Records of an input were deleted before they were read; the log names them. A supervisor "
     "does not try again.",
     FAIL_STOP: "A role met what it must not survive; the log has the reason. Start it again.",
+    DAMAGED: "What was written cannot be read any more, in Kafka's folder or a topic; the message "
+    "names it. A supervisor does not try again.",
     RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
     TOO_OLD: (
@@ -50,7 +53,7 @@ MEANINGS: Final = {
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }
 
-HOPELESS: Final = frozenset({USAGE, CONFLICT, MODULES, CONFIG, TOO_OLD, GAP})
+HOPELESS: Final = frozenset({USAGE, CONFLICT, MODULES, CONFIG, TOO_OLD, GAP, DAMAGED})
 """Codes after which starting again would end the same way, also of what has been ready before."""
 
 PASSING: Final = frozenset({UNREACHABLE, FAIL_STOP, RECYCLED})

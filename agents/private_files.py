@@ -18,6 +18,7 @@ FILE_MODE: Final = 0o600
 OTHERS: Final = 0o077  # the bits of group and others
 STACK_ENTRIES: Final = ("dev.lock", "kafka", "clickhouse", "logs")
 PRIVATE_UMASK: Final = 0o077  # of processes that write nothing but files of ours
+DISK_BYTES_MIN: Final = 64 * 1_048_576  # Kafka ends itself at a full disk: a start needs some room
 PATH_BYTES_MAX: Final = 3_500  # bytes; the system's bound is 4,096, and files lie deep below
 
 
@@ -88,3 +89,15 @@ def folder_fault(folder: Path) -> str | None:
         return None  # it will be made
     except OSError as error:
         return error.strerror or repr(error)
+
+
+def disk_fault(folder: Path) -> str | None:
+    """Why the disk of a folder that exists takes no data; None when there is room."""
+    usage = os.statvfs(folder)
+    left = usage.f_bavail * usage.f_frsize
+    if left >= DISK_BYTES_MIN:
+        return None
+    return (
+        f"its disk has {left / 1_048_576:.0f} MB left, and {DISK_BYTES_MIN // 1_048_576} MB are "
+        "the least; free some space"
+    )

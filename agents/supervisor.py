@@ -21,11 +21,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, runtime_checkable
 
 from agents import exit_codes, own_streams
+from agents.line_files import LineFile
 from agents.logging import (
     LOAD_FAILED_EVENT,
     LOADED_EVENT,
@@ -46,7 +46,6 @@ SERVED_BACKOFF_SECONDS_MAX: Final = 0.5
 # lives, and short, so that kills that come one after another do not add up to seconds without it.
 HEALTHY_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.05  # between two looks at the children
-LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one log file; one older file is kept
 SLOW_START_SECONDS: Final = 30.0  # then a line says who is not ready
 KILL_AFTER_SECONDS: Final = 3.0  # past the grace of a role that does not end
 # A role that ends at each start before it has served once will not serve: a damaged folder, a full
@@ -56,8 +55,6 @@ SUPERVISED: Final = "TIDEMILL_SUPERVISED"
 FORMER_END: Final = "TIDEMILL_FORMER_END"  # tells a process how the one before it ended
 GO: Final = "go\n"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
-
-_NO_LOG: Final = logging.Logger("tidemill.lines.none", logging.CRITICAL + 1)
 
 Echo = Callable[[str, str], None]
 """Shows a line of a child: name, text without line end."""
@@ -126,7 +123,9 @@ class ChildProcess:
         self._argv = list(argv)
         self._env = {**os.environ, **(env or {}), SUPERVISED: "1", "PYTHONUNBUFFERED": "1"}
         self._echo = echo
-        self._log = _open_log(name, log_file)
+        self._log = None if log_file is None else LineFile(
+            log_file, lambda told: echo("tidemill", told)
+        )
         self._process: subprocess.Popen[str] | None = None
         self._former_end: str | None = None
         self._is_ready = False
@@ -200,8 +199,8 @@ class ChildProcess:
 
     def close_log(self) -> None:
         """When it will not be started again."""
-        for handler in self._log.handlers:
-            handler.close()
+        if self._log is not None:
+            self._log.close()
 
     def _signal(self, number: int) -> None:
         if self._process is None:
@@ -257,20 +256,9 @@ class ChildProcess:
     def _take_line(self, line: str) -> None:
         # Handlers print what they like, and a log file is read in a terminal too.
         line = plain(line, "\t")
-        self._log.info(line)
+        if self._log is not None:
+            self._log.write(line)
         self._echo(self.name, line)
-
-
-def _open_log(name: str, path: Path | None) -> logging.Logger:
-    if path is None:
-        return _NO_LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not registered with the logging module: a logger of this name is nobody else's business.
-    log = logging.Logger(f"tidemill.lines.{name}")
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    return log
 
 
 @dataclass(slots=True)

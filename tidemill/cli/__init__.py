@@ -18,11 +18,15 @@ def main() -> NoReturn:
     from tidemill.cli import streams
 
     streams.use_utf8()
+    from tidemill.installed import ROLE_EXTRAS, WrongVersion, check_installed
     from tidemill.shadowing import ShadowedPackage, check_not_shadowed
 
     try:
         check_not_shadowed()
-    except ShadowedPackage as error:
+        if len(sys.argv) > 1 and sys.argv[1] in ROLE_EXTRAS:
+            # Before the libraries are imported: what a wrong one raises says nothing to anybody.
+            check_installed(ROLE_EXTRAS[sys.argv[1]])
+    except (ShadowedPackage, WrongVersion) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(78)
     from agents.supervisor import is_supervised, tie_to_supervisor

@@ -5,6 +5,7 @@ Owns the tree. Refuses to know what a command does.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ _EXITS: Final = (
     ("agents.dev", "DevError", None),
     ("agents.embedded.errors", "PortInUseError", exit_codes.IN_USE),
     ("agents.embedded.errors", "FolderInUseError", exit_codes.IN_USE),
+    ("agents.embedded.errors", "DamagedFolderError", exit_codes.DAMAGED),
+    ("agents.embedded.errors", "JavaError", exit_codes.CONFIG),
     ("agents.embedded.errors", "EmbeddedError", exit_codes.FAILED),
     ("tidemill.requests", "InvalidRequest", exit_codes.USAGE),
     ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
@@ -46,7 +49,10 @@ _EXITS: Final = (
     ("tidemill.requests", "ClientError", exit_codes.FAILED),
     ("tidemill.cli.output", "CliError", None),
 )
-
+# What the machine refuses, and no code of ours can mend: told in a line, without a trace.
+_LIMITS: Final = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENOMEM,
+})
 
 PIPE_CLOSED: Final = "PacifyFlushWrapper"  # what Typer puts in place of a stdout that is closed
 
@@ -100,9 +106,17 @@ def run() -> int:
         code = exit_code_of(error)
         if code is None:
             raise
-        sys.stderr.write(f"error: {plain(str(error), LINES)}\n")
+        sys.stderr.write(f"error: {plain(_told(error), LINES)}\n")
         return code
     return exit_codes.OK
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    name = error.filename
+    where = "" if name is None else f"{name if isinstance(name, int) else str(name)!r}: "
+    return f"{where}{error.strerror}"
 
 
 def exit_code_of(error: Exception) -> int | None:
@@ -113,6 +127,8 @@ def exit_code_of(error: Exception) -> int | None:
             return code if code is not None else _own_code(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return exit_codes.CONFIG if _is_ours(error.name) else None
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        return exit_codes.FAILED
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from agents.settings import CommonSettings
 from schemas.native import core
 from tidemill.doctor.finding import Check, Finding
+from tidemill.installed import wrong_versions
 from tidemill.shadowing import shadowed
 
 PACKAGES: Final = (
@@ -28,6 +29,12 @@ def versions(_settings: CommonSettings) -> Finding:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
+    if wrong := wrong_versions("all"):
+        told = ", ".join(f"{name} {have}" for name, have, _ in wrong)
+        needed = " ".join(f"'{name}{bounds}'" for name, _, bounds in wrong)
+        return Finding(
+            "versions", "failed", f"Tidemill does not run on {told}", f"pip install {needed}"
+        )
     return Finding("versions", "ok", ", ".join(found))
 
 
