@@ -91,6 +91,9 @@ class Outcome(BaseModel):
     retry_after_ms: int | None = Field(default=None, description="From `Retry(after_seconds=)`.")
     reason: str | None = Field(default=None, description="skipped, returned: why.")
     detail: str | None = Field(default=None, description="returned: more about the reason.")
+    holder: str | None = Field(
+        default=None, description="returned, redelivered: the worker that had the record before."
+    )
     progress: dict[str, Any] | None = Field(
         default=None, description="progressed: percent, stage, message."
     )

@@ -279,8 +279,11 @@ class Intake:
         key = (outcome["user_id"], outcome["job_id"])
         job = self._state.jobs.get(key)
         kind = outcome["kind"]
-        if kind == "returned" and job is not None and self._stalls.has(job, outcome):
-            return
+        if kind == "returned" and job is not None:
+            if self._stalls.has(job, outcome):
+                return
+            if self._stalls.is_unbegun(outcome):
+                outcome["reason"] = Reason.WORKER_STALLED.value
         if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
             return
         window = self._desk.schedule.line_of(job.spec).window

@@ -61,6 +61,15 @@ class Stalls:
         worker_id = self.begun_at(job)
         return worker_id is not None and self._lives(worker_id)
 
+    def is_unbegun(self, outcome: dict[str, Any]) -> bool:
+        """Whether a job that `has` denies came again because of a stall alone: the worker that had
+        it lives and stands still, had not begun it and will not. Nobody was lost with it."""
+        holder = outcome.get("holder")
+        if not self._told or outcome.get("reason") != Reason.REDELIVERED:
+            return False
+        stall = self._told.get(holder) if isinstance(holder, str) else None
+        return stall is not None and not stall.is_over and self._lives(str(holder))
+
     def _lives(self, worker_id: str) -> bool:
         return self._alive.get(worker_id) == self._told[worker_id].incarnation
 

@@ -15,9 +15,12 @@ from aiokafka.errors import (
     ConsumerStoppedError,
     IllegalGenerationError,
     KafkaError,
+    NoError,
     RebalanceInProgressError,
     UnknownMemberIdError,
+    for_code,
 )
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 
@@ -56,14 +59,24 @@ async def commit_as_owner(
 
 async def is_member(consumer: Any, generation: int) -> bool:
     """Whether the group still knows this process as the member that was given its partitions by
-    that generation. False also when nobody answers; a member that is forgotten joins anew."""
+    that generation. False also when nobody answers; a member that is forgotten joins anew.
+
+    The client's own beat would take the answer to an old question for the end of the membership
+    that it is about to get.
+    """
     try:
         coordinator = consumer.kafka._coordinator
         await coordinator.ensure_coordinator_known()
-        return bool(await coordinator._do_heartbeat()) and coordinator.generation == generation
+        if coordinator.generation != generation:
+            return False
+        asked = HeartbeatRequest(coordinator.group_id, generation, coordinator.member_id)
+        answer = await coordinator._send_req(asked)
     except (KafkaError, ConsumerStoppedError) as error:
         logger.warning("the group was not asked who its members are: %r", error)
         return False
+    # While the group shares anew, nothing goes to others before its members have come.
+    is_known = for_code(answer.error_code) in (NoError, RebalanceInProgressError)
+    return is_known and bool(coordinator.generation == generation)
 
 
 async def _ask(

@@ -73,11 +73,13 @@ def died(how: str) -> End:
     )
 
 
-def returned(reason: Reason, detail: str | None = None) -> End:
+def returned(reason: Reason, detail: str | None = None, holder: str | None = None) -> End:
     """Given back: no attempt is spent. `detail`: more about the reason, for the job's story."""
     end: End = {"kind": "returned", "reason": reason.value}
     if detail is not None:
         end["detail"] = detail
+    if holder is not None:
+        end["holder"] = holder
     return end
 
 

@@ -200,7 +200,7 @@ class Executor:
         pack, attempts = opened
         detail = self._former_ends.get(former_owner or "")
         for attempt in attempts:
-            self._end_unbegun(attempt, ends.returned(reason, detail))
+            self._end_unbegun(attempt, ends.returned(reason, detail, former_owner))
         return pack
 
     def _open(

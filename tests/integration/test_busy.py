@@ -85,7 +85,7 @@ async def quick(payload: dict) -> str:
     return "quick"
 """
 SLOW: Final = 6  # jobs that wait for the one thread of a worker
-LINE_SECONDS: Final = 35
+LINE_SECONDS: Final = 28
 # Queue, handler, seconds. `past` holds for longer than its time-out, `hold` than any time of ours.
 HELD: Final = (
     ("hold", "hold", 75), ("past", "past", 20), ("block", "block", 40), ("burst", "burst", 30),

@@ -76,6 +76,19 @@ def test_what_had_not_begun_there_is_given_back_at_once() -> None:
     assert scene.kinds(0, outcomes(AGAIN)) == ["rescued", "dispatched"]
 
 
+def test_a_stall_alone_is_no_rescue() -> None:
+    scene = StallScene(("another", 1))
+    again = outcome(KEY, "returned", reason="redelivered", holder=WORKER_ID)
+    assert scene.kinds(0, outcomes(again)) == ["returned", "dispatched"]
+
+
+@pytest.mark.parametrize("holder", [OTHER, "nobody", None, 5, ["w"]])
+def test_who_had_it_and_is_not_stalled_was_lost(holder: Any) -> None:
+    scene = StallScene(("another", 1))
+    again = outcome(KEY, "returned", reason="redelivered", holder=holder)
+    assert scene.kinds(0, outcomes(again)) == ["rescued", "dispatched"]
+
+
 def test_a_mark_of_a_former_attempt_keeps_nothing() -> None:
     scene = StallScene((*KEY[1:], 0))
     assert scene.kinds(0, outcomes(AGAIN)) == ["rescued", "dispatched"]

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import (
+    IllegalGenerationError,
     KafkaError,
+    NoError,
     NotCoordinatorForGroupError,
     RebalanceInProgressError,
+    UnknownMemberIdError,
 )
 from faust.types import TP
 
-from agents.runtime.commits import commit_as_owner
+from agents.runtime.commits import commit_as_owner, is_member
 
 WANTED = {TP("events", 0): (7, "a note"), TP("events", 1): (8, "")}
 
@@ -75,3 +78,53 @@ async def test_a_refusal_is_not_asked_again(error: KafkaError) -> None:
     coordinator.error = error
     assert not await commit(coordinator)
     assert len(coordinator.asked) == 1
+
+
+class Beating(Coordinator):
+    """aiokafka's, as far as a question asks it; a new membership may come meanwhile."""
+
+    group_id, member_id = "g", "m"
+    answer: Any = NoError
+    joins = False
+    questions = 0
+
+    async def _send_req(self, request: Any) -> Any:
+        self.questions += 1
+        if self.error is not None:
+            raise self.error
+        if self.joins:
+            self.generation, self.member_id = 4, "m4"
+        return SimpleNamespace(error_code=self.answer.errno)
+
+
+async def ask(coordinator: Beating) -> bool:
+    return await is_member(SimpleNamespace(kafka=SimpleNamespace(_coordinator=coordinator)), 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_known"),
+    [
+        (NoError, True), (RebalanceInProgressError, True), (UnknownMemberIdError, False),
+        (IllegalGenerationError, False),
+    ],
+)
+async def test_the_group_says_whether_we_are_its_member(answer: Any, is_known: bool) -> None:
+    coordinator = Beating(3)
+    coordinator.answer = answer
+    assert await ask(coordinator) is is_known
+
+
+@pytest.mark.parametrize("answer", [NoError, UnknownMemberIdError])
+async def test_a_question_of_an_old_membership_leaves_the_new_one_alone(answer: Any) -> None:
+    coordinator = Beating(3)
+    coordinator.answer, coordinator.joins = answer, True
+    assert not await ask(coordinator)
+    assert (coordinator.generation, coordinator.member_id) == (4, "m4")
+    assert not await ask(coordinator)
+    assert coordinator.questions == 1
+
+
+async def test_no_answer_is_no_membership() -> None:
+    coordinator = Beating(3)
+    coordinator.error = NotCoordinatorForGroupError()
+    assert not await ask(coordinator)
