@@ -252,8 +252,8 @@ class WorkerSettings(CommonSettings):
     )
     traces: bool = Field(
         default=True,
-        description="Keep the stack trace of an attempt that raised in its event, 8,192 "
-        "characters at most. It may hold what an exception says.",
+        description="Keep the stack trace of an attempt that raised, or took too long, in its "
+        "event, 8,192 characters at most. It may hold what an exception says.",
     )
 
     @field_validator("queues", mode="before")

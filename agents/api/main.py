@@ -6,6 +6,7 @@ runs in a thread beside other work. Refuses to know panels and pages.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agents.api import problems, view
 from agents.api.commands import Commander, add_commands
+from agents.api.kafka_watch import KafkaWatch
 from agents.api.metrics import CONTENT_TYPE, Metrics
 from agents.api.pages import Pages
 from agents.api.problems import Problem
@@ -59,10 +61,13 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     commander = Commander(settings.kafka, settings.topic_prefix, enqueuer, reader)
     gate = Gate(settings.http_host, token, settings.allowed_hosts)
     pages = Pages(reader, gate, commander, view.Ports.of(settings))
+    watch = KafkaWatch(settings.kafka, settings.topic_prefix)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        watch.start()
         yield
+        await asyncio.to_thread(watch.close)
         reader.close()
         commander.close()
         enqueuer.close()
@@ -77,7 +82,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     )
     problems.install(app, pages.render_problem)
     _answer_outages(app)
-    _add_probes(app, reader, metrics)
+    _add_probes(app, reader, watch, metrics)
     routes = build_routes(reader, enqueuer, metrics)
     add_commands(routes, commander)
     app.include_router(routes)
@@ -110,13 +115,18 @@ def _answer_outages(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, drop)
 
 
-def _add_probes(app: FastAPI, reader: Reader, metrics: Metrics) -> None:
+def _add_probes(
+    app: FastAPI, reader: Reader, watch: KafkaWatch, metrics: Metrics
+) -> None:
     @app.get("/healthz", summary="Whether the process answers; never depends on others")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether ClickHouse answers")
+    @app.get("/readyz", summary="Whether ClickHouse answers and Kafka takes requests")
     async def readyz() -> Response:
+        problem = watch.problem()
+        if problem is not None:
+            raise Problem(503, "not-ready", f"Kafka {problem}; the log has more")
         try:
             await reader.ping()
         except ReadFailed as error:
@@ -127,6 +137,7 @@ def _add_probes(app: FastAPI, reader: Reader, metrics: Metrics) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def exposition() -> Response:
+        metrics.kafka_up.set(watch.problem() is None)
         # While ClickHouse is away the last number stands.
         with contextlib.suppress(ReadFailed):
             gaps = await reader.rows("log_gaps", limit=LIMIT_MAX)

@@ -39,6 +39,11 @@ class Metrics:
             "1 when the last question to ClickHouse was answered.",
             registry=self.registry,
         )
+        self.kafka_up = Gauge(
+            "tidemill_api_kafka_up",
+            "1 when Kafka answered the last look and has leaders for what the API sends.",
+            registry=self.registry,
+        )
         self.gap_offsets = Gauge(
             "tidemill_log_gap_offsets",
             "Offsets that were deleted from the log before the sink had read them.",

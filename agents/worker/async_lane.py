@@ -25,7 +25,9 @@ from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.copies import leave_if_copy
 from agents.worker.ends import End
+from agents.worker.failure_log import FAILURES
 from agents.worker.lanes import Host
+from agents.worker.stacks import frames_of
 
 TURN_SECONDS: Final = 0.002  # jobs run back to back for this long; then the loop gets on
 
@@ -35,17 +37,17 @@ logger = logging.getLogger("tidemill.worker")
 class _Rest:
     """The rest of a coroutine that has begun, in its own context; awaited by the slot's task."""
 
-    __slots__ = ("_context", "_coroutine", "_yielded")
+    __slots__ = ("_context", "_yielded", "coroutine")
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, yielded: Any
     ) -> None:
-        self._coroutine = coroutine
+        self.coroutine = coroutine
         self._context = context
         self._yielded = yielded
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine, run = self._coroutine, self._context.run
+        coroutine, run = self.coroutine, self._context.run
         yielded = self._yielded
         while True:
             try:
@@ -108,6 +110,10 @@ class AsyncLane:
         # One awake slot is enough: it wakes the next one when its job has to wait.
         if self.waiting and not self._awake:
             self._wake_one()
+
+    def note_stack(self, attempt: Attempt) -> None:
+        frames = frames_of(attempt.standing, _Rest.__await__.__code__)
+        attempt.stack = FAILURES.stack_of(frames, attempt.job["type"])
 
     def force(self, attempt: Attempt) -> bool:
         slot: _Slot = attempt.runner
@@ -217,6 +223,7 @@ class AsyncLane:
 
     async def _wait_with(self, attempt: Attempt, rest: _Rest, slot: _Slot) -> None:
         attempt.suspend(slot, time.monotonic())
+        attempt.standing = rest.coroutine
         self.running.add(attempt)
         self._awake -= 1
         if self.waiting and not self._awake:

@@ -111,6 +111,8 @@ class Attempt:
         "progressed_at",
         "runner",
         "signal",
+        "stack",
+        "standing",
         "started_at",
         "started_ms",
         "told_at",
@@ -140,6 +142,10 @@ class Attempt:
     def suspend(self, runner: Any, now: float) -> None:
         """It goes on running: from here time-outs, cancel and progress are looked after."""
         self.runner = runner
+        #: The coroutine or the number of the thread that runs the handler; None: not here.
+        self.standing: object = None
+        #: Where the handler stood when its time was over, as the event keeps it.
+        self.stack: str | None = None
         #: Monotonic seconds.
         self.started_at = now
         self.deadline = now + self.job["timeout_ms"] / 1000

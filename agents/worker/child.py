@@ -35,6 +35,7 @@ from agents.worker.framing import frame, receive
 from agents.worker.handlers import REGISTRY, Handler
 from agents.worker.loading import load
 from agents.worker.module_names import LoadPlan
+from agents.worker.stacks import frames_of
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
 AGAIN_SECONDS: Final = 0.01  # after a fork that hid the word to end
@@ -52,6 +53,8 @@ class ChildAttempt:
         self.job = job
         self.signal = Signal()
         self.context: Context | None = None
+        #: What runs the handler: the main thread, or the coroutine that it drives.
+        self.standing: object = threading.main_thread().ident
         self._progressed_at = 0.0
 
     def open_context(self) -> Context:
@@ -116,12 +119,21 @@ class Child:
             if "job" in message:
                 self._jobs.append(message["job"])
                 self._arrived.release()
+            elif "stack" in message:
+                self._tell_stack()
             elif "terminate" in message:
                 self.is_ending = True
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             elif self._current is not None:
                 self._current.signal.is_set = True
         _die()
+
+    def _tell_stack(self) -> None:
+        attempt = self._current
+        if attempt is None:
+            return
+        frames = frames_of(attempt.standing, _call.__code__)
+        self.send({"stack": FAILURES.stack_of(frames, attempt.job["type"])})
 
     def _run(self, job: dict[str, Any]) -> None:
         self._own_signals()
@@ -151,6 +163,7 @@ def _call(handler: Handler, attempt: ChildAttempt) -> End:
             return ends.invalid_payload(handler, error)
         value = handler.function(*arguments)
         if inspect.iscoroutine(value):
+            attempt.standing = value
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit of a handler is a failed attempt
         if isinstance(error, _Terminated):

@@ -52,10 +52,11 @@ def failure(
     return end
 
 
-def timed_out(timeout_ms: int, note: str = "") -> End:
-    """The attempt's time is over; another attempt may be quicker."""
+def timed_out(timeout_ms: int, note: str = "", stack: str | None = None) -> End:
+    """The attempt's time is over; another attempt may be quicker. `stack`: where it stood."""
     return failure(
-        ErrorCode.TIMEOUT, f"did not end within {timeout_ms / 1000:g} s{note}", retryable=True
+        ErrorCode.TIMEOUT, f"did not end within {timeout_ms / 1000:g} s{note}", retryable=True,
+        trace=stack,
     )
 
 

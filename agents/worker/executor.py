@@ -18,14 +18,7 @@ from typing import Final
 
 from agents.worker import ends
 from agents.worker.async_lane import AsyncLane
-from agents.worker.attempts import (
-    CANCELLED,
-    STOPPING,
-    TIMED_OUT,
-    Attempt,
-    Pack,
-    QueueState,
-)
+from agents.worker.attempts import CANCELLED, STOPPING, TIMED_OUT, Attempt, Pack, QueueState
 from agents.worker.context import has_seen_cancel
 from agents.worker.early_cancels import EarlyCancels
 from agents.worker.ends import End
@@ -379,6 +372,7 @@ class Executor:
             self._teller.progress(attempt, now)
         if attempt.verdict is None:
             if now >= attempt.deadline:
+                lane.note_stack(attempt)
                 self._force(lane, attempt, TIMED_OUT, now)
             elif attempt.told_at and now - attempt.told_at >= self._graces.cancel:
                 tell_forced(attempt.job, self._graces)

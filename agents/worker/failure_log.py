@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from agents.tally import LINES_A_SECOND, Tally
+from agents.worker.stacks import Frames, place_of_frames, stack_text
 from agents.worker.traces import class_name, place_of, trace_text
 from schemas.safe_text import safe_line
 from schemas.words import ErrorCode
@@ -24,6 +25,8 @@ TRACES_A_SECOND: Final = LINES_A_SECOND  # in the log, of failures of one kind
 TRACES_KEPT_A_SECOND: Final = 50
 # Failures that may be tried again and yet get a line: nothing in the handler's words tells of them.
 _TOLD_CODES: Final = frozenset({ErrorCode.TIMEOUT.value, ErrorCode.PROCESS_DIED.value})
+
+_ONE_OF_MANY: Final = " (one of many alike; the first of a second keep all of it)"
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -69,7 +72,16 @@ class FailureLog:
         kind = FailureKind(type_name, class_name(raised), place)
         if self._kept.count(kind) <= TRACES_KEPT_A_SECOND:
             return trace_text(raised)
-        return f"{safe_line(place, 500)} (one of many alike; the first of a second keep all of it)"
+        return f"{safe_line(place, 500)}{_ONE_OF_MANY}"
+
+    def stack_of(self, frames: Frames, type_name: str) -> str | None:
+        """What the event keeps of where a handler stood when its time was over."""
+        if not self.keeps_traces or not frames:
+            return None
+        place = place_of_frames(frames)
+        if self._kept.count(FailureKind(type_name, "", place)) <= TRACES_KEPT_A_SECOND:
+            return stack_text(frames)
+        return f"{safe_line(place, 500)}{_ONE_OF_MANY}"
 
     def note_end(self, job: Mapping[str, Any], error: dict[str, Any]) -> None:
         """An attempt failed: a line with whose it was, where no trace has told of it."""

@@ -21,6 +21,8 @@ from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.copies import leave_if_copy
 from agents.worker.ends import End
+from agents.worker.failure_log import FAILURES
+from agents.worker.stacks import frames_of
 
 STACK_NAME: Final = "tidemill-job"  # threads' names, for people who look at a stack dump
 
@@ -56,6 +58,10 @@ class Lane(Protocol):
 
     def kick(self) -> None:
         """Something arrived in the waiting line, or a slot came free."""
+
+    def note_stack(self, attempt: Attempt) -> None:
+        """Keep where the handler of a running attempt stands, `Attempt.stack`, as far as can be
+        seen; of another process it comes a little later, or not at all."""
 
     def force(self, attempt: Attempt) -> bool:
         """Make a running attempt end; False when this kind cannot, so that it is given up on."""
@@ -107,6 +113,10 @@ class ThreadLane:
                 self._start_thread()
             self._calls.put(attempt)
 
+    def note_stack(self, attempt: Attempt) -> None:
+        frames = frames_of(attempt.standing, run_blocking.__code__)
+        attempt.stack = FAILURES.stack_of(frames, attempt.job["type"])
+
     def force(self, attempt: Attempt) -> bool:
         return False
 
@@ -125,7 +135,9 @@ class ThreadLane:
 
     def _serve(self) -> None:
         while (attempt := self._calls.get()) is not None:
+            attempt.standing = threading.get_ident()
             end = contextvars.Context().run(run_blocking, attempt)
+            attempt.standing = None
             self._done.append((attempt, end))
             # One wake-up of the loop serves all that ended until it runs.
             if not self._is_told:
@@ -159,6 +171,7 @@ def run_blocking(attempt: Attempt) -> End:
         value = handler.function(*arguments)
         if inspect.iscoroutine(value):
             # A decorator that is no `async def` around one that is.
+            attempt.standing = value
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
         leave_if_copy(error)

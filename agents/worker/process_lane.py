@@ -74,6 +74,10 @@ class ChildProcess:
             raise ChildGone from error
         return message
 
+    def ask_stack(self) -> None:
+        """Ask where the handler stands; a child whose interpreter is held cannot say."""
+        self.send({"stack": True})
+
     def terminate(self) -> None:
         """Tell the child to unwind and end, SIGKILL to its whole group after the grace."""
         if self._killer is not None:
@@ -202,6 +206,10 @@ class ProcessLane:
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+    def note_stack(self, attempt: Attempt) -> None:
+        child: ChildProcess = attempt.runner
+        child.ask_stack()  # the answer comes before the end
 
     def force(self, attempt: Attempt) -> bool:
         child: ChildProcess = attempt.runner
@@ -339,7 +347,10 @@ class ProcessLane:
         """Follow one attempt to its end; False when the child is gone."""
         try:
             while "end" not in (message := await child.receive()):
-                attempt.set_progress(message["progress"])
+                if "stack" in message:
+                    attempt.stack = message["stack"]
+                else:
+                    attempt.set_progress(message["progress"])
         except ChildGone:
             how = await child.bury()
             if how == KILLED_BY_KERNEL and attempt.verdict is None:

@@ -18,7 +18,7 @@ def end_of_verdict(attempt: Attempt, end: End | None) -> End:
     match attempt.verdict:
         case "timed_out":
             note = "" if end is not None else "; it does not stop and still holds its slot"
-            return ends.timed_out(attempt.job["timeout_ms"], note)
+            return ends.timed_out(attempt.job["timeout_ms"], note, attempt.stack)
         case "cancelled":
             return ends.cancelled()
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from agents.api.producer import Enqueuer
 from agents.api.routes import job_path
 from agents.api.security import safe_next
 from agents.clickhouse.engine import Engine, EngineUnavailable, open_engine
+from agents.embedded.broker import Broker
 from agents.settings import ApiSettings, SettingsError
 from schemas.topics import Topics
 from tests.page.sample import Sample, engine_with, insert, make_sample, request
@@ -67,8 +69,9 @@ def engine(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def topics(kafka: str) -> Topics:
     topics = Topics(f"t{uuid.uuid4().hex[:10]}.")
     admin = AdminClient({"bootstrap.servers": kafka})
-    made = admin.create_topics([NewTopic(topics.requested, 4)])
-    made[topics.requested].result(30)
+    names = (topics.requested, topics.commands, topics.events)
+    for made in admin.create_topics([NewTopic(name, 4) for name in names]).values():
+        made.result(30)
     return topics
 
 
@@ -398,18 +401,56 @@ def test_an_outage_of_clickhouse_is_a_banner() -> None:
         assert "tidemill_api_clickhouse_up 0.0" in client.get("/metrics").text
 
 
-def test_it_recovers_when_clickhouse_is_back(engine: Engine) -> None:
-    answers = iter([EngineUnavailable("not yet")])
+def test_it_recovers_when_clickhouse_is_back(
+    engine: Engine, kafka: str, topics: Topics
+) -> None:
+    is_there = False
 
     def opener() -> Engine:
-        for error in answers:
-            raise error
+        if not is_there:
+            raise EngineUnavailable("not yet")
         return open_engine(engine.dsn)
 
-    with serving(build_api(opener, ApiSettings())) as client:
-        assert client.get("/readyz").status_code == 503
+    settings = ApiSettings(kafka=kafka, topic_prefix=topics.prefix)
+    with serving(build_api(opener, settings)) as client:
+        await_kafka(client)
+        assert "ClickHouse" in problem_of(client.get("/readyz"), 503)["detail"]
+        is_there = True
         assert client.get("/readyz").status_code == 200
         assert client.get("/api/jobs").status_code == 200
+
+
+def await_kafka(client: httpx.Client, value: int = 1) -> None:
+    word = f"tidemill_api_kafka_up {value:.1f}"
+    wait_until(lambda: word in client.get("/metrics").text, 30, word)
+
+
+def test_ready_says_the_truth_while_kafka_goes_and_comes(
+    engine: Engine, own_broker: Broker
+) -> None:
+    settings = ApiSettings(kafka=own_broker.bootstrap)
+    topics = Topics("")
+    with serving(build_api(engine, settings)) as client:
+        assert "Kafka" in problem_of(client.get("/readyz"), 503)["detail"]
+        own_broker.start()
+        wait_until(
+            lambda: f"no topic {topics.requested}" in client.get("/readyz").text, 30, "a look"
+        )
+        admin = AdminClient({"bootstrap.servers": own_broker.bootstrap})
+        names = (topics.requested, topics.commands, topics.events)
+        for made in admin.create_topics([NewTopic(name, 1) for name in names]).values():
+            made.result(30)
+        wait_until(lambda: client.get("/readyz").status_code == 200, 30, "ready")
+        own_broker.kill()
+        wait_until(lambda: client.get("/readyz").status_code == 503, 30, "not ready")
+        begun = time.monotonic()
+        for _ in range(20):
+            assert "Kafka does not answer" in problem_of(client.get("/readyz"), 503)["detail"]
+        assert time.monotonic() - begun < 5, "a probe must not wait for Kafka"
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/api/jobs").status_code == 200  # what is stored can be read on
+        own_broker.start()
+        wait_until(lambda: client.get("/readyz").status_code == 200, 60, "ready again")
 
 
 def test_many_viewers_cost_one_query(engine: Engine) -> None:
