@@ -282,7 +282,7 @@ class Intake:
         if kind == "returned" and job is not None:
             if self._stalls.has(job, outcome):
                 return
-            if self._stalls.is_unbegun(outcome):
+            if self._stalls.is_unbegun(job, outcome):
                 outcome["reason"] = Reason.WORKER_STALLED.value
         if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
             return

@@ -420,6 +420,8 @@ def _returned(
     kind = _E.RETURNED
     if is_again and job.state is _RUNNING:
         return Rejected(Reason.SAME_BODY, None)  # its worker has it, or its silence will tell
+    if reason == Reason.WORKER_STALLED and job.state is _RUNNING and job.worker != command.worker:
+        return Rejected(Reason.SAME_BODY, None)  # it had the record once; another worker runs it
     if is_again and not job.rescues:
         # Its worker was lost, and perhaps this job ended it. From now on each start is told
         # before the handler is called: when it comes again untold, it was not begun.

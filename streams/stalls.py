@@ -54,18 +54,22 @@ class Stalls:
     def has(self, job: Job, outcome: dict[str, Any]) -> bool:
         """Whether a stalled worker has the job that another one hands back, because its record came
         again: it began there, and goes on or ends there."""
-        if not self._told or outcome.get("reason") != Reason.REDELIVERED:
-            return False
-        if job.state is not State.DISPATCHED or job.epoch != outcome["epoch"]:
+        if not self._may_wait_there(job, outcome):
             return False
         worker_id = self.begun_at(job)
         return worker_id is not None and self._lives(worker_id)
 
-    def is_unbegun(self, outcome: dict[str, Any]) -> bool:
+    def _may_wait_there(self, job: Job, outcome: dict[str, Any]) -> bool:
+        """A start that was told needs no mark: its worker has the job, or its silence will tell."""
+        if not self._told or outcome.get("reason") != Reason.REDELIVERED:
+            return False
+        return job.state is State.DISPATCHED and bool(job.epoch == outcome["epoch"])
+
+    def is_unbegun(self, job: Job, outcome: dict[str, Any]) -> bool:
         """Whether a job that `has` denies came again because of a stall alone: the worker that had
         it lives and stands still, had not begun it and will not. Nobody was lost with it."""
         holder = outcome.get("holder")
-        if not self._told or outcome.get("reason") != Reason.REDELIVERED:
+        if not self._may_wait_there(job, outcome):
             return False
         stall = self._told.get(holder) if isinstance(holder, str) else None
         return stall is not None and not stall.is_over and self._lives(str(holder))

@@ -173,10 +173,12 @@ def outcome(key: JobKey, kind: str, **facts: object) -> dict[str, object]:
     }
 
 
-def outcomes(*found: dict[str, object], incarnation: int = INCARNATION) -> Input:
+def outcomes(
+    *found: dict[str, object], incarnation: int = INCARNATION, worker_id: str = WORKER_ID
+) -> Input:
     """A worker's pack of outcomes."""
     pack = {
-        "schema_version": 1, "worker_id": WORKER_ID, "incarnation": incarnation,
+        "schema_version": 1, "worker_id": worker_id, "incarnation": incarnation,
         "outcomes": found,
     }
     return TOPICS.outcomes, orjson.dumps(pack)

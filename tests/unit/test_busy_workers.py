@@ -89,6 +89,19 @@ def test_who_had_it_and_is_not_stalled_was_lost(holder: Any) -> None:
     assert scene.kinds(0, outcomes(again)) == ["rescued", "dispatched"]
 
 
+@pytest.mark.parametrize("marks", [(("j", 1),), ()])
+@pytest.mark.parametrize("holder", [WORKER_ID, OTHER, None])
+def test_a_start_that_was_told_stands_whatever_comes_again(
+    marks: tuple[tuple[str, int], ...], holder: str | None
+) -> None:
+    scene = StallScene(*marks)
+    assert scene.kinds(0, outcomes(outcome(KEY, "started"))) == ["attempt_started"]
+    again = outcome(KEY, "returned", reason="redelivered", holder=holder)
+    assert scene.kinds(10 * DISPATCH_LOST_MS, outcomes(again)) == []
+    late = outcome(KEY, "returned", reason="worker_stalled")
+    assert scene.kinds(0, outcomes(late, worker_id=OTHER)) == []
+
+
 def test_a_mark_of_a_former_attempt_keeps_nothing() -> None:
     scene = StallScene((*KEY[1:], 0))
     assert scene.kinds(0, outcomes(AGAIN)) == ["rescued", "dispatched"]
