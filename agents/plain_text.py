@@ -1,21 +1,18 @@
 """Text from strangers, made safe to show: no character of it may steer a terminal.
 
-Owns what is replaced and by what. Refuses to know who shows the text. Names of users, types and
-jobs, error texts and payloads may hold anything; an escape sequence in one of them could clear a
-screen, change a title, or make one line look like another.
+Owns what stands for such a character. Refuses to know which they are (`schemas.safe_text`) and who
+shows the text. Names of users, types and jobs, error texts and payloads may hold anything; an
+escape sequence in one of them could clear a screen, change a title, or make one line look like
+another.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-# Joiners that emoji and some scripts are written with: they change no line and no order.
-_KEPT: Final = frozenset("\u200c\u200d")
-# Categories that are shown as they are although Python does not count them as printable: spaces,
-# private letters, and letters that are younger than Python's tables.
-_HARMLESS: Final = frozenset({"Zs", "Co", "Cn"})
+from schemas.safe_text import is_harmless
+
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 LINES: Final = "\n\t"
 """What `plain` keeps of a text that may have several lines, such as a trace."""
@@ -33,9 +30,7 @@ def plain(text: str, keep: str = "") -> str:
 
 
 def _shown(letter: str, keep: str) -> str:
-    if letter.isprintable() or letter in keep or letter in _KEPT:
-        return letter
-    if unicodedata.category(letter) in _HARMLESS:
+    if letter in keep or is_harmless(letter):
         return letter
     return _SHORT.get(letter) or escaped(letter)
 

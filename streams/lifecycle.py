@@ -474,6 +474,8 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
         is_over = job.state in TERMINAL_STATES
         reason = Reason.ALREADY_ENDED if is_over else Reason.NOT_ENDED
         return Rejected(reason, _E.COMMAND_REFUSED)
+    if admission.is_too_late(job, now):  # it would only lose its dead letter
+        return Rejected(Reason.EXPIRED_BEFORE_START, _E.COMMAND_REFUSED)
     key = job.spec.unique_key
     if key is not None and situation.unique_holder(job.spec.user_id, key) is not None:
         return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)

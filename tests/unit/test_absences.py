@@ -159,6 +159,40 @@ def test_a_redrive_while_the_type_is_still_gone_waits_again() -> None:
     assert kinds(fleet.pass_ms(1_500)) == ["failed"]
 
 
+@pytest.mark.parametrize(
+    ("late_ms", "expected"),
+    [
+        (-1, ("redriven", "operator")), (0, ("command_refused", "expired_before_start")),
+        (60_000, ("command_refused", "expired_before_start")),
+    ],
+)
+def test_a_redrive_after_its_expiry_is_refused_and_the_dead_letter_stays(
+    late_ms: int, expected: tuple[str, str]
+) -> None:
+    fleet = Fleet()
+    fleet.serve(good=[1])
+    expires_at = NOW + 60_000
+    assert kinds(fleet.pass_ms(40_000, request("r", type="old", expires_at=expires_at)))[-1] == (
+        "failed"
+    )
+    fleet.serve(good=[1], old=[1])
+    fleet.pass_ms(expires_at + late_ms - fleet.now_ms)
+    redrive = (TOPICS.commands, b'{"command":"redrive","user_id":"u","job_id":"r"}')
+    events = [event for event in fleet.pass_ms(0, redrive) if event["job_id"] == "r"]
+    assert (events[0]["event"], events[0]["reason"]) == expected
+    if late_ms >= 0:
+        assert kinds(fleet.pass_ms(1_000, redrive)) == ["command_refused"]  # it is still failed
+
+
+def test_what_was_dispatched_before_it_failed_is_redriven_after_its_expiry() -> None:
+    fleet = Fleet()
+    fleet.pass_ms(0, request("r", type="old", expires_at=NOW + 5_000))
+    error = {"code": "X", "message": "m", "retryable": False}
+    fleet.pass_ms(9_000, outcomes(outcome(("u", "r"), "failed", error=error)))
+    redrive = (TOPICS.commands, b'{"command":"redrive","user_id":"u","job_id":"r"}')
+    assert kinds(fleet.pass_ms(0, redrive)) == ["redriven", "dispatched"]
+
+
 @pytest.mark.parametrize("away_ms", [0, TELL_AFTER_MS - 1, 20_000])
 def test_a_type_that_comes_back_in_time_runs_in_the_order_of_its_requests(away_ms: int) -> None:
     fleet = Fleet()

@@ -18,6 +18,10 @@ from tidemill.sql import SqlError, query_rows
 GAP_DAYS: Final = 30  # a gap cannot be filled: later it only explains old numbers
 GAPS_SHOWN: Final = 5
 REFUSED_HOURS: Final = 24  # what was refused before is no news
+HAND_BACK_MINUTES: Final = 15  # what happened before may be over
+# In one run of a job. A queue that is full for long gives some, so many are nobody's plan.
+HAND_BACKS_MAX: Final = 20
+HAND_BACKS_SHOWN: Final = 5
 SKEW_SECONDS_MAX: Final = 5.0  # wait times are read against other clocks
 
 
@@ -109,6 +113,32 @@ def refused(settings: CommonSettings) -> Finding:
     )
 
 
+def hand_backs(settings: CommonSettings) -> Finding:
+    """Jobs that go to and fro between ledger and workers, and run nowhere."""
+    rows = query_rows(
+        settings.clickhouse,
+        "SELECT queue, type, reason, uniqExact(user_id, job_id) AS jobs,"
+        " max(JSONExtractUInt(data, 'returns')) AS most FROM job_events"
+        f" WHERE event = '{EventKind.RETURNED}'"
+        f" AND occurred_at > now() - INTERVAL {HAND_BACK_MINUTES} MINUTE"
+        f" GROUP BY queue, type, reason HAVING most >= {HAND_BACKS_MAX}"
+        f" ORDER BY most DESC, queue, type, reason LIMIT {HAND_BACKS_SHOWN}",
+    )
+    if not rows:
+        return Finding("hand-backs", "ok", "no job is handed back again and again")
+    told = "; ".join(
+        f"{row['jobs']} of {safe_line(row['type'])} in {safe_line(row['queue'])} with "
+        f"{safe_line(row['reason'])}, one of them {row['most']} times in a run"
+        for row in rows
+    )
+    return Finding(
+        "hand-backs", "warning", f"jobs come back unrun: {told}",
+        f"{Reason.TYPE_NOT_RUN}: restart the workers of that queue, which tell of a type that they "
+        "do not run; other reasons: add slots or workers. Nothing is lost, and `tidemill jobs "
+        "cancel` ends a job that is not wanted any more",
+    )
+
+
 def gaps(settings: CommonSettings) -> Finding:
     rows = query_rows(
         settings.clickhouse,
@@ -136,6 +166,7 @@ CHECKS: Final = (
     Check("tables", tables, needs="clickhouse"),
     Check("gaps", gaps, needs="clickhouse"),
     Check("refused", refused, needs="clickhouse"),
+    Check("hand-backs", hand_backs, needs="clickhouse"),
     Check("clock", clock, needs="clickhouse"),
     Check("cancels", cancels, needs="clickhouse"),
 )

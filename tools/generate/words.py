@@ -81,7 +81,8 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.ATTEMPTS_EXHAUSTED: "The last attempt failed.",
     R.NOT_RETRYABLE: "The error must not be retried.",
     R.CANCELLED_BY_COMMAND: "A command cancelled it.",
-    R.EXPIRED_BEFORE_START: "`expires_at` passed before it was dispatched.",
+    R.EXPIRED_BEFORE_START: "`expires_at` passed before it was dispatched. A redrive of a job that "
+    "was never dispatched is refused with it, too.",
     R.OPERATOR: "A person redrove it.",
 }
 
