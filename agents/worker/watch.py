@@ -39,6 +39,11 @@ class Watch:
         self._process: subprocess.Popen[bytes] | None = None
         self._failed = 0
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that stands in now."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start it; the log tells when that cannot be."""
         found = Path(confluent_kafka.__file__ or "").parent.parent
