@@ -184,6 +184,14 @@ class LedgerSettings(CommonSettings):
         description="Name of this process, the same after a restart, unique in the cluster: its "
         "partitions then come back at once. None: a name by host and process id.",
     )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65_535,
+        description="Port on which this process serves `/metrics` to Prometheus: counts alone, no "
+        "ids. None: no port. 0: any free one, told when it is ready.",
+    )
+    metrics_host: str = Field(
+        default=DEFAULT_HOST, description="Address of that port. Loopback by default."
+    )
     accept_gaps: bool = Field(
         default=False,
         description="Go on where records of an input were deleted before they were decided, and "

@@ -122,6 +122,7 @@ class Desk:
         )
         while (surplus := cancels.too_many(key[0])) is not None:
             self.forget(surplus, Reason.TOO_MANY_CANCELS)
+            self.outbox.forgotten_cancels += 1
 
     def forget(self, kept: KeptCancel, reason: Reason) -> None:
         """A kept cancel goes, and the log says so."""

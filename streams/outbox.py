@@ -87,6 +87,7 @@ class Outbox:
         self._loose: list[OutRecord] = []
         self._ready = {}
         self.buried: list[Buried] = []
+        self.forgotten_cancels = 0
 
     def group(self) -> OutGroup:
         """All records of the group."""

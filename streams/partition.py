@@ -257,6 +257,11 @@ class Partition:
         """What the group at hand has put on jobs.dead; to be told once it is committed."""
         return self._desk.outbox.buried
 
+    @property
+    def forgotten_cancels(self) -> int:
+        """Cancels that the group at hand has forgotten early; to be told as `buried`."""
+        return self._desk.outbox.forgotten_cancels
+
     def settle(self) -> None:
         """The transaction is committed."""
         self.state.settle()

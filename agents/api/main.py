@@ -181,9 +181,10 @@ class ApiServer:
     """An app served from a thread of its own, beside whatever the process does otherwise."""
 
     def __init__(
-        self, app: FastAPI, host: str, port: int, door: type[DoorProtocol] = DoorProtocol
+        self, app: ASGIApp, host: str, port: int, door: type[DoorProtocol] = DoorProtocol,
+        setting: str = "HTTP_PORT",
     ) -> None:
-        self._socket = _bind(host, port)
+        self._socket = _bind(host, port, setting)
         self.port: int = self._socket.getsockname()[1]
         self._server = DoorServer(
             door_config(
@@ -216,7 +217,7 @@ class ApiServer:
         self._socket.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, setting: str) -> socket.socket:
     bound = socket.socket(family_of(host), socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -225,7 +226,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise SettingsError(
             f"http address {host}:{port} cannot be used ({error.strerror}); choose another with "
-            f"{ENV_PREFIX}HTTP_PORT"
+            f"{ENV_PREFIX}{setting}"
         ) from error
     bound.listen(BACKLOG)
     return bound

@@ -14,10 +14,11 @@ import socket
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agents.ledger.claim import Claim
 from agents.ledger.lane import Lane
+from agents.ledger.metrics import LedgerMetrics, open_door
 from agents.ledger.runner import PartitionRunner
 from agents.ledger.workers import WorkerBook, WorkerReader
 from agents.logging import announce_ready, configure_logging
@@ -37,6 +38,9 @@ from streams.partition import Partition
 from streams.rows import input_place
 from streams.state import PartitionState
 
+if TYPE_CHECKING:
+    from agents.api.main import ApiServer
+
 logger = logging.getLogger("tidemill.ledger")
 
 TABLE: Final = "partitions"  # its empty changelog ties partition p of all inputs to one process
@@ -51,8 +55,9 @@ GC_THRESHOLDS: Final = (500_000, 20, 100)
 class Ledger:
     """Owns partitions for the runtime: fences, restores, hands over."""
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, settings: LedgerSettings, door: ApiServer | None = None) -> None:
         self._settings = settings
+        self._door = door  # that serves our metrics
         self.topics = Topics(settings.topic_prefix)
         self.instance_id = settings.instance_id or f"{socket.gethostname()}-{os.getpid()}"
         self._homes = Homes(settings.partitions)
@@ -68,6 +73,12 @@ class Ledger:
         """A chunk of an input of an owned partition."""
         self._runners[chunk.partition % self._settings.partitions].add(chunk)
         self._lane.wake()
+
+    def tell(self, metrics: LedgerMetrics) -> None:
+        """From now on these metrics are about this ledger."""
+        metrics.partitions = lambda: len(self._runners)
+        metrics.waiting = lambda: sum(one.waiting for one in list(self._runners.values()))
+        metrics.unreadable = lambda: self.book.unreadable_total
 
     async def restore(self, partition: int) -> PartitionRunner:
         """Fence the former owner, then read its rows to the end that stands after the fence."""
@@ -161,8 +172,9 @@ class Ledger:
             )
         if not self._is_announced:
             self._is_announced = True
+            told = {} if self._door is None else {"metrics": self._door.port}
             announce_ready(
-                "ledger", partitions=owned, is_standby=not owned, core=str(core)
+                "ledger", partitions=owned, is_standby=not owned, core=str(core), **told
             )
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
@@ -189,9 +201,13 @@ class Ledger:
         self._lane.wake()
 
 
-def build_ledger(settings: LedgerSettings) -> RoleApp:
+def build_ledger(
+    settings: LedgerSettings, metrics: LedgerMetrics | None = None, door: ApiServer | None = None
+) -> RoleApp:
     """The Faust app of the ledger; importing and building it needs no broker."""
-    ledger = Ledger(settings)
+    ledger = Ledger(settings, door)
+    if metrics is not None:
+        ledger.tell(metrics)
     app = create_app(
         f"{settings.topic_prefix}tidemill-ledger",
         kafka=settings.kafka,
@@ -226,4 +242,11 @@ def run_ledger(settings: LedgerSettings) -> int:
     await_topics(settings.kafka, (spec.name for spec in topics.fixed()), logger.warning)
     check_partitions(settings.kafka, topics, settings.partitions)
     limits = WatchdogLimits(loop_seconds=lambda: settings.stall_seconds)
-    return run_app(lambda: build_ledger(settings), limits=limits)
+    if settings.metrics_port is None:
+        return run_app(lambda: build_ledger(settings), limits=limits)
+    metrics = LedgerMetrics()
+    door = open_door(metrics, settings.metrics_host, settings.metrics_port)
+    try:
+        return run_app(lambda: build_ledger(settings, metrics, door), limits=limits)
+    finally:
+        door.stop()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from agents.ledger.burials import BURIALS
 from agents.ledger.claim import Claim
+from agents.ledger.metrics import COUNTS
 from agents.ledger.workers import WorkerBook
 from agents.runtime.batches import size_of
 from agents.runtime.chunk import Chunk
@@ -114,6 +115,7 @@ class PartitionRunner:
         """The group's transaction is committed: its decisions stand."""
         self._gaps.clear()
         BURIALS.tell(self.partition.buried)
+        COUNTS.add(self.partition.buried, self.partition.forgotten_cancels)
         self.partition.settle()
 
     def ack(self) -> None:
