@@ -36,6 +36,8 @@ from agents.worker.handlers import REGISTRY, Handler
 from agents.worker.loading import load
 from agents.worker.module_names import LoadPlan
 from agents.worker.stacks import frames_of
+from agents.worker.surroundings import Surroundings
+from schemas.safe_text import safe_line
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
 AGAIN_SECONDS: Final = 0.01  # after a fork that hid the word to end
@@ -78,6 +80,7 @@ class Child:
         self._current: ChildAttempt | None = None
         self._sending = threading.Lock()  # a thread of the handler may tell progress meanwhile
         self._pid = os.getpid()
+        self._surroundings = Surroundings(has_others=False)
         #: The parent has said that this process must end.
         self.is_ending = False
         self._own_signals()
@@ -94,6 +97,7 @@ class Child:
 
     def serve(self) -> NoReturn:
         """Run jobs until the parent is gone."""
+        self._surroundings = Surroundings(has_others=False)  # as the modules left them
         threading.Thread(target=self._listen, name="tidemill-parent", daemon=True).start()
         while True:
             self._arrived.acquire()
@@ -151,6 +155,7 @@ class Child:
         else:
             end = _call(handler, attempt)
         self._current = None
+        self._surroundings.look(lambda: f"by {safe_line(job['type'])}")
         saw_cancel = attempt.context is not None and attempt.context._saw_cancel
         self.send({"end": _portable(end, job), "saw_cancel": saw_cancel})
 

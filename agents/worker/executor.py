@@ -31,6 +31,7 @@ from agents.worker.packs import read_pack
 from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from agents.worker.pulse import Pulse
 from agents.worker.standstill import Standstill, put_off
+from agents.worker.surroundings import Surroundings
 from agents.worker.suspects import Suspects
 from agents.worker.telling import Teller
 from agents.worker.verdicts import end_of_verdict
@@ -77,6 +78,7 @@ class Executor:
         self._teller = Teller(writer)
         self._on_room, self._graces = on_room, graces
         self._standstill = Standstill(pulse or Pulse(), handlers)
+        self._surroundings = Surroundings(has_others=True)
         #: Called when a standstill is over and what waited has been handed back.
         self.on_standstill: Callable[[], None] = lambda: None
         kinds = {handler.runs_as for handler in handlers.values()}
@@ -343,6 +345,7 @@ class Executor:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         now = time.monotonic()
         self.look_for_standstill()
+        self._surroundings.look(self._standstill.latest)
         for lane in self._lanes.values():
             for attempt in list(lane.running):
                 self._look_after(lane, attempt, now)

@@ -36,6 +36,10 @@ class Standstill:
         self._pulse.begin(mark, self._numbers[job["type"]], job["timeout_ms"])
         return not self._pulse.is_paused
 
+    def latest(self) -> str:
+        """Which handlers began last, for a line of the log."""
+        return f"began last: {', '.join(self._pulse.handlers(NAMED_MAX, self._names)) or 'none'}"
+
     def turn(self, swept_seconds: float) -> float:
         """The loop turns, as it does every `swept_seconds`: how much longer it has stood still, 0
         when that is nothing to speak of."""

@@ -1,0 +1,93 @@
+"""What code of users may change for its whole process, and every later job then meets: the working
+folder, the umask, the locale.
+
+Owns the look at them, the one line of each change, and putting back. Refuses to know who changed
+them: who looks right after a job knows, who looks now and then names those that ran.
+
+A child of `process=True` runs one job at a time, so what a job changed is put back after it. The
+worker itself runs many at once, and one of them may need what it has set: there a change is told
+of, once a kind, and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+MASK_OF_LOOK: Final = 0o077  # while the umask is read, which cannot be read without being set
+
+logger = logging.getLogger("tidemill.worker")
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""  # it was removed
+
+
+def _locale() -> str:
+    return locale.setlocale(locale.LC_ALL)
+
+
+def _umask() -> int:
+    mask = os.umask(MASK_OF_LOOK)
+    os.umask(mask)
+    return mask
+
+
+def _set_locale(name: str) -> None:
+    with contextlib.suppress(locale.Error):
+        locale.setlocale(locale.LC_ALL, name)
+
+
+def _set_folder(path: str) -> None:
+    with contextlib.suppress(OSError):  # it may be gone
+        os.chdir(path)
+
+
+class Surroundings:
+    """As they were when this was made. `has_others`: other jobs run beside, so nothing is put back,
+    and the umask is not looked at: reading it would change it for a moment."""
+
+    def __init__(self, *, has_others: bool) -> None:
+        self._has_others = has_others
+        self._told: set[str] = set()
+        self._folder = _folder()
+        self._locale = _locale()
+        self._umask = -1 if has_others else _umask()
+
+    def look(self, who: Callable[[], str]) -> None:
+        """Tell of what has changed, once a kind; put back what may be. `who` names handlers."""
+        folder, words = _folder(), _locale()
+        if folder != self._folder:
+            self._tell("working folder", self._folder, folder or "one that is removed", who)
+            if not self._has_others:
+                _set_folder(self._folder)
+        if words != self._locale:
+            self._tell("locale", self._locale, words, who)
+            if not self._has_others:
+                _set_locale(self._locale)
+        if self._has_others:
+            return
+        mask = _umask()
+        if mask != self._umask:
+            self._tell("umask", f"{self._umask:03o}", f"{mask:03o}", who)
+            os.umask(self._umask)
+
+    def _tell(self, kind: str, before: str, now: str, who: Callable[[], str]) -> None:
+        if kind in self._told:
+            return
+        self._told.add(kind)
+        what = (
+            "it stays, since other jobs run beside; later ones meet it"
+            if self._has_others else "it is put back after each job"
+        )
+        logger.warning(
+            "the %s of this process is changed, from %r to %r (%s): %s. Give a handler "
+            "process=True for what is global", kind, before, now, who(), what,
+        )
