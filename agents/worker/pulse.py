@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -39,6 +38,8 @@ def open_memory() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("tidemill-pulse")
     else:
+        import tempfile  # costs the stand-in a megabyte
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, SIZE)
