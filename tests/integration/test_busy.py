@@ -31,9 +31,9 @@ pytestmark = pytest.mark.timeout(300)
 
 SECONDS: Final = 90.0
 # From the end of a worker to the next start of its job: 10 s of silence, and a busy machine.
-RESCUE_SECONDS: Final = 20.0
+RESCUE_SECONDS: Final = 30.0
 QUICK: Final = 20
-QUICK_SECONDS: Final = 25.0  # the group forgets a member after 8 s, the others share anew
+QUICK_SECONDS: Final = 40.0  # the group forgets a member after 8 s, the others share anew
 JOBS: Final = """
 import ctypes, os, pathlib, time
 from tidemill import job
@@ -85,7 +85,7 @@ async def quick(payload: dict) -> str:
     return "quick"
 """
 SLOW: Final = 6  # jobs that wait for the one thread of a worker
-LINE_SECONDS: Final = 28
+LINE_SECONDS: Final = 60
 # Queue, handler, seconds. `past` holds for longer than its time-out, `hold` than any time of ours.
 HELD: Final = (
     ("hold", "hold", 75), ("past", "past", 20), ("block", "block", 40), ("burst", "burst", 30),
