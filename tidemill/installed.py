@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 PACKAGE: Final = "tidemill"
@@ -35,12 +35,17 @@ def check_installed(extra: str) -> None:
     """Raise WrongVersion for the libraries of this extra, with the command that mends it."""
     wrong = wrong_versions(extra)
     if wrong:
-        told = ", ".join(f"{name} {found}" for name, found, _ in wrong)
-        needed = " ".join(f"'{name}{bounds}'" for name, _, bounds in wrong)
+        told, mend = in_words(wrong)
         raise WrongVersion(
-            f"this version of Tidemill does not run on {told}; install what it needs with: "
-            f"pip install {needed}"
+            f"this version of Tidemill does not run on {told}; install what it needs with: {mend}"
         )
+
+
+def in_words(wrong: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
+    """What is installed of an answer of `wrong_versions`, and the command that mends it."""
+    told = ", ".join(f"{name} {found}" for name, found, _ in wrong)
+    needed = " ".join(f"'{name}{bounds}'" for name, _, bounds in wrong)
+    return told, f"pip install {needed}"
 
 
 def wrong_versions(extra: str) -> list[tuple[str, str, str]]:

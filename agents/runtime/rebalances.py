@@ -22,7 +22,7 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Any:
         # Before the first await, so that a cancelled rebalance is noted all the same.
         self._consumer.app.on_rebalance_start()
-        self._consumer._is_revoked, self._consumer._is_placed = True, False
+        self._consumer._is_revoked, self._consumer.is_placed = True, False
         return self._consumer.on_partitions_revoked(ensure_TPset(revoked))
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -37,7 +37,7 @@ class RebalanceListener(aiokafka.abc.ConsumerRebalanceListener):  # type: ignore
         generation = coordinator.generation
         consumer.app.consumer_generation_id = generation
         consumer.assignments += 1
-        consumer._is_revoked, consumer._is_placed = False, not assigned
+        consumer._is_revoked, consumer.is_placed = False, not assigned
         if consumer._fit is not None:
             consumer._fit.look()
         await consumer.on_partitions_assigned(ensure_TPset(assigned), generation)

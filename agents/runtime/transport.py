@@ -73,7 +73,9 @@ class ChunkConsumer(FaustConsumer):
         self.handovers = Handovers(self.app.owner_name)
         self._waiter: asyncio.Future[None] | None = None
         self._is_revoked = True  # nothing is assigned yet, or a rebalance has begun
-        self._is_placed = False
+        #: True when reading goes on from the right place in all that is assigned at present.
+        #: Faust's own flags may tell the end of a rebalance during the next one.
+        self.is_placed = False
         self._listener = RebalanceListener(self)
         self._fit: FitKeeper | None = None
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
@@ -133,14 +135,6 @@ class ChunkConsumer(FaustConsumer):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         self.kafka.subscribe(topics=set(topics), listener=self._listener)
-
-    @property
-    def is_placed(self) -> bool:
-        """True when reading goes on from the right place in all that is assigned at present.
-
-        Faust's own flags may tell the end of a rebalance during the next one.
-        """
-        return self._is_placed
 
     # -- the pump ------------------------------------------------------------------------------
 
@@ -328,7 +322,7 @@ class ChunkConsumer(FaustConsumer):
         policies = self.app.input_policies
         wanted = [tp for tp in self.assignment() if tp.topic in policies]
         if not wanted:
-            self._is_placed = True
+            self.is_placed = True
             return
         starts = cast(dict[TP, int], await self.kafka.beginning_offsets(wanted))
         ends = cast(dict[TP, int], await self.kafka.end_offsets(wanted))
@@ -356,7 +350,7 @@ class ChunkConsumer(FaustConsumer):
         self._in_order = sorted(
             self._inputs.values(), key=lambda entry: (entry.policy.priority, entry.tp)
         )
-        self._is_placed = True
+        self.is_placed = True
         self.wake()
 
     def _go_on_with(self, assignment: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from agents.tally import LINES_A_SECOND, Tally
@@ -25,8 +26,6 @@ TRACES_A_SECOND: Final = LINES_A_SECOND  # in the log, of failures of one kind
 TRACES_KEPT_A_SECOND: Final = 50
 # Failures that may be tried again and yet get a line: nothing in the handler's words tells of them.
 _TOLD_CODES: Final = frozenset({ErrorCode.TIMEOUT.value, ErrorCode.PROCESS_DIED.value})
-
-_ONE_OF_MANY: Final = " (one of many alike; the first of a second keep all of it)"
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -67,21 +66,24 @@ class FailureLog:
         return self._kept_of(raised, job["type"], place_of(raised))
 
     def _kept_of(self, raised: BaseException, type_name: str, place: str) -> str | None:
-        if not self.keeps_traces:
-            return None
         kind = FailureKind(type_name, class_name(raised), place)
-        if self._kept.count(kind) <= TRACES_KEPT_A_SECOND:
-            return trace_text(raised)
-        return f"{safe_line(place, 500)}{_ONE_OF_MANY}"
+        return self._rationed(kind, partial(trace_text, raised))
 
     def stack_of(self, frames: Frames, type_name: str) -> str | None:
         """What the event keeps of where a handler stood when its time was over."""
-        if not self.keeps_traces or not frames:
+        if not frames:
             return None
-        place = place_of_frames(frames)
-        if self._kept.count(FailureKind(type_name, "", place)) <= TRACES_KEPT_A_SECOND:
-            return stack_text(frames)
-        return f"{safe_line(place, 500)}{_ONE_OF_MANY}"
+        kind = FailureKind(type_name, "", place_of_frames(frames))
+        return self._rationed(kind, partial(stack_text, frames))
+
+    def _rationed(self, kind: FailureKind, text: Callable[[], str]) -> str | None:
+        """All of it for the first of a second, the place alone for others alike."""
+        if not self.keeps_traces:
+            return None
+        if self._kept.count(kind) <= TRACES_KEPT_A_SECOND:
+            return text()
+        place = safe_line(kind.place, 500)
+        return f"{place} (one of many alike; the first of a second keep all of it)"
 
     def note_end(self, job: Mapping[str, Any], error: dict[str, Any]) -> None:
         """An attempt failed: a line with whose it was, where no trace has told of it."""

@@ -39,8 +39,6 @@ logger = logging.getLogger("tidemill.worker")
 class Snapshot:
     """What the loop knows of itself."""
 
-    #: Monotonic seconds at which the loop made this.
-    made_at: float
     queues: Mapping[str, QueueSlots] = field(default_factory=dict)
     types: tuple[str, ...] = ()
     running: int = 0

@@ -38,7 +38,6 @@ from agents.worker.intake import Intake
 from agents.worker.kafka_sink import KafkaSink
 from agents.worker.pulse import Pulse, open_memory
 from agents.worker.stand_in import limit_of
-from agents.worker.standstill import NAMED_MAX
 from agents.worker.start import Loaded, explain_refusal, load_worker, prepare
 from agents.worker.watch import Watch
 from agents.worker.writer import OutcomeWriter
@@ -140,8 +139,7 @@ class Worker:
 
     def called_last(self) -> str:
         """Which handlers began last, for a line of the log."""
-        names = self._pulse.handlers(NAMED_MAX, sorted(self._handlers))
-        return f"; handlers that began last: {', '.join(names) or 'none'}"
+        return f"; handlers that began last: {self._pulse.latest(sorted(self._handlers))}"
 
     def begin(self) -> None:
         """Start what runs beside the app."""
@@ -185,7 +183,6 @@ class Worker:
         owned = self._owned()
         executor = self._executor
         return Snapshot(
-            made_at=time.monotonic(),
             queues={
                 queue: QueueSlots(
                     kinds=executor.kinds(has_way_in=bool(owned.get(queue))),

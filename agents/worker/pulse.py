@@ -31,6 +31,7 @@ STILL_SECONDS: Final = 4.0
 # The loop itself sees a shorter pause as one: what has not begun when others are told that it has
 # not must not begin afterwards.
 PAUSE_SECONDS: Final = 3.0
+NAMED_MAX: Final = 5  # handlers named in a line
 
 
 def open_memory() -> int:
@@ -101,6 +102,10 @@ class Pulse:
         numbers = [number >> _NUMBER_BITS for number in self._last(RING)]
         found = dict.fromkeys(names[number] for number in numbers if number < len(names))
         return list(found)[:most]
+
+    def latest(self, names: Sequence[str]) -> str:
+        """The same for a line of a log; `names` as their numbers go."""
+        return ", ".join(self.handlers(NAMED_MAX, names)) or "none"
 
     def _last(self, most: int) -> list[int]:
         begun = self._ring[0]

@@ -34,7 +34,6 @@ NEXT_WORD_FACTOR: Final = 2  # and again after twice as long each time
 GRACE_SECONDS: Final = 30.0  # above the longest time-out of an attempt, before the worker is ended
 DUMP_SECONDS: Final = 2.0  # from SIGABRT, which writes where it stands, to SIGKILL
 STATE_SECONDS: Final = 5.0  # one question to `ps`, where there is no /proc
-NAMED_MAX: Final = 5  # handlers named in a line
 STOPPED: Final = frozenset("TtZX")  # states of a process that does nothing: stopped, traced, dead
 
 logger = logging.getLogger("tidemill.worker")
@@ -147,7 +146,7 @@ class StandIn:
 
     def _tell(self) -> None:
         limit = limit_of(self._words["stall_seconds"], self._pulse.longest_seconds)
-        names = ", ".join(self._pulse.handlers(NAMED_MAX, self._words["types"])) or "none"
+        names = self._pulse.latest(self._words["types"])
         if self._quiet > limit:
             logger.critical(
                 "worker %s (process %d) has stood still for %.0f s, longer than "

@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from agents.worker.attempts import Attempt
 from agents.worker.pulse import PAUSE_SECONDS, Pulse
 from schemas.marks import mark_of
-
-NAMED_MAX: Final = 5  # handlers named in a line
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -38,7 +36,7 @@ class Standstill:
 
     def latest(self) -> str:
         """Which handlers began last, for a line of the log."""
-        return f"began last: {', '.join(self._pulse.handlers(NAMED_MAX, self._names)) or 'none'}"
+        return f"began last: {self._pulse.latest(self._names)}"
 
     def turn(self, swept_seconds: float) -> float:
         """The loop turns, as it does every `swept_seconds`: how much longer it has stood still, 0
@@ -52,7 +50,7 @@ class Standstill:
             "interpreter, and nothing else could go on. Handlers that began last: %s. Jobs that "
             "waited here are handed back, and time-outs of running ones are that much longer; a "
             "handler with process=True would hold up nobody",
-            paused, ", ".join(self._pulse.handlers(NAMED_MAX, self._names)) or "none",
+            paused, self._pulse.latest(self._names),
         )
         return paused
 

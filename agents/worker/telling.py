@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from agents.worker import ends
-from agents.worker.attempts import Attempt, Permit
+from agents.worker.attempts import Attempt, Permit, Settled
 from agents.worker.ends import End
 from agents.worker.writer import OutcomeWriter
 
@@ -25,15 +25,13 @@ class Teller:
         if attempt.has_told_start or attempt.is_ended:
             return
         attempt.has_told_start = True
-        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, attempt.pack)
+        self._say(attempt, {"kind": "started"}, attempt.pack)
 
     def start_first(self, attempt: Attempt, go: Callable[[], None]) -> None:
         """It begins once the word is durable: `go` is called then."""
         attempt.has_told_start = True
         attempt.started_ms = int(time.time() * 1000)
-        outcome = ends.encode(attempt.job, {"kind": "started"}, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, Permit(attempt.pack, go))
+        self._say(attempt, {"kind": "started"}, Permit(attempt.pack, go))
 
     def progress(self, attempt: Attempt, now: float) -> None:
         """The latest that its handler has said, unless it says the same again."""
@@ -43,6 +41,9 @@ class Teller:
         self.start(attempt)
         attempt.progress_told = told
         attempt.progressed_at = now
-        end: End = {"kind": "progressed", "progress": told}
-        outcome = ends.encode(attempt.job, end, attempt.started_ms, 0)
-        self._writer.add(attempt.pack.ledger_partition, outcome, None)
+        self._say(attempt, {"kind": "progressed", "progress": told}, None)
+
+    def _say(self, attempt: Attempt, word: End, waits: Settled | None) -> None:
+        """`waits` learns when the word is durable."""
+        outcome = ends.encode(attempt.job, word, attempt.started_ms, 0)
+        self._writer.add(attempt.pack.ledger_partition, outcome, waits)

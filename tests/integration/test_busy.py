@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from confluent_kafka import Producer
 from agents import exit_codes
 from tests.chaos.engine import Role
 from tests.chaos.running import Tail
+from tests.integration.roles import Roles
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -101,36 +100,21 @@ class Mark(NamedTuple):
     at: float
 
 
-class Busy:
+class Busy(Roles):
     """A ledger, and workers by the name of their queue."""
 
     def __init__(self, folder: Path, env: dict[str, str], ending: ExitStack) -> None:
-        self.folder = folder
-        self.env = env
-        self._ending = ending
-        self.roles: dict[str, Role] = {}
+        super().__init__(folder, env, ending, command_seconds=2 * SECONDS)
         self._prefix = env["TIDEMILL_TOPIC_PREFIX"]
         self._producer = Producer({"bootstrap.servers": env["TIDEMILL_KAFKA"]})
         self._events = Tail(env["TIDEMILL_KAFKA"], f"{self._prefix}jobs.events")
         self._events.start()
         ending.callback(self._events.close)
 
-    def start(self, name: str, *words: str) -> Role:
-        role = self.roles[name] = Role(
-            name, [sys.executable, "-m", "tidemill", *words], self.folder / f"{name}.log",
-            self.folder,
-        )
-        role.env = self.env
-        role.start()
-        assert role.process is not None
-        self._ending.callback(role.process.wait)
-        self._ending.callback(role.process.kill)
-        return role
-
     def work(self, queue: str, *more: str) -> Role:
         """A worker whose handlers are of that queue, or of those modules too."""
         (self.folder / f"jobs_{queue}.py").write_text(JOBS.replace("QUEUE", queue))
-        return self.start(
+        return self.begin(
             queue, "worker", f"jobs_{queue}.py", *more, "--worker-id", f"w-{queue}"
         )
 
@@ -203,13 +187,10 @@ def busy(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]
         "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:10]}",
     }
     with ExitStack() as ending:
-        applied = subprocess.run(
-            [sys.executable, "-m", "tidemill", "topics", "apply"], env=env, cwd=folder,
-            timeout=2 * SECONDS, capture_output=True, text=True, check=False,
-        )
-        assert applied.returncode == exit_codes.OK, applied.stderr
         made = Busy(folder, env, ending)
-        roles = [made.start("ledger", "ledger")]
+        applied = made.tidemill("topics", "apply")
+        assert applied.returncode == exit_codes.OK, applied.stderr
+        roles = [made.begin("ledger", "ledger")]
         roles += [made.work(queue) for queue, _, _ in HELD]
         for role in roles:
             wait_until(role.is_ready, SECONDS, role.tail)
@@ -260,7 +241,7 @@ def test_what_waits_in_a_stalled_worker_goes_elsewhere_and_the_first_one_stays(h
         held.ask("hold", "line", name, LINE_SECONDS if number == 0 else 1)
     begun_at = held.wait_begun(names[0]).at
     # 2. Somebody else comes: what has not begun is run there, long before the stall is over.
-    helper = held.start(
+    helper = held.begin(
         "helper", "worker", "jobs_line.py", "--worker-id", "w-helper", "--threads", "2"
     )
     wait_until(helper.is_ready, SECONDS, helper.tail)

@@ -7,8 +7,6 @@ workers that come and go.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,8 +21,8 @@ from confluent_kafka import Producer
 
 from agents import exit_codes
 from agents.embedded.broker import free_port
-from tests.chaos.engine import Role
 from tests.chaos.running import Tail
+from tests.integration.roles import Roles
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,14 +62,11 @@ async def nightly(payload: dict) -> None: ...
 Event = dict[str, Any]
 
 
-class Installation:
+class Installation(Roles):
     """A ledger, a sink and workers by the name of their module."""
 
     def __init__(self, folder: Path, env: dict[str, str], ending: ExitStack) -> None:
-        self.folder = folder
-        self.env = env
-        self._ending = ending
-        self.roles: dict[str, Role] = {}
+        super().__init__(folder, env, ending, command_seconds=2 * SECONDS)
         kafka, prefix = env["TIDEMILL_KAFKA"], env["TIDEMILL_TOPIC_PREFIX"]
         self._prefix = prefix
         self._producer = Producer({"bootstrap.servers": kafka})
@@ -83,22 +78,8 @@ class Installation:
         self._events.start()
         self._ending.callback(self._events.close)
 
-    def tidemill(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tidemill", *words], env=self.env, cwd=self.folder,
-            timeout=2 * SECONDS, capture_output=True, text=True, check=False,
-        )
-
     def start(self, name: str, *words: str) -> None:
-        role = self.roles[name] = Role(
-            name, [sys.executable, "-m", "tidemill", *words], self.folder / f"{name}.log",
-            self.folder,
-        )
-        role.env = self.env
-        role.start()
-        assert role.process is not None
-        self._ending.callback(role.process.wait)
-        self._ending.callback(role.process.kill)
+        role = self.begin(name, *words)
         wait_until(role.is_ready, SECONDS, role.tail)
 
     def work(self, module: str) -> None:

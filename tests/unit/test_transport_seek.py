@@ -40,7 +40,7 @@ def consumer(
         here = {} if applied is None else {(HERE.topic, HERE.partition): applied}
         return {**here, ("jobs.other", HERE.partition): 8}
 
-    made._is_revoked, made._is_placed = overtaken == "revoked before", False
+    made._is_revoked, made.is_placed = overtaken == "revoked before", False
     made.assignments = 1
     made._inputs, made._in_order, made._waiter = {}, [], None
     made.app = SimpleNamespace(

@@ -25,7 +25,7 @@ def room(free: int, *partitions: int, slots: int = 10, kind: RunsAs = "async") -
 
 def snapshot(free: int = 10, *, is_stopping: bool = False, **more: QueueSlots) -> Snapshot:
     queues = {"q": room(free), **more}
-    return Snapshot(made_at=100.0, queues=queues, types=("t",), is_stopping=is_stopping)
+    return Snapshot(queues=queues, types=("t",), is_stopping=is_stopping)
 
 
 class Beats:
@@ -71,11 +71,11 @@ def test_a_beat_of_a_former_version_is_of_a_worker_that_is_not_stalled() -> None
         (snapshot(), snapshot(r=room(1, slots=1)), True),
         (
             snapshot(),
-            Snapshot(made_at=0, queues={"q": room(10, 1, 2)}),
+            Snapshot(queues={"q": room(10, 1, 2)}),
             True,
         ),
-        (snapshot(), Snapshot(made_at=0, queues={"q": room(10, kind="process")}), True),
-        (snapshot(), Snapshot(made_at=0, queues={"q": room(10, slots=11)}), True),
+        (snapshot(), Snapshot(queues={"q": room(10, kind="process")}), True),
+        (snapshot(), Snapshot(queues={"q": room(10, slots=11)}), True),
     ],
 )
 def test_what_is_told_at_once(before: Snapshot, after: Snapshot, is_big: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from agents.settings import CommonSettings
 from schemas.native import core
 from tidemill.doctor.finding import Check, Finding
-from tidemill.installed import wrong_versions
+from tidemill.installed import in_words, wrong_versions
 from tidemill.shadowing import shadowed
 
 PACKAGES: Final = (
@@ -30,11 +30,8 @@ def versions(_settings: CommonSettings) -> Finding:
         except importlib.metadata.PackageNotFoundError:
             continue
     if wrong := wrong_versions("all"):
-        told = ", ".join(f"{name} {have}" for name, have, _ in wrong)
-        needed = " ".join(f"'{name}{bounds}'" for name, _, bounds in wrong)
-        return Finding(
-            "versions", "failed", f"Tidemill does not run on {told}", f"pip install {needed}"
-        )
+        told, mend = in_words(wrong)
+        return Finding("versions", "failed", f"Tidemill does not run on {told}", mend)
     return Finding("versions", "ok", ", ".join(found))
 
 
