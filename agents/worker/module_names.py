@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import PathFinder
+from json import dumps, loads  # by name: a handler may have put others into the module
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -59,12 +59,12 @@ class LoadPlan:
         """As text, for a child."""
         fields = asdict(self)
         del fields["environment"]
-        return json.dumps(fields)
+        return dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """What `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = loads(text)
         targets = tuple(Target(**each) for each in fields["targets"])
         return cls(fields["folder"], tuple(fields["search"]), targets)
 

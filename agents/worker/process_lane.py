@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from subprocess import DEVNULL, Popen
 from typing import Any, Final
 
 import orjson
@@ -39,6 +40,11 @@ CHILD_CODE: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2])['search']; "
     "from agents.worker.child import main; sys.exit(main(sys.argv[1:]))"
 )
+# As they are before any handler ran: one may put others into their modules.
+EXECUTABLE: Final = sys.executable
+INTERPRETER_FLAGS: Final = tuple(
+    subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+)
 KILLED_BY_KERNEL: Final = "killed by SIGKILL"
 
 logger = logging.getLogger("tidemill.worker")
@@ -53,7 +59,7 @@ class ChildProcess:
 
     def __init__(
         self,
-        process: subprocess.Popen[bytes],
+        process: Popen[bytes],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -120,7 +126,7 @@ class ChildProcess:
         return code
 
 
-def _spawn(modules: LoadPlan) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _spawn(modules: LoadPlan) -> tuple[Popen[bytes], socket.socket]:
     """Start a child with what the worker itself was started with, not with what it is now.
 
     A handler may have changed the folder, the path or the environment of the worker meanwhile.
@@ -130,14 +136,14 @@ def _spawn(modules: LoadPlan) -> tuple[subprocess.Popen[bytes], socket.socket]:
     theirs.setblocking(True)
     try:
         # On the loop's own thread: the child dies with the thread that started it.
-        process = subprocess.Popen(
+        process = Popen(
             [
                 # The interpreter's own options, -O and -W: as `multiprocessing` does it.
-                sys.executable, *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                EXECUTABLE, *INTERPRETER_FLAGS,
                 "-P", "-c", CHILD_CODE, str(theirs.fileno()), modules.to_json(), log_words(),
             ],
             pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             cwd=modules.folder,
             # A group of its own: what the handler starts is killed with it, and Ctrl-C spares it.
             start_new_session=True,
@@ -242,8 +248,10 @@ class ProcessLane:
             await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
             try:
                 child = await start_child(self._modules)
-            except OSError as error:  # no process, no memory, no file left: perhaps later
-                logger.error("a child process cannot be started, trying again: %s", error)
+            except Exception as error:  # noqa: BLE001
+                # No process, no memory, no file left, or a handler broke what we use: perhaps later
+                # it works again. The slot must not be lost with it.
+                logger.error("a child process cannot be started, trying again: %r", error)
                 failures += 1
                 continue
             self._children.add(child)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from agents.worker import process_lane
 from agents.worker.executor import Executor
-from agents.worker.module_names import plan_modules
+from agents.worker.module_names import LoadPlan, plan_modules
 from agents.worker.writer import MemorySink, OutcomeWriter
 from tests.unit.worker_harness import Bench, handlers_of, pack_of
 
@@ -79,3 +80,66 @@ async def test_children_get_what_the_worker_had(
     said = {line["event"]: line for line in lines}
     assert said["said by a child"]["role"] == "worker"
     assert said["said by the context"]["job_id"] == "j0"
+
+
+PLAIN = """
+from tidemill import job
+
+@job("look", process=True)
+def look(payload):
+    return "seen"
+"""
+
+BROKEN: dict[str, list[tuple[str, None]]] = {
+    "json": [("json.dumps", None), ("json.loads", None), ("json.JSONEncoder", None)],
+    "subprocess": [("subprocess.Popen", None)],
+    "interpreter": [("sys.executable", None)],
+    "streams": [("sys.stdout", None), ("sys.stderr", None)],
+}
+
+
+async def result_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    plan = plan_modules(["plain.py"])
+    sink = MemorySink()
+    loop = asyncio.get_running_loop()
+    writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
+    executor = Executor(
+        handlers_of(look, process=True), writer, concurrency=1, threads=1, processes=1,
+        modules=plan,
+    )
+    bench = Bench(executor, writer, sink)
+    try:
+        bench.take(pack_of(("look", {})))
+        return (await bench.last())["result"]
+    finally:
+        await executor.stop(0)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_children_start_whatever_a_handler_has_broken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        for target, value in BROKEN[name]:
+            broken.setattr(target, value)
+        result = await result_of_a_child(tmp_path, monkeypatch)
+    assert result == "seen"
+
+
+@pytest.mark.parametrize("error", [OSError(11, "no process"), TypeError("broken"), KeyError(1)])
+async def test_a_slot_outlives_any_start_that_fails(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, errors = process_lane.start_child, [error, error]
+
+    async def start(modules: LoadPlan) -> process_lane.ChildProcess:
+        if errors:
+            raise errors.pop()
+        return await real(modules)
+
+    monkeypatch.setattr(process_lane, "start_child", start)
+    monkeypatch.setattr(process_lane, "RESTART_SECONDS", (0.0,))
+    assert await result_of_a_child(tmp_path, monkeypatch) == "seen"
+    assert errors == []
