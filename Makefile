@@ -26,9 +26,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
 # Folders of tests that need no broker; each is one tier of `make check`.
-QUICK_TIERS := tests/simulation tests/property tests/unit tests/tidy tests/conformance tests/containers
+QUICK_TIERS := tests/simulation tests/property tests/twins tests/unit tests/tidy tests/conformance tests/containers
 # What tests the engine's core: `make test` runs it interpreted and compiled.
-CORE_TIERS := tests/simulation tests/property tests/unit tests/conformance
+CORE_TIERS := tests/simulation tests/property tests/twins tests/unit tests/conformance
 # Real Kafka, the real ClickHouse engine, a real browser.
 REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
 CODE := schemas streams agents tidemill systems tools tests benchmarks
