@@ -86,26 +86,35 @@ class Core:
 def folder_name(home: Path) -> str:
     """The name of the folder that fits the sources below `home` and this Python."""
     total = hashlib.sha256()
-    for package in PACKAGES:
-        # Sorted by name: folders are listed in another order on another file system.
-        for name in sorted(os.listdir(home / package)):
-            if name.endswith(".py"):
-                source = (home / package / name).read_bytes()
-                total.update(f"{package}/{name} {len(source)}\n".encode())
-                total.update(source)
+    for name in sources_of(home):
+        source = (home / name).read_bytes()
+        total.update(f"{name} {len(source)}\n".encode())
+        total.update(source)
     return f"{_SUFFIX.split('.')[1]}-{total.hexdigest()[:32]}"
+
+
+def sources_of(home: Path) -> list[str]:
+    """Every source of both packages below `home`, those of their folders too: relative paths."""
+    found: list[str] = []
+    for package in PACKAGES:
+        for folder, folders, names in os.walk(home / package):
+            folders[:] = [one for one in folders if not one.startswith(("_", "."))]
+            inside = Path(folder).relative_to(home).as_posix()
+            found += [f"{inside}/{name}" for name in names if name.endswith(".py")]
+    return sorted(found)  # folders are listed in another order on another file system
 
 
 core: Final = Core()
 
 
 def prefer_compiled(package: str, path: MutableSequence[str], *, demand: bool = False) -> None:
-    """Lets the modules of `package` be found in their compiled form first, where there is one.
+    """Lets the modules of `package` be found in their compiled form first, where there is one. Each
+    folder of a package asks for itself, by its whole name.
 
     `demand`: raise NativeCoreMissing when TIDEMILL_NATIVE asks for what is not there.
     """
     if core.folder is not None:
-        path.insert(0, str(core.folder / package))
+        path.insert(0, str(core.folder.joinpath(*package.split("."))))
     elif demand and core.wish not in ("", "0", "1"):
         raise NativeCoreMissing(f"{VARIABLE}={core.wish!r} is neither 0 nor 1; or leave it unset")
     elif demand and core.wish == "1":

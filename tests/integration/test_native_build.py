@@ -25,7 +25,8 @@ def answer() -> int:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Packages of the same names that compile within seconds."""
     monkeypatch.setattr(native, "OPTIMISATION", "0")
-    for package, names in {"schemas": native.CONTRACTS, "streams": ("engine",)}.items():
+    packages = {"schemas": native.CONTRACTS, "streams": ("engine",), "streams/inner": ("deep",)}
+    for package, names in packages.items():
         (tmp_path / package).mkdir()
         for name in ("__init__", *names):
             text = TINY.format(answer=42, returned="ANSWER")
@@ -44,13 +45,14 @@ def test_the_build_is_made_once_and_replaces_the_old_one(tiny: Path) -> None:
     assert is_new
     assert first.name == folder_name(tiny)
     assert native.build(tiny) == (first, False)
-    engine = tiny / "streams" / "engine.py"
-    engine.write_text(TINY.format(answer=43, returned="ANSWER"))
-    second, is_new = native.build(tiny)
-    assert is_new
-    assert [folder.name for folder in first.parent.iterdir()] == [second.name]
-    assert native.is_built(second, native.stamp(tiny))
-    assert not native.is_built(second, "another compiler")
+    for edited in ("streams/engine.py", "streams/inner/deep.py"):
+        (tiny / edited).write_text(TINY.format(answer=43, returned="ANSWER"))
+        second, is_new = native.build(tiny)
+        assert is_new
+        assert [folder.name for folder in first.parent.iterdir()] == [second.name]
+        assert native.is_built(second, native.stamp(tiny))
+        assert not native.is_built(second, "another compiler")
+        assert list((second / edited).parent.glob(f"{Path(edited).stem}.*"))
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(tiny: Path) -> None:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from schemas.native import HOME, PACKAGES, PLACES, folder_name
+from schemas.native import HOME, PLACES, folder_name, sources_of
 
 CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "record_pages")
 """The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,
@@ -35,7 +35,7 @@ class BrokenBuild(RuntimeError):
 
 def compiled_sources(home: Path) -> list[str]:
     """What is compiled, relative to `home`."""
-    core = sorted(f"streams/{path.name}" for path in (home / "streams").glob("*.py"))
+    core = [name for name in sources_of(home) if name.startswith("streams/")]
     return [
         *(f"schemas/{name}.py" for name in CONTRACTS),
         *(name for name in core if not name.endswith("__init__.py")),
@@ -75,8 +75,9 @@ def build(home: Path = HOME, place: Path | None = None) -> tuple[Path, bool]:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         # A copy: what is compiled is what is hashed, even when somebody edits meanwhile.
-        for package in PACKAGES:
-            shutil.copytree(home / package, scratch / package, ignore=_no_sources)
+        for name in sources_of(home):
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(home / name, scratch / name)
         target = place / folder_name(scratch)
         _compile(scratch)
         (scratch / "out" / STAMP).write_text(stamp(scratch), encoding="utf-8")
@@ -95,10 +96,6 @@ def is_built(target: Path, expected: str) -> bool:
         return (target / STAMP).read_text(encoding="utf-8") == expected
     except OSError:
         return False
-
-
-def _no_sources(_: str, names: list[str]) -> set[str]:
-    return {name for name in names if not name.endswith(".py")}
 
 
 def _compile(scratch: Path) -> None:
