@@ -47,8 +47,8 @@ MEANINGS: Final = {
     RECYCLED: "A worker ended to be started afresh, after handlers that could not be stopped.",
     CONFIG: "A setting or a module of handlers cannot be used. A supervisor does not try again.",
     TOO_OLD: (
-        "A ledger met a record that only a newer version reads; the log names the version. A "
-        "supervisor does not try again."
+        "A ledger met a record or a row that only a newer version reads; the log names the "
+        "version. A supervisor does not try again."
     ),
     INTERRUPTED: "Another command was stopped by Ctrl-C; a role ends with 0.",
 }

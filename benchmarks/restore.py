@@ -31,7 +31,7 @@ from schemas.topics import READY_PARTITIONS, Topics
 from schemas.wire import Definition, LimitSpec
 from streams.partition import Capacity, Partition
 from streams.schedule import LineName
-from streams.state import PartitionState
+from streams.store.state import PartitionState
 from tidemill.requests import encode
 
 ROWS = 200_000

@@ -18,8 +18,8 @@ from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
 from streams import limits
 from streams.commands import Refuse, Submit
 from streams.job import Job, JobKey, Spec
-from streams.kept_cancels import KeptCancel
 from streams.policy import Policy
+from streams.store.kept_cancels import KeptCancel
 
 _Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
 _intern: Final = sys.intern

@@ -60,14 +60,22 @@ class InvalidTransition(Exception):
 
 
 class NeedsNewer(Exception):
-    """A record between ledgers that this version cannot read: to go on would lose it."""
+    """Something that a newer ledger wrote and this version cannot read: to go on would lose it.
 
-    def __init__(self, place: tuple[str, int, int], kind: str, needs: str | None) -> None:
+    `what` names it; `needs` is the first version that reads it, None where nobody has said so.
+    """
+
+    def __init__(self, what: str, needs: str | None) -> None:
+        self._what = what
+        self._needs = needs
         wanted = "a later version of Tidemill" if needs is None else f"Tidemill {needs} or later"
         super().__init__(
-            f"{place[0]}[{place[1]}]@{place[2]} is a forward of the kind {kind!r}, which needs "
-            f"{wanted}: run that as the ledger; nothing was lost"
+            f"{what}, which needs {wanted}: run that as the ledger; nothing was lost"
         )
+
+    def of(self, place: str) -> NeedsNewer:
+        """The same, with the place where it was found."""
+        return NeedsNewer(f"{place}: {self._what}", self._needs)
 
 
 def repeat_of(known: int, repeated: int) -> Rejected:

@@ -13,11 +13,11 @@ from streams import lifecycle
 from streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve
 from streams.decision import Accepted, Effect, Rejected
 from streams.job import Job, JobKey
-from streams.kept_cancels import KeptCancel
 from streams.outbox import Outbox
 from streams.policy import Policy
 from streams.schedule import Schedule, waits_for_type
-from streams.state import PartitionState
+from streams.store.kept_cancels import KeptCancel
+from streams.store.state import PartitionState
 
 
 class Desk:

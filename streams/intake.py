@@ -43,8 +43,8 @@ from streams.outbox import (
     ORIGIN_KIND_HEADER,
     carried_bytes,
 )
-from streams.rows import job_key
 from streams.stalls import Stalls
+from streams.store.rows import job_key
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
 _KIND: Final = re.compile(rb"[a-z][a-z0-9_-]{0,63}")  # what a kind of forward may be called
@@ -143,7 +143,10 @@ class Intake:
         elif kind is None or kind == b"request":
             self._request(record, kept, origin, may_forward=False)
         elif _KIND.fullmatch(kind):
-            raise NeedsNewer(here, kind.decode(), _text_of(found.get(NEEDS_HEADER)))
+            what = (
+                f"{here[0]}[{here[1]}]@{here[2]} is a forward of the kind {kind.decode()!r}"
+            )
+            raise NeedsNewer(what, _text_of(found.get(NEEDS_HEADER)))
         else:
             refusal = Refusal(
                 ErrorCode.BROKEN_FORWARD,

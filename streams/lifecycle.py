@@ -52,7 +52,7 @@ from streams.decision import (
 )
 from streams.folds import GIVES_BACK, fold_dispatched, fold_other
 from streams.job import Job, Spec, Worker
-from streams.kept_cancels import KeptCancel
+from streams.store.kept_cancels import KeptCancel
 
 _S, _E = State, EventKind
 TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {

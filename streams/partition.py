@@ -31,10 +31,11 @@ from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
 from streams.outbox import Buried
-from streams.rows import input_name
 from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
 from streams.stalls import NO_STALLS, Stall, Stalls
-from streams.state import FORGET_AT_ONCE_MAX, PartitionState
+from streams.store.jobs import FORGET_AT_ONCE_MAX
+from streams.store.position import input_name
+from streams.store.state import PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
@@ -264,12 +265,12 @@ class Partition:
 
     def settle(self) -> None:
         """The transaction is committed."""
-        self.state.settle()
+        self.state.commit()
         self._desk.outbox.clear()
 
     def undo(self) -> None:
         """The transaction was aborted: state and indices are as before the group."""
-        self.state.undo()
+        self.state.rollback()
         self._desk.outbox.clear()
         self._rebuild()
 

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Collection, Coroutine, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from agents import exit_codes
 from agents.crash import crash_point
@@ -233,7 +233,11 @@ class Lane:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, NeedsNewer):
-            # A final error: this version meets the same record again after each start.
-            fail_stop(f"{error}; this is {version('tidemill')}", code=exit_codes.TOO_OLD)
+            end_as_too_old(error)
         if error is not None:
             fail_stop("a group failed", error)
+
+
+def end_as_too_old(error: NeedsNewer) -> NoReturn:
+    """A final error: this version meets the same record or row again after each start."""
+    fail_stop(f"{error}; this is {version('tidemill')}", code=exit_codes.TOO_OLD)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from agents.ledger.claim import Claim
-from agents.ledger.lane import Lane
+from agents.ledger.lane import Lane, end_as_too_old
 from agents.ledger.metrics import LedgerMetrics, open_door
 from agents.ledger.runner import PartitionRunner
 from agents.ledger.workers import WorkerBook, WorkerReader
@@ -33,10 +33,11 @@ from agents.settings import LedgerSettings
 from agents.topics import await_topics, check_partitions, end_on_conflict
 from schemas.native import core
 from schemas.topics import Topics
+from streams.decision import NeedsNewer
 from streams.homes import Homes
 from streams.partition import Partition
-from streams.rows import input_place
-from streams.state import PartitionState
+from streams.store.position import input_place
+from streams.store.state import PartitionState
 
 if TYPE_CHECKING:
     from agents.api.main import ApiServer
@@ -93,7 +94,10 @@ class Ledger:
             interruptions_max=settings.interruptions_max,
         )
         engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
-        rows = await asyncio.to_thread(self._load, engine, partition)
+        try:
+            rows = await asyncio.to_thread(self._load, engine, partition)
+        except NeedsNewer as error:
+            end_as_too_old(error.of(f"{topics.state}[{partition}]"))
         logger.info(
             "partition %s: %s rows, %s live jobs, %s ended",
             partition, rows, len(state.jobs), len(state.finished),

@@ -98,9 +98,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "the applied positions are not written in the transaction",
         (
             Patch(
-                "streams/state.py",
-                "        pages.add(rows.POSITION_KEY, position)\n",
-                "        del position\n",
+                "streams/store/state.py",
+                "        self._position.write(pages)\n",
+                "",
             ),
         ),
         _KILLS[:3],

@@ -50,5 +50,6 @@ def test_each_mutation_still_fits_the_source(mutation: Mutation, tmp_path: Path)
 
 
 def test_a_patch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    patch = Patch("streams/store/state.py", "no such text", "")
     with pytest.raises(MutationMoved, match="0 times"):
-        scratch_copy(ROOT, tmp_path / "source", [Patch("streams/state.py", "no such text", "")])
+        scratch_copy(ROOT, tmp_path / "source", [patch])

@@ -16,13 +16,14 @@ from schemas.record_pages import OutRecord
 from schemas.topics import Topics
 from schemas.wire import Definition
 from schemas.words import IN_FLIGHT_STATES
-from streams import rows
-from streams.finished import Ended
 from streams.job import Job
 from streams.limits import NOTHING_USED
 from streams.partition import Capacity, Partition
 from streams.schedule import LineName
-from streams.state import PartitionState
+from streams.store import rows
+from streams.store.finished import Ended
+from streams.store.kept_cancels import cancel_value
+from streams.store.state import PartitionState
 from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
 from tests.chaos.rawlog import RawRecord
@@ -159,18 +160,18 @@ class Rig:
 def observable(state: PartitionState) -> dict[str, Any]:
     """Everything that a later decision may depend on, in a form that compares."""
     used = {
-        name: value for name, value in state._limits.items() if value != NOTHING_USED
+        name: value for name, value in state._limits.values.items() if value != NOTHING_USED
     }
     ended: dict[bytes, Ended | None] = {
         digest: state.finished.get(digest) for digest in state.finished
     }
     return {
         "jobs": {key: rows.live_value(job) for key, job in state.jobs.items()},
-        "finished": ended, "limits": used, "unique": dict(state._unique),
+        "finished": ended, "limits": used, "unique": dict(state._jobs._unique),
         "definitions": dict(state.definitions), "applied": dict(state.applied),
         "clock": state.clock_ms, "accepted": state.accepted,
-        "dead": set(state._dead_letters),
-        "cancels": [rows.cancel_value(cancel) for cancel in state.cancels],
+        "dead": set(state._jobs.dead_letters),
+        "cancels": [cancel_value(cancel) for cancel in state.cancels],
     }
 
 

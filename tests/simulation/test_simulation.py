@@ -10,10 +10,12 @@ from typing import Final
 import orjson
 import pytest
 
-from streams import rows
+from schemas.record_pages import RecordPages
 from streams.lifecycle import RESCUES_MAX
 from streams.limits import NOTHING_USED
-from streams.state import PartitionState
+from streams.store.limit_uses import LimitUses
+from streams.store.position import Position
+from streams.store.state import PartitionState
 from tests.simulation.world import World
 
 RUNS: Final = 20  # tests, so that a failure shows early
@@ -43,24 +45,24 @@ def test_a_run_repeats_from_its_seed() -> None:
 def no_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: rows without the applied positions, so that inputs are decided again."""
 
-    def without(applied: dict[str, int], clock_ms: int, accepted: int) -> bytes:
-        return rows_of_position({}, clock_ms, accepted)
+    def without(self: Position, pages: RecordPages) -> None:
+        row = {"applied": {}, "clock": self.clock_ms, "accepted": self.accepted}
+        pages.add(b"p", orjson.dumps(row))
 
-    rows_of_position = rows.position_value
-    monkeypatch.setattr(rows, "position_value", without)
+    monkeypatch.setattr(Position, "write", without)
 
 
 @pytest.fixture
 def abort_that_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: an aborted transaction leaves its jobs in the live state."""
-    monkeypatch.setattr(PartitionState, "undo", PartitionState.settle)
+    monkeypatch.setattr(PartitionState, "rollback", PartitionState.commit)
 
 
 @pytest.fixture
 def limits_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: a restore loses the use of limits."""
     monkeypatch.setattr(
-        rows, "read_limit", lambda key, value: (tuple(orjson.loads(key[1:])), NOTHING_USED)
+        LimitUses, "read", lambda _, key, value: (tuple(orjson.loads(key[1:])), NOTHING_USED)
     )
 
 

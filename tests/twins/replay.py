@@ -120,7 +120,10 @@ def compare_line(player: Player, call: tuple[Any, ...], out: Any) -> tuple[list[
     """Of a sealed group: what everybody reads, and the rows that only ledgers read."""
     records = list(out)
     engine = player.engines[call[0]]
-    rows = [record for record in records if record[0] == _TOPICS.state]
+    # The order among rows of several tables means nothing to a restore.
+    rows = sorted(
+        [record for record in records if record[0] == _TOPICS.state], key=lambda row: row[2][:1]
+    )
     player.pending[call[0]] = [(record[2], record[3]) for record in rows]
     public: list[Any] = [record for record in records if record[0] != _TOPICS.state]
     # Texts that end up in a log, and the instant at which the next group has work of its own.

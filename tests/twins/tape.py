@@ -16,7 +16,7 @@ from schemas.record_pages import OutGroup
 from schemas.wire import Definition
 from streams.partition import Capacity, Partition
 from streams.schedule import Groups, LineName
-from streams.state import PartitionState
+from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.partition_kit import restored
 

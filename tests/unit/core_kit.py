@@ -29,11 +29,11 @@ from streams.commands import (
 )
 from streams.decision import Accepted
 from streams.job import Job, JobKey, Spec
-from streams.kept_cancels import KeptCancel
 from streams.lifecycle import decide, evolve
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Policy
 from streams.schedule import LineName
+from streams.store.kept_cancels import KeptCancel
 
 NOW: Final = 1_760_000_000_000
 DEFAULT: Final = LineName("default", "async")

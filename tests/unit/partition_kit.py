@@ -18,7 +18,8 @@ from streams.job import JobKey
 from streams.partition import Capacity, Partition
 from streams.schedule import Groups, LineName
 from streams.stalls import NO_STALLS, Stall
-from streams.state import DEDUPE_RETENTION_MS, PartitionState
+from streams.store.jobs import DEDUPE_RETENTION_MS
+from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.words import TERMINAL_STATES, State
-from streams.finished import Ended, FinishedJobs, digest_of
+from streams.store.finished import Ended, FinishedJobs, digest_of
 
 
 def digest(n: int) -> bytes:
@@ -61,10 +61,10 @@ def test_a_bounded_number_is_forgotten_at_once() -> None:
 def test_forgetting_can_be_undone_until_it_is_settled() -> None:
     finished = filled(4)
     finished.forget_until(1, count_max=100, at_most=100)
-    finished.settle()
+    finished.commit()
     finished.forget_until(3, count_max=100, at_most=100)
-    finished.undo()
-    finished.undo()
+    finished.rollback()
+    finished.rollback()
     assert len(finished) == 3
     assert finished.get(digest(1)) == Ended(1, 1, State.SUCCEEDED)
     assert finished.forget_until(9, count_max=9, at_most=9) == [digest(n) for n in (1, 2, 3)]

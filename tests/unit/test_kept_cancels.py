@@ -9,12 +9,11 @@ import orjson
 import pytest
 
 from schemas.record_pages import OutRecord
-from streams import kept_cancels
 from streams.homes import partition_of
-from streams.kept_cancels import KEPT_MS, KeptCancel, KeptCancels
 from streams.partition import FORGET_EVERY_MS, Partition
-from streams.rows import cancel_value, read_cancel
-from streams.state import PartitionState
+from streams.store import kept_cancels
+from streams.store.kept_cancels import KEPT_MS, KeptCancel, KeptCancels, cancel_value, read_cancel
+from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
@@ -262,10 +261,10 @@ def test_an_undone_group_leaves_the_order_as_it_was() -> None:
     made = [KeptCancel(("u", f"j{n}"), NOW + n, None, None, ("c", 0, n)) for n in range(6)]
     for each in made[:4]:
         found.keep(each)
-    found.settle()
+    found.commit()
     found.drop(("u", "j1"))
     found.keep(KeptCancel(("u", "j0"), NOW + 9, None, None, ("c", 0, 9)))
     found.keep(made[5])
-    found.undo()
+    found.rollback()
     assert list(found) == made[:4]
     assert [each.key[1] for each in found.too_old(NOW + KEPT_MS + 1, at_most=9)] == ["j0", "j1"]

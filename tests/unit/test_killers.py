@@ -13,7 +13,7 @@ from streams.commands import Dispatch, Report, Rescue
 from streams.decision import Accepted, Rejected
 from streams.job import Job
 from streams.lifecycle import RESCUES_MAX, decide
-from streams.rows import live_value, read_job
+from streams.store.rows import live_value, read_job
 from tests.unit.core_kit import KNOWN, NOW, WAYS, after, job_in, report
 
 AGAIN = Reason.REDELIVERED.value

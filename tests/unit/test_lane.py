@@ -289,7 +289,9 @@ async def test_a_record_that_needs_a_newer_version_ends_the_process_with_its_cod
         partition = here.partitions["a"]
 
         def decide(records_max: int, bytes_max: int) -> tuple[int, OutGroup]:
-            raise NeedsNewer(("jobs.internal", 2, 7), "schedule", "0.9.0")
+            raise NeedsNewer(
+                "jobs.internal[2]@7 is a forward of the kind 'schedule'", "0.9.0"
+            )
 
         monkeypatch.setattr(partition, "decide", decide)
         here.want("a")

@@ -73,7 +73,10 @@ def test_it_runs_compiled_when_that_fits(compiled: Path) -> None:
     assert said(compiled, "0") == ("interpreted", ".py")
 
 
-@pytest.mark.parametrize("edited", ["streams/retry.py", "schemas/wire.py", "streams/__init__.py"])
+@pytest.mark.parametrize(
+    "edited",
+    ["streams/retry.py", "schemas/wire.py", "streams/__init__.py", "streams/store/rows.py"],
+)
 def test_an_edited_source_is_never_masked(compiled: Path, edited: str) -> None:
     with (compiled / edited).open("a") as file:
         file.write("\n")

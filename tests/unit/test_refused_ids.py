@@ -7,10 +7,10 @@ from typing import Any, Final
 import pytest
 
 from schemas.words import State
-from streams.finished import Ended, FinishedJobs
 from streams.partition import FORGET_EVERY_MS
-from streams.rows import read_job
-from streams.state import DEDUPE_RETENTION_MS
+from streams.store.finished import Ended, FinishedJobs
+from streams.store.jobs import DEDUPE_RETENTION_MS
+from streams.store.rows import read_job
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
     TOPICS,
@@ -174,7 +174,7 @@ def test_what_is_taken_up_again_comes_back_when_it_is_undone() -> None:
         found.add(b"%d" % number, NOW + number, 0, State.FAILED, is_refused=True)
     found.take_up(b"1")
     assert found.forget_until(NOW + 3, count_max=9, at_most=9) == [b"0", b"2"]
-    found.undo()
+    found.rollback()
     assert [found.get(b"%d" % number) is not None for number in range(4)] == [True] * 4
     assert found.forget_until(NOW + 9, count_max=9, at_most=9) == [b"0", b"1", b"2", b"3"]
 

@@ -209,7 +209,7 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
 
 @pytest.mark.interpreted
 def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
+    monkeypatch.setattr("streams.store.jobs.DEAD_LETTERS_MAX", 0)
     scene = Scene(plain())
     scene.group(NOW, request("j"))
     error = {"code": "X", "message": "", "retryable": False}

@@ -8,15 +8,17 @@ import pytest
 
 from schemas.record_pages import RecordPages
 from schemas.words import State
-from streams import rows
 from streams.commands import Dispatch, Resolve
 from streams.decision import Accepted
-from streams.finished import Ended
 from streams.job import Job, Spec
 from streams.lifecycle import decide
 from streams.limits import LimitState
 from streams.policy import Policy
-from streams.state import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS, PartitionState
+from streams.store import rows
+from streams.store.finished import Ended
+from streams.store.jobs import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS
+from streams.store.limit_uses import limit_key
+from streams.store.state import PartitionState
 from tests.unit.core_kit import (
     CANCEL,
     FATAL,
@@ -84,12 +86,15 @@ def test_a_row_of_another_version_is_refused() -> None:
 
 
 def test_limits_definitions_and_positions_come_back() -> None:
-    used = LimitState(2, (1, 5))
-    key = rows.limit_key('u"', "t")
-    assert rows.read_limit(key, rows.limit_value(used)) == (('u"', "t"), used)
-    assert rows.read_definition(rows.definition_value(SKIP)) == SKIP
-    position = ({"jobs.requested": 7}, NOW, 3)
-    assert rows.read_position(rows.position_value(*position)) == position
+    state = PartitionState()
+    state.load(limit_key('u"', "t"), b"[2,[1,5]]")
+    state.load(b"dt", SKIP.model_dump_json().encode())
+    state.load(b"p", b'{"applied":{"jobs.requested":7},"clock":%d,"accepted":3}' % NOW)
+    state.loaded()
+    assert state.limit_state('u"', "t") == LimitState(2, (1, 5))
+    assert state.definitions == {"t": SKIP}
+    assert state.applied == {"jobs.requested": 7}
+    assert (state.clock_ms, state.accepted) == (NOW, 3)
 
 
 def has_changes(state: PartitionState) -> bool:
@@ -119,7 +124,7 @@ class Store:
                 del self.rows[key]
             else:
                 self.rows[key] = value
-        self.state.settle()
+        self.state.commit()
 
     def define(self, definition: Any) -> None:
         self.state.begin(NOW)
@@ -162,7 +167,7 @@ def test_ended_jobs_are_forgotten_after_their_retention() -> None:
     store.state.forget_old(at + 1)
     assert has_changes(store.state)
     assert store.state.ended(("u", "j")) is None
-    store.state.undo()
+    store.state.rollback()
     assert store.state.ended(("u", "j")) is not None
     store.state.begin(at)
     store.state.forget_old(at + 1)
@@ -190,11 +195,11 @@ def test_dead_letters_stay_whole_for_their_own_retention() -> None:
         state.forget_old(NOW + DEAD_RETENTION_MS)
         assert has_changes(state)
         assert (rows.job_key(job.key), None) in rows_of(state)
-        state.undo()
+        state.rollback()
         assert job.key in state.jobs
         state.begin(NOW)
         state.forget_old(NOW + DEAD_RETENTION_MS)
-        state.settle()
+        state.commit()
         assert job.key not in state.jobs
 
 
@@ -212,7 +217,7 @@ def test_a_dead_letter_that_runs_again_is_not_forgotten(monkeypatch: pytest.Monk
 
 @pytest.mark.interpreted
 def test_too_many_dead_letters_go_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.state.DEAD_LETTERS_MAX", 0)
+    monkeypatch.setattr("streams.store.jobs.DEAD_LETTERS_MAX", 0)
     store = Store()
     job = failed(store)
     store.state.begin(NOW)
@@ -230,7 +235,7 @@ def test_unique_keys_are_held_while_their_job_lives() -> None:
     assert store.restored().unique_holder("u", "k") == ("u", "j")
     store.decide(CANCEL)
     assert store.state.unique_holder("u", "k") is None
-    store.state.undo()
+    store.state.rollback()
     assert store.state.unique_holder("u", "k") == ("u", "j")
 
 
@@ -251,7 +256,7 @@ def test_limits_are_kept_undone_and_forgotten() -> None:
     store.define(SKIP)
     store.decide(submit())
     store.decide(Dispatch())
-    store.state.undo()
+    store.state.rollback()
     store.define(SKIP)
     assert store.state.limit_state("u", "t") == LimitState(0, ())
     store.decide(submit())
@@ -263,7 +268,7 @@ def test_limits_are_kept_undone_and_forgotten() -> None:
     assert not has_changes(store.state)
     store.state.forget_old(NOW + 60_000)
     store.settle()
-    assert rows.limit_key("u", "t") not in store.rows
+    assert limit_key("u", "t") not in store.rows
     assert store.state.limit_state("u", "t") == LimitState(0, ())
 
 
@@ -280,10 +285,10 @@ def test_a_resolved_job_takes_its_limit_and_its_key() -> None:
 def test_the_clock_never_goes_back_but_with_an_undo() -> None:
     state = PartitionState()
     assert state.begin(NOW) == NOW
-    state.settle()
+    state.commit()
     assert state.begin(NOW - 1) == NOW
     assert state.begin(NOW + 5) == NOW + 5
-    state.undo()
+    state.rollback()
     assert state.clock_ms == NOW
 
 
@@ -293,7 +298,7 @@ def test_an_undone_group_leaves_no_trace() -> None:
     store.decide(submit(unique_key="k"))
     store.state.applied["jobs.requested"] = 9
     assert has_changes(store.state)
-    store.state.undo()
+    store.state.rollback()
     assert (store.state.jobs, store.state.definitions, store.state.applied) == ({}, {}, {})
     assert store.state.accepted == 0
     assert not has_changes(store.state)

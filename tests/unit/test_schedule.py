@@ -16,7 +16,8 @@ from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
 from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
 from streams.policy import Policy
 from streams.schedule import Schedule, TimerKind
-from streams.state import DEDUPE_RETENTION_MS, PartitionState
+from streams.store.jobs import DEDUPE_RETENTION_MS
+from streams.store.state import PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
 from tests.unit.core_kit import DEFAULT, NOW, Around, after, define, job_in, submit
 

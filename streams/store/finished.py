@@ -70,7 +70,7 @@ class FinishedJobs:
         self._order.append(digest)
 
     def take_up(self, digest: bytes) -> None:
-        """The job lives again. `settle` makes it final, `undo` takes it back."""
+        """The job lives again. `commit` makes it final, `rollback` takes it back."""
         packed = self._by_digest.pop(digest, None)
         if packed is not None:
             self._again.append((digest, packed))
@@ -88,7 +88,7 @@ class FinishedJobs:
     def forget_until(self, ended_before: int, *, count_max: int, at_most: int) -> list[bytes]:
         """Takes out up to `at_most` that ended before the instant, or are beyond the count.
 
-        `settle` makes it final, `undo` puts them back.
+        `commit` makes it final, `rollback` puts them back.
         """
         forgotten: list[bytes] = []
         while self._order and len(forgotten) < at_most:
@@ -108,13 +108,13 @@ class FinishedJobs:
             forgotten.append(digest)
         return forgotten
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """What was taken out stays out."""
         self._taken = []
         self._again = []
 
-    def undo(self) -> None:
-        """What was taken out since the last `settle` is back in its place."""
+    def rollback(self) -> None:
+        """What was taken out since the last `commit` is back in its place."""
         for digest, packed in reversed(self._taken):
             if packed is None:
                 self._left[digest] = self._left.get(digest, 0) + 1

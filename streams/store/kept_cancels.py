@@ -1,8 +1,8 @@
 """Cancels that came before their request: kept for a day, and applied when the request arrives.
 
-Owns which of them are kept, the bounds, and what goes first when there are too many. Refuses to
-know events, rows and who asks. A producer's request and its cancel travel over two topics, so that
-the second may well be read first.
+Owns which of them are kept, their rows, the bounds, and what goes first when there are too many.
+Refuses to know events and who asks. A producer's request and its cancel travel over two topics, so
+that the second may well be read first.
 
 Bounded by time, and by number and bytes, for a user and for the partition: the oldest go first.
 What changes is undone with the group that changed it.
@@ -12,10 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
+import orjson
+
+from schemas.record_pages import RecordPages
 from streams.commands import Cause
 from streams.job import JobKey
+from streams.store.finished import digest_of
+from streams.store.table import AnyTable, UnknownRow
+
+KIND: Final = b"c"
+VERSION: Final = 1  # first element of a kept cancel's row
 
 KEPT_MS: Final = 86_400_000  # ms that a cancel waits for its request, a day
 COUNT_MAX: Final = 100_000  # a partition
@@ -57,12 +65,11 @@ class _OfUser:
         self.size = 0
 
 
-class KeptCancels:
-    """Those of one partition by job, the oldest first."""
-
-    __slots__ = ("_by_key", "_of_user", "_old", "_size")
+class KeptCancels(AnyTable):
+    """Those of one partition by job, the oldest first. Rows: b"c" + the job's digest."""
 
     def __init__(self) -> None:
+        super().__init__(KIND)
         self._by_key: dict[JobKey, KeptCancel] = {}
         self._of_user: dict[str, _OfUser] = {}
         self._old: dict[JobKey, KeptCancel | None] = {}  # before this group
@@ -113,13 +120,22 @@ class KeptCancels:
         """What this group has changed, as it was before; `get` tells what it is now."""
         return self._old
 
-    def settle(self) -> None:
-        """What the group changed stands."""
+    def has_rows(self) -> bool:
+        return len(self._by_key) > 0
+
+    def has_changes(self) -> bool:
+        return len(self._old) > 0
+
+    def write(self, pages: RecordPages) -> None:
+        for key in self._old:
+            kept = self._by_key.get(key)
+            pages.add(cancel_key(key), None if kept is None else cancel_value(kept))
+
+    def commit(self) -> None:
         if self._old:
             self._old = {}
 
-    def undo(self) -> None:
-        """Everything is as it was before the group."""
+    def rollback(self) -> None:
         if not self._old:
             return
         for key, cancel in self._old.items():
@@ -129,9 +145,11 @@ class KeptCancels:
         self._old = {}
         self.sort()
 
-    def load(self, cancel: KeptCancel) -> None:
-        """One that a row tells of; `sort` follows the last."""
-        self._add(cancel)
+    def load(self, key: bytes, value: bytes) -> None:
+        self._add(read_cancel(value))
+
+    def loaded(self) -> None:
+        self.sort()
 
     def sort(self) -> None:
         """Restores the order by time."""
@@ -160,3 +178,24 @@ class KeptCancels:
         of_user.size -= cancel.size
         if not of_user.keys:
             del self._of_user[key[0]]
+
+
+def cancel_key(key: JobKey) -> bytes:
+    return KIND + digest_of(key)
+
+
+def cancel_value(cancel: KeptCancel) -> bytes:
+    user_id, job_id = cancel.key
+    return orjson.dumps(
+        (VERSION, user_id, job_id, cancel.kept_at, cancel.actor, cancel.reason, *cancel.cause)
+    )
+
+
+def read_cancel(value: bytes) -> KeptCancel:
+    """The inverse of `cancel_value`. Raises UnknownRow for another version."""
+    row: list[Any] = orjson.loads(value)
+    if row[0] != VERSION:
+        raise UnknownRow(
+            f"a kept cancel's row of version {row[0]}; this ledger reads version {VERSION}"
+        )
+    return KeptCancel((row[1], row[2]), row[3], row[4], row[5], (row[6], row[7], row[8]))

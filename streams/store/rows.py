@@ -1,13 +1,13 @@
-"""The ledger's rows in the compacted state topic: what a new owner restores.
+"""The rows of jobs in the compacted state topic: what a new owner restores.
 
-Owns the bytes of keys and values. Refuses to know how they are written or read.
+Owns the bytes of their keys and values. Refuses to know how they are written or read.
 
-Keys, by their first byte:
-  b"j" + 16 bytes   a job; the digest is blake2b-128 of user_id, NUL, job_id
-  b"l" + JSON       a limit's use: [user_id, type]
-  b"c" + 16 bytes   a cancel that came before its request; the digest is that of the job
-  b"d" + type       a definition that this partition has taken
-  b"p"              the partition's position: applied offsets and clock
+The state topic has rows of several tables, told apart by the first byte of their keys:
+  b"j" + 16 bytes   a job; the digest is blake2b-128 of user_id, NUL, job_id (`jobs`)
+  b"l" + JSON       a limit's use: [user_id, type] (`limit_uses`)
+  b"c" + 16 bytes   a cancel that came before its request; the job's digest (`kept_cancels`)
+  b"d" + type       a definition that this partition has taken (`definitions`)
+  b"p"              the partition's position: applied offsets and clock (`position`)
 Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
 payload; an ended one is a short JSON array. A missing value (tombstone) forgets the row.
 """
@@ -23,19 +23,16 @@ from mypy_extensions import i64
 
 from schemas.event_writer import STATE_JSON
 from schemas.numbers import put_decimal
-from schemas.wire import Definition
 from schemas.words import State
-from streams.finished import Ended, digest_of
 from streams.job import Job, JobKey, Spec
-from streams.kept_cancels import KeptCancel
-from streams.limits import LimitState
+from streams.store.finished import Ended, digest_of
+from streams.store.table import UnknownRow
 
 _dumps: Final = orjson.dumps  # constants of this module: compiled code need not look them up
 _loads: Final = orjson.loads
-CANCEL: Final = 1  # first element of a kept cancel's row: its version
+KIND: Final = b"j"  # first byte of the key of a job's row
 LIVE: Final = 1  # first element of a live job's row: its version
 ENDED: Final = -1  # first element of an ended job's row
-POSITION_KEY: Final = b"p"
 _LIVE_BEGINS: Final = b"[%d," % LIVE
 _ENDED_BEGINS: Final = b"[%d," % ENDED
 _words: Final[dict[str, bytes]] = {}  # types, queues and priorities as JSON, a comma before each
@@ -43,7 +40,7 @@ WORDS_MAX: Final = 1_000  # then it starts anew
 
 
 def job_key(key: JobKey) -> bytes:
-    return b"j" + digest_of(key)
+    return KIND + digest_of(key)
 
 
 def key_of(spec: Spec) -> bytes:
@@ -51,14 +48,6 @@ def key_of(spec: Spec) -> bytes:
     if spec.row_key is None:
         spec.row_key = job_key(spec.key)
     return spec.row_key
-
-
-def limit_key(user_id: str, type: str) -> bytes:
-    return b"l" + _dumps((user_id, type))
-
-
-def definition_key(type: str) -> bytes:
-    return b"d" + type.encode()
 
 
 def live_value(job: Job) -> bytes:
@@ -156,7 +145,7 @@ _STATE_OF: Final[dict[str, State]] = {state.value: state for state in State}
 
 
 def read_job(value: bytes) -> Job | Ended:
-    """The inverse of `live_value` and `ended_value`. Raises ValueError for another version."""
+    """The inverse of `live_value` and `ended_value`. Raises UnknownRow for another version."""
     head, _, payload = value.partition(b"\n")
     row: list[Any] = _loads(head)
     if row[0] == ENDED:
@@ -164,7 +153,7 @@ def read_job(value: bytes) -> Job | Ended:
         # requested and failed, and nothing in between: only a refused request ends like that.
         return Ended(row[2], row[3], state, state is State.FAILED and row[4:6] == [1, 2])
     if row[0] != LIVE:
-        raise ValueError(f"job row of version {row[0]}; this ledger reads version {LIVE}")
+        raise UnknownRow(f"a job's row of version {row[0]}; this ledger reads version {LIVE}")
     spec = row[17:]
     worker = row[13]
     # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between;
@@ -180,65 +169,3 @@ def read_job(value: bytes) -> Job | Ended:
         row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
         row[15], row[16], spec[18] if len(spec) > 18 else 0, spec[19] if len(spec) > 19 else 0,
     )
-
-
-def limit_value(state: LimitState) -> bytes:
-    return _dumps((state.held, state.started))
-
-
-def read_limit(key: bytes, value: bytes) -> tuple[tuple[str, str], LimitState]:
-    user_id, type_name = _loads(key[1:])
-    held, started = _loads(value)
-    return (user_id, type_name), LimitState(held, tuple(started))
-
-
-def cancel_key(key: JobKey) -> bytes:
-    return b"c" + digest_of(key)
-
-
-def cancel_value(cancel: KeptCancel) -> bytes:
-    user_id, job_id = cancel.key
-    return _dumps(
-        (CANCEL, user_id, job_id, cancel.kept_at, cancel.actor, cancel.reason, *cancel.cause)
-    )
-
-
-def read_cancel(value: bytes) -> KeptCancel:
-    """The inverse of `cancel_value`. Raises ValueError for another version."""
-    row: list[Any] = _loads(value)
-    if row[0] != CANCEL:
-        raise ValueError(f"cancel row of version {row[0]}; this ledger reads version {CANCEL}")
-    return KeptCancel((row[1], row[2]), row[3], row[4], row[5], (row[6], row[7], row[8]))
-
-
-def definition_value(definition: Definition) -> bytes:
-    return definition.model_dump_json().encode()
-
-
-def read_definition(value: bytes) -> Definition:
-    return Definition.model_validate_json(value)
-
-
-def input_name(topic: str, partition: int, home: int) -> str:
-    """The name of an input in the position of the ledger partition `home` that reads it.
-
-    Its own partition of a topic goes by the topic. A partition that was added to the topic later is
-    "topic/partition"; no topic's name has a slash.
-    """
-    return topic if partition == home else f"{topic}/{partition}"
-
-
-def input_place(name: str, home: int) -> tuple[str, int]:
-    """Topic and partition of an input by its name."""
-    topic, _, partition = name.partition("/")
-    return topic, int(partition) if partition else home
-
-
-def position_value(applied: dict[str, int], clock_ms: int, accepted: int) -> bytes:
-    """`applied`: last decided offset by input (`input_name`); `accepted`: jobs accepted so far."""
-    return _dumps({"applied": applied, "clock": clock_ms, "accepted": accepted})
-
-
-def read_position(value: bytes) -> tuple[dict[str, int], int, int]:
-    row = _loads(value)
-    return row["applied"], row["clock"], row["accepted"]
