@@ -3,7 +3,7 @@
 Owns every decision about a job. Refuses to know Kafka, ClickHouse, the clock, randomness and
 threads: instants come in as arguments, effects go out as values.
 
-Read `lifecycle` first: its TRANSITIONS, then `decide`, `evolve` and `react`.
+Read `lifecycle` first, which is the law, then `decisions.decide`.
 """
 
 from schemas.native import prefer_compiled

@@ -21,9 +21,9 @@ from typing import Final
 from schemas.words import Reason
 from streams.commands import Defer
 from streams.decision import cost_of
+from streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from streams.desk import Desk
 from streams.job import Job, JobKey
-from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
 from streams.schedule import Groups, TimerKind, may_dispatch, waits_for_type
 
 # ms of absence before a job's story tells of it. A worker tells what it runs every two seconds, and

@@ -1,7 +1,7 @@
 """What a request becomes before it is a job: its policy filled in, and why it may be skipped.
 
 Owns the reading of a request into a `Spec` and the checks at the door. Refuses to make events:
-`streams.lifecycle` does.
+`streams.decisions` does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from streams import limits
 from streams.commands import Refuse, Submit
 from streams.job import Job, JobKey, Spec
 from streams.policy import Policy
+from streams.store.finished import Ended
 from streams.store.kept_cancels import KeptCancel
 
 _Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
@@ -39,7 +40,7 @@ class Situation(Protocol):
     def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None: ...
     def limit_state(self, user_id: str, type: str) -> limits.LimitState: ...
     def kept_cancel(self, key: JobKey) -> KeptCancel | None: ...
-    def has_ended(self, key: JobKey) -> bool: ...
+    def ended(self, key: JobKey) -> Ended | None: ...
 
 
 def spec_of(command: Submit, now: int, number: int, policy: Policy | None) -> Spec:

@@ -1,6 +1,6 @@
 """What a worker said of an attempt, made safe: instants, results and errors within bounds.
 
-Owns the reading of an outcome's facts. Refuses to decide what they lead to: `streams.lifecycle`.
+Owns the reading of an outcome's facts. Refuses to decide what they lead to: `streams.decisions`.
 Nothing in an outcome may stop a partition, so whatever is out of bounds becomes a value within.
 """
 
@@ -46,7 +46,12 @@ def times(job: Job, outcome: dict[str, Any], now: int) -> tuple[int, int, int]:
         # A clock that is ahead or behind still tells how long something took.
         run_ms = max(0, min(run_ms, now - earliest))
         started_at = max(earliest, min(started_at, now - run_ms))
-    return started_at, max(0, started_at - job.queued_at), run_ms
+    return started_at, wait_ms(job, started_at), run_ms
+
+
+def wait_ms(job: Job, started_at: int) -> int:
+    """How long the run had waited when its attempt began."""
+    return max(0, started_at - job.queued_at)
 
 
 def _text(value: object, length_max: int) -> str | None:

@@ -1,6 +1,6 @@
 """What may be asked of the core, one class a question, imperative.
 
-Owns the arguments of `lifecycle.decide`. Refuses to know where a command came from: a record, a
+Owns the arguments of `decisions.decide`. Refuses to know where a command came from: a record, a
 timer and a silent worker all end up here. Nobody changes a command; they are not frozen only
 because making a frozen one costs four times as much, and there are three of them a job. Those that
 every job needs are plain classes: of a dataclass only the fields are compiled, not the making.
@@ -15,6 +15,7 @@ from schemas.codec import Decoded, Refusal
 from schemas.words import Reason
 from streams.job import JobKey, Worker
 from streams.policy import Policy
+from streams.store.finished import Ended
 
 Cause = tuple[str, int, int]
 """(topic, partition, offset) of the input that led here."""
@@ -23,15 +24,21 @@ Cause = tuple[str, int, int]
 class Submit:
     """Accept a request. `job_id` is the request's own or the one derived from its origin."""
 
-    __slots__ = ("cause", "decoded", "job_id", "row_key")
+    __slots__ = ("cause", "decoded", "ended", "job_id", "row_key")
 
     def __init__(
-        self, decoded: Decoded, job_id: str, cause: Cause, row_key: bytes | None = None
+        self,
+        decoded: Decoded,
+        job_id: str,
+        cause: Cause,
+        row_key: bytes | None = None,
+        ended: Ended | None = None,
     ) -> None:
         self.decoded = decoded
         self.job_id = job_id
         self.cause = cause
         self.row_key = row_key  # of the job's state row, when it has been made already
+        self.ended = ended  # what is remembered of the job, when it has ended
 
 
 @dataclass(slots=True)

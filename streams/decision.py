@@ -1,7 +1,7 @@
 """What a decision is: the events that a command causes, or why it causes none.
 
-Owns the two answers of `lifecycle.decide`, the words of `lifecycle.react`, and the error that is a
-bug. Refuses to know how they are reached.
+Owns the answers of `decisions.decide`, what an event leads to beside itself, and the error that is
+a bug. Refuses to know how they are reached.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from schemas.event_writer import Event
-from schemas.words import EventKind, Reason, direct
+from schemas.words import EventKind, Reason, State, direct
 from streams.job import Job
 
 # Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
@@ -30,11 +30,20 @@ class Accepted:
 class Rejected:
     """The command changes nothing. `audit` is how it is recorded, None when it is not."""
 
-    __slots__ = ("audit", "reason")
+    __slots__ = ("audit", "reason", "state", "type")
 
     def __init__(self, reason: Reason, audit: EventKind | None) -> None:
         self.reason = reason
         self.audit = audit
+        # Of a job that is not alive, as far as they are known.
+        self.state: State | None = None
+        self.type = ""
+
+    def of(self, state: State, type: str = "") -> Rejected:
+        """The same of a job that has ended in `state`."""
+        self.state = state
+        self.type = type
+        return self
 
 
 class Kept:
@@ -114,7 +123,12 @@ EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
     EventKind.SKIPPED: (Effect.COMPLETE,),
     EventKind.EXPIRED: (Effect.COMPLETE,),
 }
-"""What each kind of event leads to; `lifecycle.react` reads it."""
+"""What each kind of event leads to."""
+
+
+def react(event: Event) -> tuple[Effect, ...]:
+    """What the edge writes beside the event itself."""
+    return EFFECTS.get(event.kind, ())
 
 
 def cost_of(job: Job) -> int:

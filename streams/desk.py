@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from schemas.event_writer import Event
 from schemas.topics import Topics
-from schemas.words import EventKind, Reason, State
-from streams import lifecycle
-from streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve
-from streams.decision import Accepted, Effect, Rejected
+from schemas.words import EventKind, Reason
+from streams.commands import Cancel, CoreCommand, Forget, Resolve
+from streams.decision import Accepted, Effect, InvalidTransition, Rejected, react
+from streams.decisions import decide
 from streams.job import Job, JobKey
+from streams.lifecycle import NOTES
 from streams.outbox import Outbox
 from streams.policy import Policy
 from streams.schedule import Schedule, waits_for_type
@@ -31,7 +32,7 @@ class Desk:
 
     def decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
         """Asks the core, keeps what changed, and writes what it leads to."""
-        decision = lifecycle.decide(job, command, self.state.clock_ms, self.state)
+        decision = decide(job, command, self.state.clock_ms, self.state)
         if not isinstance(decision, Accepted):
             if isinstance(decision, Rejected):
                 self._record_rejection(key, job, command, decision)
@@ -43,7 +44,7 @@ class Desk:
         outbox = self.outbox
         for event in decision.events:
             outbox.event(event)
-            for effect in lifecycle.react(event):
+            for effect in react(event):
                 self._cause(effect, after, event)
         self.schedule.place(job, after)
         return True
@@ -67,42 +68,25 @@ class Desk:
     def _record_rejection(
         self, key: JobKey, job: Job | None, command: CoreCommand, rejected: Rejected
     ) -> None:
-        if rejected.audit is None:
+        """An event that changes no job, where the law has one for it."""
+        kind = rejected.audit
+        if kind is None:
             return
-        origin = getattr(command, "cause", None)
-        type_name = job.spec.type if job is not None else ""
-        state = job.state if job is not None else None
-        if state is None and not isinstance(command, Forget):
-            ended = self.state.ended(key)
-            if ended is None:
-                return  # nobody knows the job: there is no story to add to
-            state = ended.state
-            rejected = Rejected(Reason.ALREADY_ENDED, rejected.audit)
-        self.audit(key, type_name, state, rejected, origin, job)
-
-    def audit(
-        self,
-        key: JobKey,
-        type_name: str,
-        state: State | None,
-        rejected: Rejected,
-        origin: Cause | None,
-        job: Job | None = None,
-    ) -> None:
-        if rejected.audit is None:
-            return
+        state = job.state if job is not None else rejected.state
+        if state not in NOTES[kind]:
+            raise InvalidTransition(job, kind)
         spec = job.spec if job is not None else None
         self.audits += 1
         self.outbox.event(
             Event(
-                rejected.audit, key[0], key[1], type_name,
+                kind, key[0], key[1], spec.type if spec is not None else rejected.type,
                 spec.queue if spec is not None else "",
                 spec.priority if spec is not None else "medium",
                 spec.requested_at if spec is not None else 0,
                 job.run if job is not None else 0, None,
                 job.attempt if job is not None else 0, job.epoch if job is not None else 0,
-                self.state.clock_ms, state, state, reason=rejected.reason, cause=origin,
-                index=self.audits,
+                self.state.clock_ms, state, state, reason=rejected.reason,
+                cause=getattr(command, "cause", None), index=self.audits,
             )
         )
 

@@ -22,7 +22,7 @@ from schemas.codec import (
 )
 from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
 from schemas.topics import Topics
-from schemas.words import ErrorCode, EventKind, Reason, State
+from schemas.words import ErrorCode, Reason, State
 from streams import attempts
 from streams.commands import (
     Cancel,
@@ -32,7 +32,7 @@ from streams.commands import (
     Report,
     Submit,
 )
-from streams.decision import NeedsNewer, Rejected, repeat_of
+from streams.decision import NeedsNewer
 from streams.desk import Desk
 from streams.homes import Homes
 from streams.job import Job
@@ -44,6 +44,7 @@ from streams.outbox import (
     carried_bytes,
 )
 from streams.stalls import Stalls
+from streams.store.finished import Ended
 from streams.store.rows import job_key
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
@@ -203,24 +204,17 @@ class Intake:
         key = (decoded.request.user_id, job_id)
         job = self._state.jobs.get(key)
         row_key: bytes | None = None
+        ended: Ended | None = None
         if job is None:
             row_key = job_key(key)
             ended = self._state.ended_row(row_key)
             if ended is not None and ended.is_refused:
                 job = Job.refused(key, ended.finished_at, row_key)
-            elif ended is not None:
-                rejected = repeat_of(ended.fingerprint, decoded.fingerprint)
-                self._desk.audit(key, decoded.request.type, ended.state, rejected, origin)
-                return
-        self._desk.decide(key, job, Submit(decoded, job_id, origin, row_key))
+                ended = None
+        self._desk.decide(key, job, Submit(decoded, job_id, origin, row_key, ended))
 
     def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
         key = (user_id, job_id)
-        ended = self._state.ended(key)
-        if ended is not None:
-            rejected = Rejected(Reason.OTHER_BODY, EventKind.CONFLICT_IGNORED)
-            self._desk.audit(key, refusal.type or "", ended.state, rejected, origin)
-            return
         command = Refuse(refusal, user_id, job_id, origin)
         self._desk.decide(key, self._state.jobs.get(key), command)
 
@@ -245,7 +239,7 @@ class Intake:
         made = Cancel if command.command == "cancel" else Redrive
         if self._desk.decide(key, job, made(key, command.actor, command.reason, origin)):
             self._desk.resolve_known(key)
-        elif job is None and made is Redrive and not self._state.has_ended(key):
+        elif job is None and made is Redrive and self._state.ended(key) is None:
             refusal = Refusal(
                 ErrorCode.UNKNOWN_JOB,
                 f"user {command.user_id!r} has no job {command.job_id!r} here, or it ended long "

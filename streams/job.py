@@ -205,17 +205,19 @@ class Job:
             False, False, None,
         )
 
-    def begun_again(self, spec: Spec, state: State, at: int, *, holds_limit: bool) -> Job:
+    def begun_again(
+        self, spec: Spec, state: State, sequence: int, run: int, at: int, *, holds_limit: bool
+    ) -> Job:
         """The same job with a request that can be taken, after one that was refused."""
         return Job(
-            spec, state, self.sequence + 1, self.run + 1, 0, self.epoch, 0, at, None, None, None,
+            spec, state, sequence, run, 0, self.epoch, 0, at, None, None, None,
             None, None, None, False, holds_limit, None,
         )
 
-    def moved_to(self, state: State) -> Job:
-        """A new object in `state`, one event later: `evolve` changes the rest of it."""
+    def moved_to(self, state: State, sequence: int, run: int, attempt: int, epoch: int) -> Job:
+        """A new object in `state` with the numbers of an event: `evolve` changes the rest of it."""
         return Job(
-            self.spec, state, self.sequence + 1, self.run, self.attempt, self.epoch,
+            self.spec, state, sequence, run, attempt, epoch,
             self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
             self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
             self.holds_limit, self.error, self.returns, self.interruptions,

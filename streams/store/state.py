@@ -106,9 +106,6 @@ class PartitionState:
     def kept_cancel(self, key: JobKey) -> KeptCancel | None:
         return self.cancels.get(key)
 
-    def has_ended(self, key: JobKey) -> bool:
-        return self.ended(key) is not None
-
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
         return self._jobs.ended(key)

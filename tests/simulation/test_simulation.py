@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from schemas.record_pages import RecordPages
-from streams.lifecycle import RESCUES_MAX
+from streams.decisions import RESCUES_MAX
 from streams.limits import NOTHING_USED
 from streams.store.limit_uses import LimitUses
 from streams.store.position import Position

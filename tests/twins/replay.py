@@ -36,6 +36,7 @@ def _module(*names: str) -> Any:
 _PARTITION = _module("streams.partition")
 _SCHEDULE = _module("streams.schedule", "streams.dispatch.schedule")
 _LINE_NAME = getattr(_SCHEDULE, "LineName", None) or _SCHEDULE.SlotPoolName
+_STALL = _module("streams.stalls").Stall
 _STATE = _module(*STATES).PartitionState
 _WIRE = _module("schemas.wire")
 _TOPICS = _module("schemas.topics").Topics()
@@ -80,7 +81,9 @@ class Player:
             record = _Record(*values)
             return engine.take(record.topic, record.partition, record)
         if name == "set_workers":
-            return engine.set_workers(values[0], **values[1])
+            facts = dict(values[1])
+            facts["stalls"] = {name: _STALL(*stall) for name, stall in facts["stalls"].items()}
+            return engine.set_workers(values[0], **facts)
         if name == "set_capacity":
             rooms = {_LINE_NAME(*line): _PARTITION.Capacity(*room) for line, room in values[0]}
             return engine.set_capacity(rooms)

@@ -75,7 +75,12 @@ class Recorded:
         return self._engine.begin(now_ms)
 
     def set_workers(self, alive: Mapping[str, int], **facts: Any) -> None:
-        self._write("set_workers", dict(alive), facts)
+        told = {name: dict(value) if isinstance(value, Mapping) else value
+                for name, value in facts.items()}
+        told["stalls"] = {
+            worker: tuple(stall) for worker, stall in facts.get("stalls", {}).items()
+        }
+        self._write("set_workers", dict(alive), told)
         self._engine.set_workers(alive, **facts)
 
     def set_groups(self, told: Mapping[str, Groups]) -> None:

@@ -28,11 +28,13 @@ from streams.commands import (
     Submit,
 )
 from streams.decision import Accepted
+from streams.decisions import decide
 from streams.job import Job, JobKey, Spec
-from streams.lifecycle import decide, evolve
+from streams.lifecycle import evolve
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Policy
 from streams.schedule import LineName
+from streams.store.finished import Ended
 from streams.store.kept_cancels import KeptCancel
 
 NOW: Final = 1_760_000_000_000
@@ -75,8 +77,8 @@ class Around:
     def kept_cancel(self, key: JobKey) -> KeptCancel | None:
         return self._kept
 
-    def has_ended(self, key: JobKey) -> bool:
-        return self._has_ended
+    def ended(self, key: JobKey) -> Ended | None:
+        return Ended(NOW, 0, State.SUCCEEDED) if self._has_ended else None
 
 
 def define(**facts: Any) -> Definition:

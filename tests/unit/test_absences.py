@@ -13,7 +13,7 @@ from schemas.record_pages import OutRecord
 from schemas.wire import Definition, LimitSpec
 from streams.absences import NOT_SERVED_MS, NOT_SERVED_TOLD_MAX, PORTION, TELL_AFTER_MS
 from streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
-from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
+from streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from streams.partition import Capacity
 from streams.schedule import Groups, LineName
 from tests.unit.core_kit import DEFAULT, NOW

@@ -11,8 +11,8 @@ import pytest
 from schemas.words import EventKind, Reason, State
 from streams.commands import Dispatch, Report, Rescue
 from streams.decision import Accepted, Rejected
+from streams.decisions import RESCUES_MAX, decide
 from streams.job import Job
-from streams.lifecycle import RESCUES_MAX, decide
 from streams.store.rows import live_value, read_job
 from tests.unit.core_kit import KNOWN, NOW, WAYS, after, job_in, report
 

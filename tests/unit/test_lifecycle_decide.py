@@ -11,13 +11,8 @@ from schemas.wire import DELAY_MS_MAX, BackoffSpec
 from schemas.words import Reason, State
 from streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
 from streams.decision import Accepted, InvalidTransition, Kept, Rejected, repeat_of
+from streams.decisions import RESCUES_MAX, UNKNOWN_TYPE_WAIT_MS, EventBuilder, decide
 from streams.job import Job
-from streams.lifecycle import (
-    RESCUES_MAX,
-    UNKNOWN_TYPE_WAIT_MS,
-    Story,
-    decide,
-)
 from streams.limits import LimitState
 from tests.unit.core_kit import (
     CANCEL,
@@ -312,7 +307,7 @@ def test_a_repeat_of_an_ended_job() -> None:
 
 def test_a_story_without_a_job_is_a_bug() -> None:
     with pytest.raises(InvalidTransition, match="no such job"):
-        Story(None, NOW, CAUSE).done()
+        EventBuilder(None, NOW, CAUSE).done()
 
 
 def test_nothing_is_shared_between_a_job_and_what_follows_it() -> None:

@@ -18,8 +18,8 @@ from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
 from schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
 from streams.commands import Dispatch
 from streams.decision import Accepted
+from streams.decisions import decide
 from streams.job import Job
-from streams.lifecycle import decide
 from streams.outbox import Outbox
 from tests.unit.core_kit import (
     CAUSE,

@@ -10,8 +10,8 @@ from schemas.record_pages import RecordPages
 from schemas.words import State
 from streams.commands import Dispatch, Resolve
 from streams.decision import Accepted
+from streams.decisions import decide
 from streams.job import Job, Spec
-from streams.lifecycle import decide
 from streams.limits import LimitState
 from streams.policy import Policy
 from streams.store import rows

@@ -10,9 +10,9 @@ import pytest
 from schemas.wire import Definition, LimitSpec
 from schemas.words import State
 from streams.commands import Defer, Dispatch, Resolve
+from streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from streams.homes import partition_of
 from streams.intake import derived_job_id
-from streams.lifecycle import UNKNOWN_TYPE_WAIT_MS
 from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
 from streams.policy import Policy
 from streams.schedule import Schedule, TimerKind

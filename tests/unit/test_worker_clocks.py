@@ -9,8 +9,8 @@ import pytest
 from schemas.words import State
 from streams.commands import Dispatch
 from streams.decision import Accepted
+from streams.decisions import decide
 from streams.job import Job
-from streams.lifecycle import decide
 from tests.unit.core_kit import KNOWN, NOW, after, report, submit
 from tests.unit.partition_kit import (
     Scene,

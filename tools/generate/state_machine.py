@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
-from streams.lifecycle import TRANSITIONS
+from streams.lifecycle import NOTES, TRANSITIONS
 from tools.generate.words import EVENT_MEANINGS, STATE_MEANINGS
 
 HEAD: Final = """# The life of a job
@@ -40,17 +40,27 @@ def _table() -> list[str]:
     return lines
 
 
+def _of(states: tuple[State | None, ...]) -> str:
+    """In which states an event may be told that changes nothing."""
+    named = "known" if set(State) <= set(states) else ""
+    unknown = "not known" if None in states else ""
+    return " or ".join(word for word in (named, unknown) if word)
+
+
 def render() -> str:
     """The Markdown text."""
     states = [f"| {state.value} | {STATE_MEANINGS[state]} |" for state in State]
     events = [f"| {k.value} | {EVENT_MEANINGS[k]} |" for k in EventKind if k not in AUDIT_KINDS]
-    audits = [f"| {k.value} | {EVENT_MEANINGS[k]} |" for k in EventKind if k in AUDIT_KINDS]
+    audits = [
+        f"| {k.value} | {EVENT_MEANINGS[k]} | {_of(NOTES[k])} |"
+        for k in EventKind if k in AUDIT_KINDS
+    ]
     parts = [
         HEAD.rstrip(), "", *_diagram(), "",
         "## States", "", "| state | meaning |", "|---|---|", *states, "",
         "## Events", "", "| event | meaning |", "|---|---|", *events, "",
         "Audit events: something arrived and changed nothing. They have no sequence.", "",
-        "| event | meaning |", "|---|---|", *audits, "",
+        "| event | meaning | of a job that is |", "|---|---|---|", *audits, "",
         "## Every transition", "", *_table(),
     ]
     return "\n".join(parts) + "\n"
