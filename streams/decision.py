@@ -11,20 +11,29 @@ from typing import Final
 
 from schemas.event_writer import Event
 from schemas.words import EventKind, Reason, State, direct
-from streams.job import Job
+from streams.commands import CoreCommand
+from streams.job import Job, JobKey
 
 # Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
 DECISION_BYTES: Final = 4_096
 
 
+FollowUp = tuple[JobKey, CoreCommand]
+"""What a decision about one job means for another one: a command, so that the law holds for it."""
+
+
 class Accepted:
-    """The events that the command causes, in order, and the job after them."""
+    """The events that the command causes, in order, the job after them, and the commands that
+    follow for other jobs. Those are decided in the same group, before anything else."""
 
-    __slots__ = ("events", "job")
+    __slots__ = ("events", "follow_ups", "job")
 
-    def __init__(self, events: list[Event], job: Job) -> None:
+    def __init__(
+        self, events: list[Event], job: Job, follow_ups: tuple[FollowUp, ...] = ()
+    ) -> None:
         self.events = events
         self.job = job
+        self.follow_ups = follow_ups
 
 
 class Rejected:
@@ -66,6 +75,10 @@ class InvalidTransition(Exception):
                 f"sequence={job.sequence} run={job.run} attempt={job.attempt} epoch={job.epoch}"
             )
         super().__init__(f"event {kind} is not legal here: {story}")
+
+
+class FollowUpsWithoutEnd(Exception):
+    """A bug: one decision has led to more commands than any group may hold."""
 
 
 class NeedsNewer(Exception):

@@ -6,11 +6,23 @@ commands come from: records (`streams.intake`) and time (`streams.partition`) bo
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Final
+
 from schemas.event_writer import Event
 from schemas.topics import Topics
 from schemas.words import EventKind, Reason
 from streams.commands import Cancel, CoreCommand, Forget, Resolve
-from streams.decision import Accepted, Effect, InvalidTransition, Rejected, react
+from streams.decision import (
+    Accepted,
+    Effect,
+    FollowUp,
+    FollowUpsWithoutEnd,
+    InvalidTransition,
+    Rejected,
+    cost_of,
+    react,
+)
 from streams.decisions import decide
 from streams.job import Job, JobKey
 from streams.lifecycle import NOTES
@@ -19,6 +31,10 @@ from streams.policy import Policy
 from streams.schedule import Schedule, waits_for_type
 from streams.store.kept_cancels import KeptCancel
 from streams.store.state import PartitionState
+
+# Follow-ups of one decision, as decisions count: far beyond what a group may hold. A policy that
+# has work for more jobs keeps a table of it and does a part in each group.
+FOLLOW_UPS_MAX: Final = 20_000
 
 
 class Desk:
@@ -29,9 +45,35 @@ class Desk:
         self.schedule = Schedule(state.kinds)
         self.outbox = Outbox(topics, number)
         self.audits = 0  # audit events that the record at hand has led to
+        self._follow_ups: deque[FollowUp] = deque()
+        self._spent = 0
 
     def decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
-        """Asks the core, keeps what changed, and writes what it leads to."""
+        """Asks the core, keeps what changed, and writes what it leads to. What follows for other
+        jobs is decided too, until nothing follows: a part of it would be lost with this process.
+        """
+        is_accepted = self._decide(key, job, command)
+        if self._follow_ups:
+            self._drain()
+        return is_accepted
+
+    def _drain(self) -> None:
+        most = self._spent + FOLLOW_UPS_MAX
+        while self._follow_ups:
+            key, command = self._follow_ups.popleft()
+            job = self.state.jobs.get(key)
+            self._spent += 1 if job is None else cost_of(job)
+            if self._spent > most:
+                self._follow_ups.clear()
+                raise FollowUpsWithoutEnd(f"the last one is {command!r} for {key}")
+            self._decide(key, job, command)
+
+    def take_spent(self) -> int:
+        """How many decisions the follow-ups counted as since this was asked last."""
+        spent, self._spent = self._spent, 0
+        return spent
+
+    def _decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
         decision = decide(job, command, self.state.clock_ms, self.state)
         if not isinstance(decision, Accepted):
             if isinstance(decision, Rejected):
@@ -47,6 +89,8 @@ class Desk:
             for effect in react(event):
                 self._cause(effect, after, event)
         self.schedule.place(job, after)
+        if decision.follow_ups:
+            self._follow_ups.extend(decision.follow_ups)
         return True
 
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:

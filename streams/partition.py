@@ -97,6 +97,7 @@ class Partition:
         self._has_more = False  # the last tick left something that was due
         self._may_resolve = 0  # decisions left in this group for jobs whose type is known now
         self._first_line = 0  # which one is dispatched first
+        self._followed = 0  # what follow-ups have counted as in this group
 
     # --- what the edge tells ---
 
@@ -216,9 +217,11 @@ class Partition:
         """
         now_ms = self.state.clock_ms
         self._has_more = False
-        left = DECISIONS_MAX
+        # What follows from the group's inputs counts, as it takes time of the same transaction.
+        self._followed = self._desk.take_spent()
+        left = DECISIONS_MAX - self._followed
         while left > 0 and (due := self.schedule.pop_due(now_ms)) is not None:
-            left -= self._fire(*due)
+            left -= self._fire(*due) + self._take_followed()
         self._resolve_waiting()
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
             self._sweep(now_ms)
@@ -375,7 +378,7 @@ class Partition:
                     reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
                         self._desk.decide(key, job, Rescue(reason, self._detail(job, reason)))
-                        left -= cost_of(job)
+                        left -= cost_of(job) + self._take_followed()
                 if left <= 0:
                     self._has_more = True
                     return
@@ -411,13 +414,19 @@ class Partition:
             return self._former_ends.get(worker_id or "") or ENDED_UNTOLD
         return None
 
+    def _take_followed(self) -> int:
+        spent = self._desk.take_spent()
+        self._followed += spent
+        return spent
+
     def _dispatch_all(self, now_ms: int) -> None:
         names = list(self._capacity)
         if len(names) > 1:
             # None of them gets all that a group may hold each time.
             self._first_line = (self._first_line + 1) % len(names)
             names = names[self._first_line :] + names[: self._first_line]
-        left = DECISIONS_MAX
+        self._take_followed()
+        left = DECISIONS_MAX - self._followed
         for name in names:
             left = self._dispatch(name, now_ms, left)
 
@@ -449,6 +458,7 @@ class Partition:
                 continue
             self._desk.decide(key, job, _DISPATCH)
             room -= 1
+            left -= self._take_followed()
         line.window.note_use(len(line.in_flight))
         return left
 
