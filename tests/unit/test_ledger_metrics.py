@@ -12,8 +12,8 @@ import pytest
 from agents.api.main import ApiServer
 from agents.ledger.metrics import LedgerCounts, LedgerMetrics, open_door
 from agents.settings import LedgerSettings, SettingsError
-from streams.kept_cancels import USER_COUNT_MAX
 from streams.outbox import Buried
+from streams.store.kept_cancels import USER_COUNT_MAX
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import TOPICS, Scene, decided, plain
