@@ -21,7 +21,7 @@ from agents.runtime.clients import client_settings, take_arrived
 from schemas.dead import PREFIX
 from schemas.topics import Topics
 from schemas.words import EventKind, Reason
-from streams.homes import partition_of
+from streams.partitioner import partition_of
 
 ANSWER_SECONDS: Final = 10.0  # that a caller waits; the ledger answers within milliseconds
 # After `cancel_kept`: a request that is under way comes within this, and then the job has ended.

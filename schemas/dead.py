@@ -14,7 +14,7 @@ HEADER_MEANINGS: Final = {
     "tidemill.dead.partition": "Its partition, decimal.",
     "tidemill.dead.offset": "Its offset, decimal.",
     "tidemill.dead.timestamp": "Its timestamp, epoch ms, decimal.",
-    "tidemill.dead.stage": "request, command, outcome, event or attempt: what failed.",
+    "tidemill.dead.stage": "request, command, outcome, event, message or attempt: what failed.",
     "tidemill.dead.error.code": "A word of `schemas.words.ErrorCode`, or a handler's own.",
     "tidemill.dead.error.message": "What is wrong and what to do, for a person.",
     "tidemill.dead.error.field": "The field at fault; absent when there is none.",

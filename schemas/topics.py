@@ -160,8 +160,8 @@ class Topics:
                 "What became of dispatched attempts, several a record.", _retained(7),
             ),
             TopicSpec(
-                self.internal, 0, "user_id", "ledger", "ledger",
-                "Requests and commands forwarded to the partition of their user.",
+                self.internal, 0, "as it was, or the home key", "ledger", "ledger",
+                "Between partitions: forwarded requests and commands, and messages of policies.",
                 _retained(7, BIG_RECORD_BYTES),
             ),
             TopicSpec(

@@ -166,6 +166,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "CANCELLED"
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
     BROKEN_FORWARD = "BROKEN_FORWARD"
+    BROKEN_MESSAGE = "BROKEN_MESSAGE"  # between partitions
     RECORDS_LOST = "RECORDS_LOST"  # of an input, deleted from the log before they were read
 
 

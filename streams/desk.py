@@ -54,10 +54,11 @@ class Desk:
         """
         is_accepted = self._decide(key, job, command)
         if self._follow_ups:
-            self._drain()
+            self.drain()
         return is_accepted
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Decides what follows, until nothing does."""
         most = self._spent + FOLLOW_UPS_MAX
         while self._follow_ups:
             key, command = self._follow_ups.popleft()
@@ -68,8 +69,21 @@ class Desk:
                 raise FollowUpsWithoutEnd(f"the last one is {command!r} for {key}")
             self._decide(key, job, command)
 
+    def follow(self, key: JobKey, command: CoreCommand) -> None:
+        """One more command that follows from what is going on; `drain` decides it."""
+        self._follow_ups.append((key, command))
+
+    def spend(self, decisions: int) -> None:
+        """Something else than a decision about a job takes time of the group."""
+        self._spent += decisions
+
+    @property
+    def spent(self) -> int:
+        """What `take_spent` would say."""
+        return self._spent
+
     def take_spent(self) -> int:
-        """How many decisions the follow-ups counted as since this was asked last."""
+        """How many decisions the follow-ups and messages counted as since this was asked last."""
         spent, self._spent = self._spent, 0
         return spent
 

@@ -7,7 +7,6 @@ one exception is a record that a newer ledger wrote (`NeedsNewer`): to pass over
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,24 +31,15 @@ from streams.commands import (
     Report,
     Submit,
 )
-from streams.decision import NeedsNewer
 from streams.desk import Desk
-from streams.homes import Homes
+from streams.envelope import COMMAND, REQUEST, read_envelope
 from streams.job import Job
-from streams.outbox import (
-    CARRIED_BYTES_MAX,
-    NEEDS_HEADER,
-    ORIGIN_HEADER,
-    ORIGIN_KIND_HEADER,
-    carried_bytes,
-)
+from streams.messages import Messages
+from streams.outbox import CARRIED_BYTES_MAX, carried_bytes
+from streams.partitioner import Partitioner
 from streams.stalls import Stalls
 from streams.store.finished import Ended
 from streams.store.rows import job_key
-
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
-_KIND: Final = re.compile(rb"[a-z][a-z0-9_-]{0,63}")  # what a kind of forward may be called
-_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of an offset
 
 OUTCOME_KINDS: Final = frozenset(
     {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
@@ -85,13 +75,15 @@ class Intake:
     """Takes records into one partition."""
 
     def __init__(
-        self, number: int, topics: Topics, desk: Desk, homes: Homes, stalls: Stalls
+        self, number: int, topics: Topics, desk: Desk, partitioner: Partitioner, stalls: Stalls,
+        messages: Messages,
     ) -> None:
         self._number = number
+        self._messages = messages
         self._stalls = stalls
         self._desk = desk
         self._state = desk.state
-        self._homes = homes
+        self._partitioner = partitioner
         self._topics = topics
         self._takers = {
             topics.requested: self._take_request,
@@ -124,37 +116,17 @@ class Intake:
 
     def _take_internal(self, topic: str, partition: int, record: InRecord) -> None:
         here: Cause = (topic, partition, record.offset)
-        kept = [
-            header for header in record.headers
-            if header[0] not in (ORIGIN_HEADER, ORIGIN_KIND_HEADER)
-        ]
-        found = dict(record.headers)
-        origin = _parse_origin(found.get(ORIGIN_HEADER))
-        if origin is None:
-            refusal = Refusal(
-                ErrorCode.BROKEN_FORWARD,
-                f"a record on {topic} without a usable {ORIGIN_HEADER} header; only ledgers "
-                "write there: send requests to the requests topic",
-            )
-            self._bury(record, record.headers, here, "request", refusal)
-            return
-        kind = found.get(ORIGIN_KIND_HEADER)
-        if kind == b"command":
-            self._command(record, kept, origin, may_forward=False)
-        elif kind is None or kind == b"request":
-            self._request(record, kept, origin, may_forward=False)
-        elif _KIND.fullmatch(kind):
-            what = (
-                f"{here[0]}[{here[1]}]@{here[2]} is a forward of the kind {kind.decode()!r}"
-            )
-            raise NeedsNewer(what, _text_of(found.get(NEEDS_HEADER)))
+        found = read_envelope(record.headers, f"{topic}[{partition}]@{record.offset}")
+        if isinstance(found, Refusal):
+            self._bury(record, record.headers, here, "request", found)
+        elif found.kind == REQUEST:
+            self._request(record, found.carried, found.origin, may_forward=False)
+        elif found.kind == COMMAND:
+            self._command(record, found.carried, found.origin, may_forward=False)
         else:
-            refusal = Refusal(
-                ErrorCode.BROKEN_FORWARD,
-                f"a record on {topic} whose {ORIGIN_KIND_HEADER} header is no word; only ledgers "
-                "write there: send requests to the requests topic",
-            )
-            self._bury(record, record.headers, here, "request", refusal)
+            refusal = self._messages.take(found, record.value, here)
+            if refusal is not None:
+                self._bury(record, record.headers, here, "message", refusal)
 
     def _take_command(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)
@@ -184,11 +156,11 @@ class Intake:
         decoded = decode_request(record.value, headers)
         user_id = decoded.user_id if isinstance(decoded, Refusal) else decoded.request.user_id
         if user_id is not None and may_forward:
-            home = self._homes.of(user_id)
+            home = self._partitioner.of(user_id)
             if home != self._number:
                 self._desk.outbox.forward(
                     partition=home, key=record.key, value=record.value, headers=headers,
-                    kind="request", origin=_origin_text(origin),
+                    kind="request", origin=origin,
                 )
                 return
         if isinstance(decoded, Refusal):
@@ -227,11 +199,11 @@ class Intake:
         if isinstance(command, Refusal):
             self._bury(record, headers, origin, "command", command)
             return
-        home = self._homes.of(command.user_id)
+        home = self._partitioner.of(command.user_id)
         if home != self._number and may_forward:
             self._desk.outbox.forward(
                 partition=home, key=record.key, value=record.value, headers=headers,
-                kind="command", origin=_origin_text(origin),
+                kind="command", origin=origin,
             )
             return
         key = (command.user_id, command.job_id)
@@ -336,25 +308,6 @@ class Intake:
 def derived_job_id(origin: Cause) -> str:
     """The id of a job that was asked for without one: the same for each reading of the record."""
     return f"{origin[0]}-{origin[1]}-{origin[2]}"
-
-
-def _origin_text(origin: Cause) -> str:
-    return f"{origin[0]}/{origin[1]}/{origin[2]}"
-
-
-def _text_of(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")[:64]
-
-
-def _parse_origin(value: bytes | None) -> Cause | None:
-    if value is None:
-        return None
-    parts = value.decode("utf-8", "replace").rsplit("/", 2)
-    if len(parts) != 3 or _TOPIC.fullmatch(parts[0]) is None:
-        return None
-    if not all(_NUMBER.fullmatch(part) for part in parts[1:]):
-        return None
-    return parts[0], int(parts[1]), int(parts[2])
 
 
 def _read_pack(value: bytes | None) -> dict[str, Any] | Refusal:

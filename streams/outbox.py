@@ -19,15 +19,9 @@ from schemas.instants import InstantCache
 from schemas.record_pages import OutGroup, OutRecord, RecordPages
 from schemas.topics import BIG_RECORD_BYTES, Topics
 from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
+from streams.commands import Cause
+from streams.envelope import MutableHeaders, forward_headers
 from streams.job import Job
-
-ORIGIN_HEADER: Final = "tidemill-origin"
-"""Of a forwarded record: "topic/partition/offset" of the record as it first arrived."""
-ORIGIN_KIND_HEADER: Final = "tidemill-kind"
-"""Of a forwarded record: "request" or "command". A ledger that does not know a kind ends."""
-NEEDS_HEADER: Final = "tidemill-needs"
-"""Of a forwarded record of a kind that came later: the first version of Tidemill that knows it."""
-
 
 _ReadyJob = tuple[bytes, int]
 """A job of a ready pack as JSON, and the bytes of its payload."""
@@ -88,6 +82,7 @@ class Outbox:
         self._ready = {}
         self.buried: list[Buried] = []
         self.forgotten_cancels = 0
+        self.messages = 0
 
     def group(self) -> OutGroup:
         """All records of the group."""
@@ -197,15 +192,18 @@ class Outbox:
         value: bytes | None,
         headers: Sequence[tuple[str, bytes | None]],
         kind: str,
-        origin: str,
+        origin: Cause,
     ) -> None:
         """A record that belongs to another partition, over jobs.internal."""
-        ours: list[tuple[str, bytes | None]] = [
-            (ORIGIN_HEADER, origin.encode()), (ORIGIN_KIND_HEADER, kind.encode())
-        ]
-        self._loose.append(
-            (self._topics.internal, partition, key, value, [*headers, *ours])
-        )
+        ours = forward_headers(headers, kind, origin)
+        self._loose.append((self._topics.internal, partition, key, value, ours))
+
+    def message(
+        self, partition: int, key: bytes | None, value: bytes, headers: MutableHeaders
+    ) -> None:
+        """A message of a policy to a partition, over jobs.internal."""
+        self.messages += 1
+        self._loose.append((self._topics.internal, partition, key, value, headers))
 
     # --- ready packs ---
 

@@ -27,10 +27,11 @@ from streams.commands import (
 )
 from streams.decision import cost_of
 from streams.desk import Desk
-from streams.homes import Homes
 from streams.intake import InRecord, Intake
 from streams.job import Job, JobKey
+from streams.messages import Addressee, Messages
 from streams.outbox import Buried
+from streams.partitioner import Partitioner
 from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
 from streams.stalls import NO_STALLS, Stall, Stalls
 from streams.store.jobs import FORGET_AT_ONCE_MAX
@@ -74,8 +75,10 @@ class Partition:
         topics: Topics,
         state: PartitionState,
         *,
-        homes: Homes | None = None,
+        partitioner: Partitioner | None = None,
+        addressees: Sequence[Addressee] = (),
     ) -> None:
+        """`addressees`: the policies that take messages of other partitions."""
         self.number = number
         self._partitions = partitions
         self.state = state
@@ -83,8 +86,13 @@ class Partition:
         self.schedule = self._desk.schedule
         self._topics = topics
         self._stalls = Stalls()
-        homes = homes or Homes(partitions)
-        self._intake = Intake(number, topics, self._desk, homes, self._stalls)
+        partitioner = partitioner or Partitioner(partitions)
+        self.messages = Messages(
+            number, partitions, topics, self._desk, partitioner, addressees
+        )
+        self._intake = Intake(
+            number, topics, self._desk, partitioner, self._stalls, self.messages
+        )
         self._absences = Absences(self._desk)
         self._groups: Mapping[str, Groups] = {}
         self._capacity: dict[LineName, Capacity] = {}
@@ -169,11 +177,16 @@ class Partition:
         self.state.applied[name] = record.offset
         return True
 
-    def take_all(self, topic: str, partition: int, records: Sequence[InRecord]) -> None:
-        """`take` of each."""
+    def take_all(self, topic: str, partition: int, records: Sequence[InRecord]) -> bool:
+        """`take` of each. False when the rest is for the next group, as those before have led to
+        all that a group may hold: it is to come again with the whole of `records`."""
         name = input_name(topic, partition, self.number)
+        desk = self._desk
         for record in records:
+            if desk.spent >= DECISIONS_MAX:
+                return False
             self._take(name, topic, partition, record)
+        return True
 
     def note_lost(self, topic: str, partition: int, next_offset: int, what: str) -> None:
         """Records of an input are gone, or the topic was made again: a dead letter tells so, and

@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from agents.runtime.clients import client_settings, take_arrived
 from agents.runtime.forks import never_free, tell_in_copies
 from schemas.events import CompletedJob
-from streams.homes import partition_of
+from streams.partitioner import partition_of
 from tidemill.remembered import OTHER_LIFE_MS, Remembered
 from tidemill.requests import ClientError
 

@@ -34,6 +34,7 @@ _WAYS_OUT: Final = {
     "command": "look the ids up with `tidemill jobs list`, then send the command again",
     "outcome": "run ledger and workers of one release; the attempt is rescued by itself",
     "event": "upgrade the sink, then produce the record again",
+    "message": "no ledger wrote it: ask who else writes to jobs.internal",
     "unknown": "no part of Tidemill wrote it: ask who else writes to this topic",
 }
 

@@ -34,8 +34,8 @@ from agents.topics import await_topics, check_partitions, end_on_conflict
 from schemas.native import core
 from schemas.topics import Topics
 from streams.decision import NeedsNewer
-from streams.homes import Homes
 from streams.partition import Partition
+from streams.partitioner import Partitioner
 from streams.store.position import input_place
 from streams.store.state import PartitionState
 
@@ -61,7 +61,7 @@ class Ledger:
         self._door = door  # that serves our metrics
         self.topics = Topics(settings.topic_prefix)
         self.instance_id = settings.instance_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._homes = Homes(settings.partitions)
+        self._partitioner = Partitioner(settings.partitions)
         self.book = WorkerBook()
         self._runners: dict[int, PartitionRunner] = {}
         self._lane = Lane()  # started with the first partition
@@ -93,7 +93,9 @@ class Ledger:
             dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000),
             interruptions_max=settings.interruptions_max,
         )
-        engine = Partition(partition, settings.partitions, topics, state, homes=self._homes)
+        engine = Partition(
+            partition, settings.partitions, topics, state, partitioner=self._partitioner
+        )
         try:
             rows = await asyncio.to_thread(self._load, engine, partition)
         except NeedsNewer as error:

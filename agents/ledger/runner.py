@@ -100,8 +100,12 @@ class PartitionRunner:
         for gap in self._gaps.values():
             partition.note_lost(gap.topic, gap.partition, gap.start, str(gap))
         # 3. Decide each input once, in order.
-        for chunk in chunks:
-            partition.take_all(chunk.topic, chunk.partition, chunk.records)
+        for index, chunk in enumerate(chunks):
+            if not partition.take_all(chunk.topic, chunk.partition, chunk.records):
+                # They have led to so much that the rest is for the next group.
+                self._deciding = chunks[:index]
+                self._put_back(chunks[index:])
+                break
         # 4. A topic that has nothing out has been read up to here, markers included.
         for topic, number in self._inbox:
             passed = self._passed_to(topic, number)
@@ -128,6 +132,10 @@ class PartitionRunner:
         """The transaction was aborted: the state is as before, the inputs wait again."""
         self.partition.undo()
         chunks, self._deciding = self._deciding, []
+        self._put_back(chunks)
+
+    def _put_back(self, chunks: list[Chunk]) -> None:
+        """They wait again, before what has arrived since."""
         for chunk in reversed(chunks):
             self._inbox_of(chunk).appendleft(chunk)
             self.waiting += len(chunk)

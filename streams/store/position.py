@@ -1,4 +1,4 @@
-"""How far a partition is: the last record decided of each input, its clock, the jobs it accepted.
+"""How far a partition is: the last record decided of each input, its clock, and its counters.
 
 Owns that row and the names of inputs in it. Refuses to know who reads the inputs.
 """
@@ -23,13 +23,14 @@ class Position(AnyTable):
         self.applied: dict[str, int] = {}  # last decided offset by input (`input_name`)
         self.clock_ms = 0
         self.accepted = 0  # jobs accepted so far
+        self.sent = 0  # messages to partitions so far
         self.needs = ""  # the first version of Tidemill that reads all rows; "" of all versions
-        self._before: tuple[dict[str, int], int, int] | None = None
+        self._before: tuple[dict[str, int], int, int, int] | None = None
 
     def begin(self, now_ms: int) -> int:
         """Starts a group; the partition's clock never goes back. Returns the instant to use."""
         if self._before is None:
-            self._before = (dict(self.applied), self.clock_ms, self.accepted)
+            self._before = (dict(self.applied), self.clock_ms, self.accepted, self.sent)
         return self.move_clock(now_ms)
 
     def move_clock(self, now_ms: int) -> int:
@@ -45,6 +46,8 @@ class Position(AnyTable):
         row: dict[str, Any] = {
             "applied": self.applied, "clock": self.clock_ms, "accepted": self.accepted
         }
+        if self.sent:
+            row["sent"] = self.sent
         if self.needs:
             row["needs"] = self.needs
         pages.add(KIND, orjson.dumps(row))
@@ -54,12 +57,13 @@ class Position(AnyTable):
 
     def rollback(self) -> None:
         if self._before is not None:
-            self.applied, self.clock_ms, self.accepted = self._before
+            self.applied, self.clock_ms, self.accepted, self.sent = self._before
         self._before = None
 
     def load(self, key: bytes, value: bytes) -> None:
         row = orjson.loads(value)
         self.applied, self.clock_ms, self.accepted = row["applied"], row["clock"], row["accepted"]
+        self.sent = row.get("sent", 0)
 
 
 def needs_in(value: bytes | None) -> str | None:

@@ -133,6 +133,11 @@ class PartitionState:
         if policy is not None and (policy.limits or is_held):
             self._limits.move(before, after, policy.limits, self._position.clock_ms)
 
+    def next_message(self) -> int:
+        """The number of one more message of this partition; the first one is 1."""
+        self._position.sent += 1
+        return self._position.sent
+
     def define(self, definition: Definition) -> None:
         """Takes a type's definition into the partition."""
         self._definitions.put(definition.type, definition)

@@ -30,7 +30,7 @@ from schemas.codec import Decoded, decode_command, decode_request
 from schemas.instants import instant_text
 from schemas.requests import Command
 from schemas.topics import Topics
-from streams.homes import Homes
+from streams.partitioner import Partitioner
 from tests.waiting import wait_until
 from tidemill import (
     AsyncClient,
@@ -87,7 +87,7 @@ class Ledger:
     def __init__(self, kafka: str, topics: Topics) -> None:
         self._kafka = kafka
         self._topics = topics
-        self._homes = Homes(PARTITIONS)
+        self._partitioner = Partitioner(PARTITIONS)
         self._producer = Producer(
             {"bootstrap.servers": kafka, "transactional.id": f"{topics.prefix}-fake-ledger"}
         )
@@ -107,7 +107,7 @@ class Ledger:
         self._producer.begin_transaction()
         self._producer.produce(
             self._topics.completed, orjson.dumps(body), user_id,
-            partition=self._homes.of(user_id),
+            partition=self._partitioner.of(user_id),
         )
         self._producer.flush(SECONDS)
         if commit:
@@ -122,7 +122,7 @@ class Ledger:
     def end_in_sight(self, user_id: str, job_id: str) -> None:
         """`end`, and return once a read_committed reader is told of it."""
         self.end(user_id, job_id)
-        here = TopicPartition(self._topics.completed, self._homes.of(user_id))
+        here = TopicPartition(self._topics.completed, self._partitioner.of(user_id))
         reader = Consumer(
             {"bootstrap.servers": self._kafka, "group.id": "t",
              "isolation.level": "read_committed"}
@@ -146,12 +146,12 @@ class Greeting(BaseModel):
 def test_a_request_is_where_the_ledger_looks_for_it(
     kafka: str, client: Client, topics: Topics
 ) -> None:
-    homes = Homes(PARTITIONS)
+    partitioner = Partitioner(PARTITIONS)
     for number in range(20):
         user = f"user-{number}-ü"
         handle = client.enqueue("greet", user_id=user, payload=Greeting(name="Ada"))
         assert handle.topic == topics.requested
-        assert handle.partition == homes.of(user)
+        assert handle.partition == partitioner.of(user)
         assert handle.offset is not None
     decoded = [decode_request(one.value(), []) for one in records(kafka, topics.requested, 20)]
     assert all(isinstance(one, Decoded) for one in decoded)
@@ -214,8 +214,8 @@ def test_many_are_all_there_once_and_in_order(
     for record in found:
         by_user.setdefault(record.key(), []).append(orjson.loads(record.value())["payload"]["n"])
     assert all(numbers == sorted(numbers) for numbers in by_user.values())
-    homes = Homes(PARTITIONS)
-    assert all(one.partition() == homes.of(one.key().decode()) for one in found)
+    partitioner = Partitioner(PARTITIONS)
+    assert all(one.partition() == partitioner.of(one.key().decode()) for one in found)
 
 
 def test_a_wrong_one_among_many_is_named_by_its_number(client: Client) -> None:
@@ -419,7 +419,7 @@ def test_commands_arrive_at_the_partition_of_the_user(
 ) -> None:
     cancelled = client.cancel("u", "j", reason="not needed", actor="me")
     client.redrive("u", "j")
-    assert cancelled.partition == Homes(PARTITIONS).of("u")
+    assert cancelled.partition == Partitioner(PARTITIONS).of("u")
     found = [decode_command(one.value()) for one in records(kafka, topics.commands, 2)]
     assert [one.command for one in found if isinstance(one, Command)] == ["cancel", "redrive"]
     assert isinstance(found[0], Command)

@@ -12,7 +12,7 @@ import orjson
 from hypothesis import strategies as st
 
 from schemas.wire import BackoffSpec, Definition, LimitSpec
-from streams.outbox import ORIGIN_HEADER, ORIGIN_KIND_HEADER
+from streams.envelope import KIND_HEADER, ORIGIN_HEADER
 from tests.property.rig import TOPICS, WORKER, Input
 
 USERS: Final = ("u", 'ü/"2\\', "\u2028\U0001f409", "a" * 256)
@@ -110,7 +110,7 @@ def _input(topic: str) -> Any:
 
 _FORWARDS: Final = st.builds(
     lambda body, origin, kind: Input(
-        TOPICS.internal, to_json(body), ((ORIGIN_HEADER, origin), (ORIGIN_KIND_HEADER, kind))
+        TOPICS.internal, to_json(body), ((ORIGIN_HEADER, origin), (KIND_HEADER, kind))
     ),
     st.one_of(REQUESTS, COMMANDS), _ORIGINS, st.sampled_from((b"request", b"command", None)),
 )

@@ -14,7 +14,7 @@ import orjson
 from schemas.topics import Topics
 from schemas.wire import BackoffSpec, Definition, LimitSpec
 from schemas.words import State
-from streams.homes import partition_of
+from streams.partitioner import partition_of
 from tests.chaos.checker import Checker, Evidence, Expectations
 from tests.chaos.promises import Limit
 from tests.chaos.receipts import Receipt

@@ -6,7 +6,7 @@ broker, and what each input is made of. Refuses to know what a test expects of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -15,6 +15,7 @@ from schemas.record_pages import OutGroup, OutRecord
 from schemas.topics import Topics
 from schemas.wire import Definition, LimitSpec
 from streams.job import JobKey
+from streams.messages import Addressee
 from streams.partition import Capacity, Partition
 from streams.schedule import Groups, LineName
 from streams.stalls import NO_STALLS, Stall
@@ -33,6 +34,14 @@ ROOM: Final = Capacity(4, 4, 1, (0, 1))
 Input = tuple[str, bytes]
 
 
+#: The policies of a partition, made with its state and number: a policy brings its tables.
+Policies = Callable[[PartitionState, int], Sequence[Addressee]]
+
+
+def no_policies(state: PartitionState, number: int) -> Sequence[Addressee]:
+    return ()
+
+
 def restored(
     rows: Iterable[tuple[bytes, bytes | None]],
     now_ms: int,
@@ -41,12 +50,14 @@ def restored(
     partitions: int = 1,
     topics: Topics = TOPICS,
     retention_ms: int = DEDUPE_RETENTION_MS,
+    policies: Policies = no_policies,
 ) -> Partition:
     """A new owner, which knows the rows alone."""
     state = PartitionState(dedupe_retention_ms=retention_ms)
+    addressees = policies(state, number)
     for key, value in rows:
         state.load(key, value)
-    engine = Partition(number, partitions, topics, state)
+    engine = Partition(number, partitions, topics, state, addressees=addressees)
     engine.restored(now_ms)
     return engine
 
@@ -104,6 +115,7 @@ class Scene:
         *definitions: Definition,
         partitions: int = 1,
         retention_ms: int = DEDUPE_RETENTION_MS,
+        policies: Policies = no_policies,
     ) -> None:
         self.rows: dict[bytes, bytes] = {}
         self.alive = {WORKER_ID: INCARNATION}
@@ -114,6 +126,7 @@ class Scene:
         self.stalls: Mapping[str, Stall] = NO_STALLS
         self._partitions = partitions
         self._retention_ms = retention_ms
+        self._policies = policies
         self._offsets: dict[str, int] = {}
         self.restore(NOW)
 
@@ -127,7 +140,8 @@ class Scene:
 
     def restored(self, now_ms: int) -> Partition:
         return restored(
-            self.rows.items(), now_ms, partitions=self._partitions, retention_ms=self._retention_ms
+            self.rows.items(), now_ms, partitions=self._partitions,
+            retention_ms=self._retention_ms, policies=self._policies,
         )
 
     def group(

@@ -7,7 +7,7 @@ import pytest
 
 from agents.topics import count_problem, too_many
 from schemas.topics import Topics
-from streams.homes import partition_of
+from streams.partitioner import partition_of
 from streams.store.position import input_name, input_place
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW

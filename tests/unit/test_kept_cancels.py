@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from schemas.record_pages import OutRecord
-from streams.homes import partition_of
 from streams.partition import FORGET_EVERY_MS, Partition
+from streams.partitioner import partition_of
 from streams.store import kept_cancels
 from streams.store.kept_cancels import KEPT_MS, KeptCancel, KeptCancels, cancel_value, read_cancel
 from streams.store.state import PartitionState

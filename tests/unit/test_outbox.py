@@ -316,7 +316,7 @@ def test_a_forward_tells_where_the_record_came_from() -> None:
     outbox = Outbox(TOPICS, 0)
     outbox.forward(
         partition=2, key=None, value=b"{}", headers=[("h", b"1")], kind="command",
-        origin="jobs.commands/0/5",
+        origin=("jobs.commands", 0, 5),
     )
     ((topic, partition, key, value, headers),) = outbox.group()
     assert (topic, partition, key, value) == ("p.jobs.internal", 2, None, b"{}")

@@ -11,9 +11,9 @@ from schemas.wire import Definition, LimitSpec
 from schemas.words import State
 from streams.commands import Defer, Dispatch, Resolve
 from streams.decisions import UNKNOWN_TYPE_WAIT_MS
-from streams.homes import partition_of
 from streams.intake import derived_job_id
 from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
+from streams.partitioner import partition_of
 from streams.policy import Policy
 from streams.schedule import Schedule, TimerKind
 from streams.store.jobs import DEDUPE_RETENTION_MS

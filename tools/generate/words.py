@@ -144,7 +144,12 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
         "Check user and id; an ended job is forgotten after the dedupe retention.",
     ),
     C.BROKEN_FORWARD: (
-        "A forwarded record cannot be read.", "Report it: only Tidemill writes such records."
+        "A record on `jobs.internal` has no envelope that a ledger writes.",
+        "Send requests to `jobs.requested`; only ledgers write to `jobs.internal`.",
+    ),
+    C.BROKEN_MESSAGE: (
+        "A message between partitions cannot be read.",
+        "Report it: only ledgers write messages. The records around it were taken.",
     ),
     C.RECORDS_LOST: (
         "Records of an input were deleted from the log before they were read.",

@@ -1,4 +1,4 @@
-"""Which partition a user belongs to: Kafka's murmur2, as Java's default partitioner has it.
+"""Which partition a key belongs to: Kafka's murmur2, as Java's default partitioner has it.
 
 Owns the arithmetic. Source: the murmur2 of Apache Kafka's client protocol (seed 0x9747b28c, sign
 bit dropped, modulo the partition count).
@@ -11,7 +11,7 @@ from typing import Final
 _SEED: Final = 0x9747B28C
 _M: Final = 0x5BD1E995
 _MASK: Final = 0xFFFFFFFF
-_CACHE_MAX: Final = 200_000  # users remembered; then the cache starts anew
+_CACHE_MAX: Final = 200_000  # keys remembered; then the cache starts anew
 
 
 def murmur2(data: bytes) -> int:
@@ -30,13 +30,14 @@ def murmur2(data: bytes) -> int:
     return h ^ h >> 15
 
 
-def partition_of(user_id: str, partitions: int) -> int:
-    """The partition of a user's requests, events and state."""
-    return (murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of a key. A user's key is the user_id: its requests, events and state are
+    there. Keys of something else have a prefix that names it, such as "schedule:" or "queue:"."""
+    return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions
 
 
-class Homes:
-    """`partition_of` with a memory: the same users come again and again."""
+class Partitioner:
+    """`partition_of` with a memory: the same keys come again and again."""
 
     __slots__ = ("_known", "_partitions")
 
@@ -44,10 +45,11 @@ class Homes:
         self._partitions = partitions
         self._known: dict[str, int] = {}
 
-    def of(self, user_id: str) -> int:
-        found = self._known.get(user_id)
+    def of(self, key: str) -> int:
+        """The partition of `key`."""
+        found = self._known.get(key)
         if found is None:
             if len(self._known) >= _CACHE_MAX:
                 self._known.clear()
-            found = self._known[user_id] = partition_of(user_id, self._partitions)
+            found = self._known[key] = partition_of(key, self._partitions)
         return found

@@ -1,0 +1,189 @@
+"""Messages between partitions: a policy tells itself something in the partition of another key.
+
+Owns sending, the bounds of it, and handing a message to the policy that takes it. Refuses to know
+what a message means, and how it travels (`streams.envelope`).
+
+A message is written in the transaction of the decision that caused it, and the partition that it is
+for takes it as one more input: once, in the order in which one partition sent to another, through
+any crash. A partition may write to itself; that message too is taken in a later group.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+from mypy_extensions import mypyc_attr
+
+from schemas.codec import Refusal
+from schemas.topics import Topics
+from streams.commands import Cause, CoreCommand
+from streams.decision import DECISION_BYTES, NeedsNewer
+from streams.desk import Desk
+from streams.envelope import (
+    MESSAGE_BYTES_MAX,
+    MESSAGES_SINCE,
+    Envelope,
+    broken_message,
+    message_headers,
+    policy_of,
+    read_body,
+)
+from streams.job import JobKey
+from streams.partitioner import Partitioner
+
+# Messages of one partition in one group: far beyond what a group may hold. A policy that has more
+# to say keeps a table of it and says a part in each group.
+MESSAGES_MAX: Final = 20_000
+
+_NOTHING: Final[Cause] = ("", 0, -1)
+
+
+class MessagesWithoutEnd(Exception):
+    """A bug: a policy sent more in one group than any group may hold."""
+
+
+class UnsendableMessage(ValueError):
+    """A bug: a message that no partition could take."""
+
+
+class CannotTake(ValueError):
+    """Raised by `on_message`, before it changes anything, for a body that makes no sense to it: the
+    record becomes a dead letter, with this text."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Addressee(ABC):
+    """A policy as far as messages go.
+
+    `id`: a word (`[a-z][a-z0-9_-]*`, 64 characters) that never changes its meaning. `since`: the
+    first version of Tidemill that has the policy; it travels with each message.
+    """
+
+    def __init__(self, id: str, since: str = MESSAGES_SINCE) -> None:
+        self.id = id
+        self.since = since
+
+    @abstractmethod
+    def on_message(self, turn: Turn, origin: int, body: dict[str, Any]) -> None:
+        """Takes a message that this policy sent in the partition `origin`. State changes only in
+        tables and by `turn.command`, so that an aborted group takes all of it back.
+
+        Raises CannotTake for a body that makes no sense to it.
+        """
+
+
+class Turn:
+    """What a policy sees and asks for during one group. Each call costs decisions of the group's
+    budget."""
+
+    def __init__(self, messages: Messages, desk: Desk) -> None:
+        self._messages = messages
+        self._desk = desk
+        self.cause: Cause = _NOTHING  # of the message at hand
+
+    @property
+    def now_ms(self) -> int:
+        """The instant of the group, epoch ms."""
+        return self._desk.state.clock_ms
+
+    def command(self, key: JobKey, command: CoreCommand) -> None:
+        """A command for a job of this partition, decided in this group, behind what goes on."""
+        self._desk.follow(key, command)
+
+    def send(self, home_key: str, policy: str, body: dict[str, Any]) -> None:
+        """A message to that policy in the partition of `home_key`: a user or any other key.
+
+        Raises UnsendableMessage and MessagesWithoutEnd: bugs of the policy.
+        """
+        self._messages.send(home_key, policy, body)
+
+    def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
+        """The same to every partition, this one too."""
+        self._messages.send_to_all(policy, body)
+
+
+class Messages:
+    """The messages of one partition, both ways."""
+
+    def __init__(
+        self, number: int, partitions: int, topics: Topics, desk: Desk, partitioner: Partitioner,
+        addressees: Sequence[Addressee],
+    ) -> None:
+        self._number = number
+        self._partitions = partitions
+        self._internal = topics.internal
+        self._desk = desk
+        self._partitioner = partitioner
+        self._addressees: dict[str, Addressee] = {one.id: one for one in addressees}
+        self.turn = Turn(self, desk)
+
+    # --- out ---
+
+    def send(self, home_key: str, policy: str, body: dict[str, Any]) -> None:
+        """See `Turn.send`."""
+        value = self._value(policy, body)
+        self._write(self._partitioner.of(home_key), home_key.encode(), policy, value)
+
+    def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
+        """See `Turn.send_to_all`."""
+        value = self._value(policy, body)
+        for partition in range(self._partitions):
+            self._write(partition, None, policy, value)
+
+    def _value(self, policy: str, body: dict[str, Any]) -> bytes:
+        if policy not in self._addressees:
+            raise UnsendableMessage(f"no policy {policy!r} is registered here")
+        try:
+            value = orjson.dumps(body)
+        except TypeError as error:
+            raise UnsendableMessage(f"a message of {policy!r} is no JSON: {error}") from error
+        if len(value) > MESSAGE_BYTES_MAX:
+            raise UnsendableMessage(
+                f"a message of {policy!r} has {len(value)} bytes, at most {MESSAGE_BYTES_MAX} go"
+            )
+        return value
+
+    def _write(self, partition: int, key: bytes | None, policy: str, value: bytes) -> None:
+        outbox = self._desk.outbox
+        if outbox.messages >= MESSAGES_MAX:
+            raise MessagesWithoutEnd(f"of {policy!r}, more than {MESSAGES_MAX} in one group")
+        headers = message_headers(
+            policy=policy, internal=self._internal, partition=self._number,
+            number=self._desk.state.next_message(), needs=self._addressees[policy].since,
+        )
+        outbox.message(partition, key, value, headers)
+        self._desk.spend(1 + len(value) // DECISION_BYTES)
+
+    # --- in ---
+
+    def take(self, envelope: Envelope, value: bytes | None, here: Cause) -> Refusal | None:
+        """Hands a message to its policy; why it could not, where no ledger can have written it.
+
+        Raises NeedsNewer for a policy that this version does not have.
+        """
+        self._desk.spend(1 + len(value or b"") // DECISION_BYTES)
+        topic, origin, _ = envelope.origin
+        if topic != self._internal or origin >= self._partitions:
+            return broken_message(f"comes from no partition of this installation: {topic}/{origin}")
+        policy = policy_of(envelope)
+        if policy is None:
+            return broken_message("names no policy")
+        addressee = self._addressees.get(policy)
+        if addressee is None:
+            place = f"{here[0]}[{here[1]}]@{here[2]}"
+            raise NeedsNewer(f"{place} is a message to the policy {policy!r}", envelope.needs)
+        body = read_body(value)
+        if isinstance(body, Refusal):
+            return body
+        self.turn.cause = here
+        try:
+            addressee.on_message(self.turn, origin, body)
+        except CannotTake as error:
+            return broken_message(f"its policy cannot take: {error}")
+        finally:
+            self.turn.cause = _NOTHING
+        self._desk.drain()
+        return None
