@@ -75,7 +75,9 @@ REFUSED_REQUESTS: Final[dict[str, tuple[str, str]]] = {
     "kafka_partition": ("UInt32", "Partition of jobs.dead."),
     "kafka_offset": ("UInt64", "Offset there: (kafka_partition, kafka_offset) is unique."),
     "refused_at": ("DateTime64(3, 'UTC')", "When the record was put on jobs.dead."),
-    "stage": ("LowCardinality(String)", "request, command, outcome, event, message; unknown: not ours."),
+    "stage": (
+        "LowCardinality(String)", "request, command, outcome, event, message; unknown: not ours."
+    ),
     "code": ("LowCardinality(String)", "A word of ErrorCode."),
     "message": ("String", "What is wrong and what to do."),
     "field": ("String", "The field at fault; '' when there is none."),

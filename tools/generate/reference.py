@@ -18,6 +18,8 @@ from schemas.dead import HEADER_MEANINGS
 from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
 from schemas.topics import DAY_MS, HOUR_MS, READY_PARTITIONS, Topics, TopicSpec
 from schemas.words import ErrorCode, Priority, Reason
+from streams.envelope import HEADER_MEANINGS as ENVELOPE_MEANINGS
+from streams.envelope import MESSAGE_BYTES_MAX
 from tools.generate.asyncapi import CLOUDEVENT_HEADERS
 from tools.generate.json_schemas import all_schemas
 from tools.generate.words import ERROR_FIXES, REASON_MEANINGS
@@ -127,6 +129,7 @@ def _records() -> list[str]:
 def _headers() -> list[str]:
     clouds = [(f"`{name}`", meaning) for name, meaning in CLOUDEVENT_HEADERS.items()]
     dead = [(f"`{name}`", meaning) for name, meaning in HEADER_MEANINGS.items()]
+    ours = [(f"`{name}`", meaning) for name, meaning in ENVELOPE_MEANINGS.items()]
     return [
         "## Headers", "",
         "CloudEvents 1.0. On `jobs.requested` all are optional (plain JSON needs none); where one "
@@ -139,7 +142,12 @@ def _headers() -> list[str]:
         "stage `attempt`: key is its user_id, value the request as the ledger keeps it, defaults "
         "filled in; topic, partition and offset are of the record that led to its end (offset -1: "
         "none did, it was a timer).", "",
-        *_table(("header", "meaning"), dead),
+        *_table(("header", "meaning"), dead), "",
+        "Records on `jobs.internal` have an envelope of headers, behind those of the record. Only "
+        "ledgers write there. The value of a message is a JSON object of at most "
+        f"{MESSAGE_BYTES_MAX} bytes. A kind, a version or a policy that a ledger does not know "
+        "ends it with exit code 79; what no ledger wrote becomes a dead letter.", "",
+        *_table(("header", "meaning"), ours),
     ]
 
 
