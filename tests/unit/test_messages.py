@@ -399,5 +399,3 @@ def test_an_older_ledger_refuses_a_message_and_names_the_version() -> None:
     assert headers[0] == ("tidemill-origin", b"jobs.internal/3/9")
     assert headers[1] == ("tidemill-kind", b"message")
     assert dict(headers)["tidemill-needs"] == b"0.3.0"
-
-
