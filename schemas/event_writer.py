@@ -58,6 +58,7 @@ class Event:
         "type",
         "user_id",
         "wait_ms",
+        "waits_for",
         "worker",
     )
 
@@ -90,6 +91,7 @@ class Event:
         spec: Any = None,
         index: int = 0,
         labels: bytes = b"",
+        waits_for: tuple[str, ...] | None = None,
     ) -> None:
         self.kind = kind
         self.user_id = user_id
@@ -118,6 +120,8 @@ class Event:
         self.index = index  # of an audit event: how many its input led to, this one included
         # What `data` says, as the engine holds it (`streams.job.Spec`); never written.
         self.spec = spec
+        # What the job waits for from now on (`streams.job.WaitKey`); readers get `reason`.
+        self.waits_for = waits_for
 
     @property
     def worker_id(self) -> str | None:

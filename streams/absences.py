@@ -23,7 +23,7 @@ from streams.commands import Defer
 from streams.decision import cost_of
 from streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from streams.desk import Desk
-from streams.job import Job, JobKey
+from streams.job import NO_WORKER, Job, JobKey
 from streams.schedule import Groups, TimerKind, may_dispatch, waits_for_type
 
 # ms of absence before a job's story tells of it. A worker tells what it runs every two seconds, and
@@ -38,6 +38,7 @@ LOOKED_AT_MAX: Final = 20_000  # jobs of one line looked at in one sweep
 # workers a backlog of millions would else be told of one by one.
 NOT_SERVED_TOLD_MAX: Final = 1_000
 NO_END: Final = 2**62  # ms; later than every instant
+_TYPE_NOT_RUN: Final = (NO_WORKER, Reason.TYPE_NOT_RUN.value)
 ANY_QUEUE: Final = ""  # of a job whose type is unknown and that names no queue
 
 
@@ -145,7 +146,7 @@ class Absences:
                 job = jobs.get(key)
                 if job is None or not may_dispatch(job, queue, now_ms):
                     left += 1
-                elif job.reason != reason or (is_served and self._is_over(job, now_ms)):
+                elif not _is_told(job, reason) or (is_served and self._is_over(job, now_ms)):
                     self._due.append(key)
             if 2 * left > len(looked_at):
                 self._desk.schedule.drop_moved_on(line, queue, jobs)
@@ -183,9 +184,9 @@ class Absences:
         reason = self._reason_of(spec.queue, spec.type, now_ms)
         if reason is None:
             return
-        if job.reason != reason:
+        if not _is_told(job, reason):
             due_at = self._given_up_at(job, now_ms) if reason is Reason.TYPE_NOT_RUN else None
-            self._desk.decide(key, job, Defer(due_at, reason))
+            self._desk.decide(key, job, Defer(due_at, (NO_WORKER, reason.value), reason))
             job = self._desk.state.jobs[key]
         if reason is Reason.TYPE_NOT_RUN and self._is_over(job, now_ms):
             self._desk.resolve(key, job, None)
@@ -199,7 +200,12 @@ class Absences:
     def _is_over(self, job: Job, now_ms: int) -> bool:
         spec = job.spec
         return (
-            job.reason == Reason.TYPE_NOT_RUN
+            job.waits_for == _TYPE_NOT_RUN
             and (job.due_at or 0) <= now_ms
             and self.missing_ms(spec.queue, spec.type, now_ms) >= UNKNOWN_TYPE_WAIT_MS
         )
+
+
+def _is_told(job: Job, reason: Reason) -> bool:
+    """Whether the job's history says already why nobody can run it."""
+    return job.waits_for == (NO_WORKER, reason.value)

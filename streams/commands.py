@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.codec import Decoded, Refusal
 from schemas.words import Reason
-from streams.job import JobKey, Worker
+from streams.job import JobKey, WaitKey, Worker
 from streams.policy import Policy
 from streams.store.finished import Ended
 
@@ -68,7 +68,8 @@ class Defer:
     """The job cannot start: a limit does not let it, or nobody is there who could run it."""
 
     due_at: int | None  # epoch ms; None when nobody can say
-    reason: Reason = Reason.RATE_LIMITED
+    waits_for: WaitKey
+    reason: Reason
 
 
 @dataclass(slots=True)

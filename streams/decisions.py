@@ -30,7 +30,7 @@ from streams.commands import (
     Submit,
 )
 from streams.decision import Accepted, Decision, InvalidTransition, Kept, Rejected, repeat_of
-from streams.job import Job, JobKey, Spec, Worker
+from streams.job import HANDED_BACK, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey, Worker
 from streams.lifecycle import GIVES_BACK, evolve, state_after
 from streams.store.kept_cancels import KeptCancel
 
@@ -78,6 +78,7 @@ class EventBuilder:
         worker: Worker | None = None, due_at: int | None = None, started_at: int | None = None,
         wait_ms: int | None = None, run_ms: int | None = None,
         data: dict[str, Any] | None = None, new_spec: Spec | None = None,
+        waits_for: WaitKey | None = None,
     ) -> EventBuilder:
         """One more event; the facts are the optional fields of `Event`."""
         job = self.job
@@ -96,11 +97,20 @@ class EventBuilder:
             0 if redriven else job.attempt + begins - gives_back, job.epoch + begins,
             self._now, job.state, after, cause=self._cause, reason=reason, error=error,
             worker=worker, due_at=due_at, started_at=started_at, wait_ms=wait_ms, run_ms=run_ms,
-            data=data, spec=new_spec, labels=spec.labels,
+            data=data, spec=new_spec, labels=spec.labels, waits_for=waits_for,
         )
         self.job = evolve(job, event)
         self.events.append(event)
         return self
+
+    def await_type(self) -> EventBuilder:
+        """No worker has told of the job's type: it waits for one."""
+        if self.job is None:
+            raise InvalidTransition(None, _E.DEFERRED)
+        return self.tell(
+            _E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=self._now + UNKNOWN_TYPE_WAIT_MS,
+            waits_for=(UNKNOWN_TYPE, self.job.spec.type),
+        )
 
     def end(
         self, kind: EventKind, reason: str | None = None, *,
@@ -145,7 +155,10 @@ def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation
             return EventBuilder(job, now, None).tell(_DISPATCHED).done()
         case Defer():
             put_off = EventBuilder(job, now, None)
-            return put_off.tell(_E.DEFERRED, reason=command.reason, due_at=command.due_at).done()
+            return put_off.tell(
+                _E.DEFERRED, reason=command.reason, due_at=command.due_at,
+                waits_for=command.waits_for,
+            ).done()
         case Refuse():
             return _refuse(job, command, now, situation)
         case Resolve():
@@ -190,7 +203,7 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
     if admission.is_expired(spec, now):
         return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
     if policy is None:
-        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
+        story.await_type()
     elif spec.run_at is not None and spec.run_at > now:
         story.tell(_E.SCHEDULED, reason=Reason.RUN_AT, due_at=spec.run_at)
     return story.done()
@@ -351,7 +364,9 @@ def _give_back(
         return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
     if reason == Reason.TYPE_NOT_RUN:  # sent at once, it might meet the same worker
         due_at = now + attempts.return_delay_ms(returns)
-        story.tell(_E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at)
+        story.tell(
+            _E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at, waits_for=HANDED_BACK
+        )
     if left is not None and left.interruptions > situation.interruptions_max:
         error = attempts.interrupted_error(left.interruptions)
         return story.end(_E.FAILED, Reason.INTERRUPTED, error=error)
@@ -391,5 +406,5 @@ def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) 
     story = EventBuilder(job, now, command.cause)
     story.tell(_E.REDRIVEN, data=data, reason=Reason.OPERATOR)
     if job.epoch == 0:  # it failed because nobody knew its type
-        story.tell(_E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=now + UNKNOWN_TYPE_WAIT_MS)
+        story.await_type()
     return story.done()

@@ -24,7 +24,7 @@ from streams.decision import (
     react,
 )
 from streams.decisions import decide
-from streams.job import Job, JobKey
+from streams.job import UNKNOWN_TYPE, Job, JobKey
 from streams.lifecycle import NOTES
 from streams.outbox import Outbox
 from streams.policy import Policy
@@ -173,7 +173,9 @@ class Desk:
 
     def resolve(self, key: JobKey, job: Job, policy: Policy | None) -> None:
         """The wait for a type is over; what may start now comes before what is asked later."""
-        self.schedule.unknown.get(job.spec.type, {}).pop(key, None)
+        waiting = self.schedule.wait_lists.get((UNKNOWN_TYPE, job.spec.type))
+        if waiting is not None:
+            waiting.drop(key)
         self.decide(key, job, Resolve(policy))
         self.schedule.ready_if_due(self.state.jobs[key], self.state.clock_ms)
 

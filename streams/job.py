@@ -17,6 +17,21 @@ JobKey = tuple[str, ...]
 """(user_id, job_id): identity everywhere. Two strings; of a tuple whose type gives its length
 compiled code would make another one at each use, and every index holds this very tuple."""
 
+WaitKey = tuple[str, ...]
+"""What a job waits for: the name of the rule that holds it back, then what of it."""
+
+HANDED_BACK: Final[WaitKey] = ("handed_back",)
+"""Its worker did not run its type: it takes its old place in line at `due_at`."""
+
+NO_WORKER: Final = "no_worker"
+"""It waits for a slot as any other, and its history says why that takes long: behind the word."""
+
+UNKNOWN_TYPE: Final = "unknown_type"
+"""No worker has told of its type yet, which stands behind the word."""
+
+RATE_LIMIT: Final = "rate_limit"
+"""A `delay` limit holds it back; behind the word: user and type."""
+
 Worker = tuple[str, int]
 """(worker_id, incarnation): who runs an attempt."""
 
@@ -143,6 +158,7 @@ class Job:
         "spec",
         "started_at",
         "state",
+        "waits_for",
         "worker",
     )
 
@@ -167,6 +183,7 @@ class Job:
         error: dict[str, Any] | None,
         returns: int = 0,
         interruptions: int = 0,
+        waits_for: WaitKey | None = None,
     ) -> None:
         self.spec = spec
         self.state = state
@@ -177,7 +194,7 @@ class Job:
         self.rescues = rescues  # in this run
         self.queued_at = queued_at  # of this run
         self.due_at = due_at  # when a waiting job goes on
-        self.reason = reason  # why it waits, or why it ended
+        self.reason = reason  # why it waits, or why it ended, in a word for readers
         self.dispatched_at = dispatched_at
         self.started_at = started_at  # of the last attempt
         self.finished_at = finished_at
@@ -187,6 +204,8 @@ class Job:
         self.error = error  # of the last failed attempt
         self.returns = returns  # hand-backs in this run
         self.interruptions = interruptions  # stops of its workers while it ran, in this run
+        # What holds a scheduled job back; None: its instant alone.
+        self.waits_for = waits_for
 
     @staticmethod
     def first(spec: Spec, state: State, *, holds_limit: bool) -> Job:
@@ -220,7 +239,7 @@ class Job:
             self.spec, state, sequence, run, attempt, epoch,
             self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
             self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
-            self.holds_limit, self.error, self.returns, self.interruptions,
+            self.holds_limit, self.error, self.returns, self.interruptions, self.waits_for,
         )
 
     @property

@@ -60,7 +60,10 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.SCHEDULED, _E.FAILED): _S.FAILED,
     (_S.SCHEDULED, _E.CANCELLED): _S.CANCELLED,
     (_S.SCHEDULED, _E.EXPIRED): _S.EXPIRED,
+    (_S.RETRYING, _E.SKIPPED): _S.SKIPPED,
+    (_S.RETRYING, _E.FAILED): _S.FAILED,
     (_S.RETRYING, _E.CANCELLED): _S.CANCELLED,
+    (_S.RETRYING, _E.EXPIRED): _S.EXPIRED,
     # A dead letter may run again, and a refused request does not take its id: a mended one runs.
     (_S.FAILED, _E.REDRIVEN): _S.PENDING,
     (_S.FAILED, _E.REQUESTED): _S.PENDING,
@@ -126,6 +129,7 @@ def evolve(job: Job | None, event: Event) -> Job:
         new.finished_at = event.occurred_at
         new.reason = event.reason
         new.due_at = None
+        new.waits_for = None
         new.holds_limit = False
         if event.error is not None:
             new.error = event.error
@@ -139,6 +143,7 @@ def _fold_dispatched(new: Job, event: Event) -> None:
     new.dispatched_at = event.occurred_at
     new.due_at = None
     new.reason = None
+    new.waits_for = None
     new.worker = None
     new.holds_limit = False
 
@@ -153,6 +158,7 @@ def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
     elif kind in _PUTS_OFF:
         new.due_at = event.due_at
         new.reason = event.reason
+        new.waits_for = event.waits_for
         if event.spec is not None:
             new.spec = event.spec
             new.holds_limit = bool(event.data and event.data.get("holds_limit"))

@@ -8,7 +8,6 @@ the caller says whether their transaction was committed (`settle`) or not (`undo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Final, NamedTuple
 
 from schemas.record_pages import OutGroup
@@ -28,11 +27,18 @@ from streams.commands import (
 from streams.decision import cost_of
 from streams.desk import Desk
 from streams.intake import InRecord, Intake
-from streams.job import Job, JobKey
+from streams.job import HANDED_BACK, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, WaitKey
 from streams.messages import Addressee, Messages
 from streams.outbox import Buried
 from streams.partitioner import Partitioner
-from streams.schedule import Groups, LineName, TimerKind, may_dispatch, waits_for_type
+from streams.schedule import (
+    Groups,
+    LineName,
+    TimerKind,
+    is_waiting,
+    may_dispatch,
+    waits_for_type,
+)
 from streams.stalls import NO_STALLS, Stall, Stalls
 from streams.store.jobs import FORGET_AT_ONCE_MAX
 from streams.store.position import input_name
@@ -43,8 +49,8 @@ DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while w
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 FORGET_AGAIN_MS: Final = 50  # the same while there is more of it than one group may forget
-# Until a gate with nobody at it is looked at again, whether those that it let through have started.
-CLEAR_GATE_MS: Final = 60_000
+# Until a list where nobody waits is looked at again, whether those that were woken have started.
+CLEAR_LIST_MS: Final = 60_000
 # Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
 # known now): a group with more would outlast its transaction. The rest is for the next group.
 DECISIONS_MAX: Final = 2_000
@@ -218,10 +224,10 @@ class Partition:
             self.schedule.note_types()
         elif known.runs_as != definition.runs_as:
             self._rebuild()  # its jobs wait for other slots now
-        if self.schedule.unknown.get(definition.type):
+        if len(self.schedule.wait_lists.get((UNKNOWN_TYPE, definition.type), ())):
             self.state.resolving[definition.type] = None
             self._resolve_waiting()
-        self.schedule.wake_gates(definition.type, self.state.clock_ms)
+        self.schedule.wake_limited(definition.type, self.state.clock_ms)
 
     def tick(self) -> None:
         """Timers, rescues, forgetting, then dispatch: what time alone brings.
@@ -305,32 +311,30 @@ class Partition:
         self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
         known = self.state.policy
         self.state.resolving = {
-            name: None for name in self.schedule.unknown if known(name) is not None
+            name: None for name in self.schedule.unknown_types() if known(name) is not None
         }
 
     def _resolve_waiting(self) -> None:
         """Lets jobs go on whose type is known by now, in their order."""
         state = self.state
         for type_name in list(state.resolving):
-            waiting = self.schedule.unknown.get(type_name, {})
-            for key in list(islice(waiting, max(0, self._may_resolve))):
-                if self._may_resolve <= 0:
-                    break
-                del waiting[key]
+            waiting = self.schedule.wait_lists.get((UNKNOWN_TYPE, type_name))
+            while waiting is not None and len(waiting) and self._may_resolve > 0:
+                key = waiting.pop()
                 job = state.jobs.get(key)
                 if job is not None and waits_for_type(job):
                     self._desk.resolve(key, job, state.policy(type_name))
                     self._may_resolve -= cost_of(job)
-            if waiting:
+            if waiting is not None and len(waiting):
                 self._has_more = True
                 return
             del state.resolving[type_name]
-            self.schedule.unknown.pop(type_name, None)
+            self.schedule.wait_lists.pop((UNKNOWN_TYPE, type_name), None)
 
     def _fire(self, kind: TimerKind, name: tuple[str, ...]) -> int:
         """What a timer is for; how many decisions it counts as."""
-        if kind is TimerKind.GATE:
-            self._open_gate(name)
+        if kind is TimerKind.WAKE:
+            self._wake(name)
             return 1
         job = self.state.jobs.get(name)
         now_ms = self.state.clock_ms
@@ -339,7 +343,7 @@ class Partition:
         if kind is TimerKind.DUE:
             is_due = job.due_at is not None and job.due_at <= now_ms
             if is_due and job.state in (State.SCHEDULED, State.RETRYING):
-                self.schedule.make_ready(job, is_first=job.reason == Reason.HANDED_BACK)
+                self.schedule.make_ready(job, is_first=job.waits_for == HANDED_BACK)
         elif kind is TimerKind.EXPIRES:
             # The timer may be that of an earlier job of this id.
             if is_too_late(job, now_ms):
@@ -349,35 +353,35 @@ class Partition:
             return 1
         return cost_of(job)
 
-    def _open_gate(self, name: tuple[str, ...]) -> None:
-        """Lets as many jobs through a delayed limit as may start now; sets the next timer."""
-        gate = self.schedule.gates.get(name)
-        policy = self.state.policy(name[1])
-        if gate is None or policy is None:
+    def _wake(self, name: WaitKey) -> None:
+        """Lets as many jobs go on as a delayed limit has room for; sets the next timer."""
+        waiting = self.schedule.wait_lists.get(name)
+        policy = self.state.policy(name[2])
+        if waiting is None or policy is None:
             return
         jobs, now_ms = self.state.jobs, self.state.clock_ms
-        used = self.state.limit_state(*name)
-        # Who was let through before and has found no slot yet has the first right to a start.
-        for key in list(gate.through):
-            if not _is_held_by_limit(jobs.get(key)):
-                del gate.through[key]
-        free = limits.free_starts(policy.limits, used, now_ms) - len(gate.through)
-        while len(gate) and free > 0:
-            key = gate.pop()
+        used = self.state.limit_state(name[1], name[2])
+        # Who was woken before and has found no slot yet has the first right to a start.
+        for key in list(waiting.through):
+            if not is_waiting(jobs.get(key), name):
+                del waiting.through[key]
+        free = limits.free_starts(policy.limits, used, now_ms) - len(waiting.through)
+        while len(waiting) and free > 0:
+            key = waiting.pop()
             job = jobs.get(key)
             # One that has expired takes no start away: its own timer ends it.
-            if job is not None and _is_held_by_limit(job) and not is_too_late(job, now_ms):
+            if job is not None and is_waiting(job, name) and not is_too_late(job, now_ms):
                 self.schedule.make_ready(job, is_first=True)
-                gate.through[key] = None
+                waiting.through[key] = None
                 free -= 1
-        if len(gate):
+        if len(waiting):
             again_at = limits.delayed_until(policy.limits, used, now_ms)
             shortest = min((limit.window_ms for limit in policy.limits), default=0)
-            self.schedule.set_gate(name, max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)))
-        elif not gate.through:
-            self.schedule.gates.pop(name, None)
+            self.schedule.set_wake(name, max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)))
+        elif not waiting.through:
+            self.schedule.wait_lists.pop(name, None)
         else:
-            self.schedule.set_gate(name, now_ms + CLEAR_GATE_MS)
+            self.schedule.set_wake(name, now_ms + CLEAR_LIST_MS)
 
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
@@ -476,21 +480,17 @@ class Partition:
         return left
 
     def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:
-        """Whether a delayed limit does not let the job start yet; it then waits at its gate."""
+        """Whether a delayed limit does not let the job start yet; it then waits in a list."""
         policy = self.state.policy(job.spec.type)
         if job.epoch > 0 or policy is None or not policy.limits:
             return False
         used = self.state.limit_state(key[0], job.spec.type)
-        gates = self.schedule.gates
-        gate = gates.get((key[0], job.spec.type)) if gates else None
-        ahead = 0 if gate is None else len(gate)
-        comes_later = ahead > 0 and job.reason != Reason.RATE_LIMITED
+        name = (RATE_LIMIT, key[0], job.spec.type)
+        waiting = self.schedule.wait_lists.get(name)
+        ahead = 0 if waiting is None else len(waiting)
+        comes_later = ahead > 0 and job.waits_for != name
         if not comes_later and limits.delayed_until(policy.limits, used, now_ms) <= now_ms:
             return False
         due_at = limits.estimated_due(policy.limits, used, now_ms, ahead=ahead)
-        self._desk.decide(key, job, Defer(due_at))
+        self._desk.decide(key, job, Defer(due_at, name, Reason.RATE_LIMITED))
         return True
-
-
-def _is_held_by_limit(job: Job | None) -> bool:
-    return job is not None and job.state is State.SCHEDULED and job.reason == Reason.RATE_LIMITED

@@ -1,7 +1,7 @@
 """Who is next and when to look again: the indices over a partition's jobs.
 
-Owns the waiting queues, the heap of timers, the gates of delayed limits, the jobs of unknown types
-and what is in flight. Refuses to decide: it names jobs, `streams.partition` asks the core.
+Owns the waiting queues, the heap of timers, the lists of jobs that wait for something else than a
+slot, and what is in flight. Refuses to decide: it names jobs, `streams.partition` asks the core.
 
 All of it can be built from the jobs (`rebuild`), so it is neither written nor undone: an entry
 whose job has moved on is dropped when it comes up.
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, Reason, State, direct
-from streams.gates import Gate, GateName
-from streams.job import Job, JobKey, Spec
+from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
+from streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
+from streams.wait_list import WaitList
 from streams.waiting import WaitingQueue
 from streams.window import Window
 
@@ -31,7 +31,7 @@ class TimerKind(IntEnum):
     DUE = 1  # run_at or a backoff has passed: the job may be dispatched
     EXPIRES = 2
     UNKNOWN_TYPE = 3
-    GATE = 4  # a delayed limit has a free start again
+    WAKE = 4  # what a list of jobs waits for may be there
 
 
 class LineName(NamedTuple):
@@ -65,12 +65,6 @@ _PENDING: Final = State.PENDING
 _SCHEDULED: Final = State.SCHEDULED
 _RETRYING: Final = State.RETRYING
 _IN_FLIGHT: Final = IN_FLIGHT_STATES
-# Of a deferred job: it was told why it waits and kept its place.
-_STAYS_IN_LINE: Final = frozenset({Reason.TYPE_NOT_RUN, Reason.QUEUE_NOT_SERVED})
-_WAITS_OTHERWISE: Final = _STAYS_IN_LINE | {Reason.UNKNOWN_TYPE, Reason.RATE_LIMITED}
-# Of a scheduled job: it may start before its `due_at`. For a limit that is only an estimate, and
-# the limit itself is asked again.
-_MAY_START: Final = _STAYS_IN_LINE | {Reason.RATE_LIMITED}
 
 
 class Schedule:
@@ -82,39 +76,42 @@ class Schedule:
         self._groups: dict[str, Groups] = {}  # by queue, as its workers told last
         self._split: dict[str, Groups] = {}  # those queues that need more than the group ""
         self.lines: dict[tuple[str, str, str], Line] = {}
-        self.gates: dict[GateName, Gate] = {}
-        self.unknown: dict[str, dict[JobKey, None]] = {}
-        self._timers: list[tuple[int, int, TimerKind, JobKey | GateName]] = []
+        self.wait_lists: dict[WaitKey, WaitList] = {}
+        self._timers: list[tuple[int, int, TimerKind, JobKey | WaitKey]] = []
         self._timer_count = 0
 
     def next_timer_at(self) -> int | None:
         """Epoch ms of the earliest timer, None when there is none."""
         return self._timers[0][0] if self._timers else None
 
-    def pop_due(self, now_ms: int) -> tuple[TimerKind, JobKey | GateName] | None:
+    def pop_due(self, now_ms: int) -> tuple[TimerKind, JobKey | WaitKey] | None:
         """The earliest timer that is due, None when none is."""
         while self._timers and self._timers[0][0] <= now_ms:
             at_ms, _, kind, name = heapq.heappop(self._timers)
-            if kind is not TimerKind.GATE or self._is_gates_timer(name, at_ms):
+            if kind is not TimerKind.WAKE or self._is_lists_timer(name, at_ms):
                 return kind, name
         return None
 
-    def _is_gates_timer(self, name: GateName, at_ms: int) -> bool:
-        gate = self.gates.get(name)
-        return gate is not None and gate.opens_at == at_ms
+    def _is_lists_timer(self, name: WaitKey, at_ms: int) -> bool:
+        found = self.wait_lists.get(name)
+        return found is not None and found.wakes_at == at_ms
 
-    def set_gate(self, name: GateName, at_ms: int) -> None:
-        """The gate opens then, and not when it was to open before."""
-        self.gates[name].opens_at = at_ms
-        self.set_timer(at_ms, TimerKind.GATE, name)
+    def set_wake(self, name: WaitKey, at_ms: int) -> None:
+        """The list is looked at then, and not when it was to be looked at before."""
+        self.wait_lists[name].wakes_at = at_ms
+        self.set_timer(at_ms, TimerKind.WAKE, name)
 
-    def wake_gates(self, type: str, now_ms: int) -> None:
+    def wake_limited(self, type: str, now_ms: int) -> None:
         """A type's limits have changed: what they are now holds for who waits already."""
-        for name in self.gates:
-            if name[1] == type:
-                self.set_gate(name, now_ms)
+        for name in self.wait_lists:
+            if name[0] == RATE_LIMIT and name[2] == type:
+                self.set_wake(name, now_ms)
 
-    def set_timer(self, at_ms: int, kind: TimerKind, name: JobKey | GateName) -> None:
+    def unknown_types(self) -> list[str]:
+        """Those for which jobs wait, or did."""
+        return [name[1] for name in self.wait_lists if name[0] == UNKNOWN_TYPE]
+
+    def set_timer(self, at_ms: int, kind: TimerKind, name: JobKey | WaitKey) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
 
@@ -211,32 +208,30 @@ class Schedule:
 
     def _place_timed(self, before: Job | None, job: Job) -> None:
         due_at = job.due_at or 0
-        if job.reason == Reason.UNKNOWN_TYPE:
-            self.unknown.setdefault(job.spec.type, {})[job.key] = None
-            self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
-        elif job.reason == Reason.RATE_LIMITED:
-            self._hold_back(job, due_at)
-        elif job.reason in _STAYS_IN_LINE:
-            if before is None:
-                self.make_ready(job)
-        else:
+        name = job.waits_for
+        if name is None or name[0] == HANDED_BACK[0]:
             self.set_timer(due_at, TimerKind.DUE, job.key)
+        elif name[0] != NO_WORKER:
+            self._hold_back(job, name, due_at)
+        elif before is None:
+            self.make_ready(job)
 
-    def _hold_back(self, job: Job, due_at: int) -> None:
-        """A delayed limit keeps the job; only the head of a gate needs a timer."""
-        key, name = job.key, (job.key[0], job.spec.type)
-        gate = self.gates.get(name)
-        if gate is None:
-            gate = self.gates[name] = Gate()
-        if not len(gate):
-            self.set_gate(name, due_at)
-        gate.add(key, job.spec.number)
+    def _hold_back(self, job: Job, name: WaitKey, due_at: int) -> None:
+        """The job waits in a list. A job whose type is unknown has a timer of its own; of the
+        others only the first one needs one."""
+        waiting = self.wait_lists.get(name)
+        if waiting is None:
+            waiting = self.wait_lists[name] = WaitList()
+        if name[0] == UNKNOWN_TYPE:
+            self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
+        elif not len(waiting):
+            self.set_wake(name, due_at)
+        waiting.add(job.key, job.spec.number)
 
     def ready_if_due(self, job: Job, now_ms: int) -> None:
         """A job whose instant has passed takes its place in line at once, not at the next tick:
         what is asked for in between must not overtake it."""
-        waits_otherwise = job.reason in _WAITS_OTHERWISE
-        if job.state is State.SCHEDULED and not waits_otherwise and (job.due_at or 0) <= now_ms:
+        if job.state is _SCHEDULED and _waits_for_its_instant(job) and (job.due_at or 0) <= now_ms:
             self.make_ready(job)
 
     def rebuild(self, jobs: Iterable[Job], now_ms: int) -> None:
@@ -245,17 +240,17 @@ class Schedule:
         for line in self.lines.values():
             line.waiting = WaitingQueue()
             line.in_flight = {}
-        self.gates = {}
-        self.unknown = {}
+        self.wait_lists = {}
         self._timers = []
         for job in sorted(jobs, key=lambda job: job.spec.number):
             self.place(None, job)
             self.ready_if_due(job, now_ms)
         # A job's own due_at is an estimate from when others were before it: ask the limit at once.
-        self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.GATE]
+        self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.WAKE]
         heapq.heapify(self._timers)
-        for name in self.gates:
-            self.set_gate(name, now_ms)
+        for name in self.wait_lists:
+            if name[0] != UNKNOWN_TYPE:
+                self.set_wake(name, now_ms)
 
     def clear_out(self, jobs: Mapping[JobKey, Job]) -> None:
         """Drops the entries of jobs that have moved on, when there are many. They would be dropped
@@ -272,11 +267,10 @@ class Schedule:
         for name, line in list(self.lines.items()):
             if not len(line.waiting) and not line.in_flight and not line.window.slots:
                 del self.lines[name]  # a request may name any queue
-        for type_name, keys in self.unknown.items():
-            if len(keys) > room:
-                self.unknown[type_name] = {
-                    key: None for key in keys if waits_for_type(jobs.get(key))
-                }
+        for wait_key, waiting in self.wait_lists.items():
+            if len(waiting) > room:
+                wanted = {key for key in waiting if is_waiting(jobs.get(key), wait_key)}
+                waiting.keep(wanted.__contains__)
 
     def drop_moved_on(self, line: Line, queue: str, jobs: Mapping[JobKey, Job]) -> None:
         """The same for one line."""
@@ -284,10 +278,10 @@ class Schedule:
         line.waiting.keep(wanted.__contains__)
 
     def _is_wanted(
-        self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | GateName
+        self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | WaitKey
     ) -> bool:
-        if kind is TimerKind.GATE:
-            return self._is_gates_timer(name, at_ms)
+        if kind is TimerKind.WAKE:
+            return self._is_lists_timer(name, at_ms)
         job = jobs.get(name)
         if job is None or job.state in TERMINAL_STATES:
             return False
@@ -301,9 +295,20 @@ def _is_in_line(job: Job | None, queue: str) -> bool:
     return job.state not in TERMINAL_STATES and job.state not in _IN_FLIGHT
 
 
+def _waits_for_its_instant(job: Job) -> bool:
+    return job.waits_for is None or job.waits_for[0] == HANDED_BACK[0]
+
+
+def is_waiting(job: Job | None, name: WaitKey) -> bool:
+    """Whether it still waits for that."""
+    return job is not None and job.state is _SCHEDULED and job.waits_for == name
+
+
 def waits_for_type(job: Job | None) -> bool:
     """Whether no worker has told of its type yet."""
-    return job is not None and job.state is _SCHEDULED and job.reason == Reason.UNKNOWN_TYPE
+    if job is None or job.state is not _SCHEDULED or job.waits_for is None:
+        return False
+    return job.waits_for[0] == UNKNOWN_TYPE
 
 
 def may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
@@ -315,5 +320,8 @@ def may_dispatch(job: Job, queue: str, now_ms: int) -> bool:
     if job.state is _RETRYING:
         return (job.due_at or 0) <= now_ms
     if job.state is _SCHEDULED:
-        return job.reason in _MAY_START or (job.due_at or 0) <= now_ms
+        if _waits_for_its_instant(job):
+            return (job.due_at or 0) <= now_ms
+        # Of who waits in a list `due_at` is an estimate: what holds the job back is asked again.
+        return not waits_for_type(job)
     return False

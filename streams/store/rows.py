@@ -23,15 +23,25 @@ from mypy_extensions import i64
 
 from schemas.event_writer import STATE_JSON
 from schemas.numbers import put_decimal
-from schemas.words import State
-from streams.job import Job, JobKey, Spec
+from schemas.words import Reason, State
+from streams.job import (
+    HANDED_BACK,
+    NO_WORKER,
+    RATE_LIMIT,
+    UNKNOWN_TYPE,
+    Job,
+    JobKey,
+    Spec,
+    WaitKey,
+)
 from streams.store.finished import Ended, digest_of
 from streams.store.table import UnknownRow
 
 _dumps: Final = orjson.dumps  # constants of this module: compiled code need not look them up
 _loads: Final = orjson.loads
 KIND: Final = b"j"  # first byte of the key of a job's row
-LIVE: Final = 1  # first element of a live job's row: its version
+LIVE: Final = 2  # first element of a live job's row: its version
+LIVE_READ: Final = (1, LIVE)  # versions that this ledger reads
 ENDED: Final = -1  # first element of an ended job's row
 _LIVE_BEGINS: Final = b"[%d," % LIVE
 _ENDED_BEGINS: Final = b"[%d," % ENDED
@@ -93,8 +103,12 @@ def put_live(out: BytesWriter, job: Job) -> None:
     _put_text(out, spec.parent_job_id)
     _put_text(out, spec.traceparent)
     _put_digits(out, job.returns)
-    if job.interruptions:  # last, and left out of most rows: those without it read as 0
+    # Last, and left out of most rows: those without them read as 0 and None.
+    if job.interruptions or job.waits_for is not None:
         _put_digits(out, job.interruptions)
+        if job.waits_for is not None:
+            out.write(b",")
+            out.write(_dumps(job.waits_for))
     out.write(b"]\n")
     out.write(spec.payload)
 
@@ -152,12 +166,14 @@ def read_job(value: bytes) -> Job | Ended:
         state = _STATE_OF[row[1]]
         # requested and failed, and nothing in between: only a refused request ends like that.
         return Ended(row[2], row[3], state, state is State.FAILED and row[4:6] == [1, 2])
-    if row[0] != LIVE:
-        raise UnknownRow(f"a job's row of version {row[0]}; this ledger reads version {LIVE}")
+    if row[0] not in LIVE_READ:
+        raise UnknownRow(
+            f"a job's row of version {row[0]}; this ledger reads versions up to {LIVE}"
+        )
     spec = row[17:]
     worker = row[13]
     # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between;
-    # then the job's own hand-backs, which rows of former releases lack.
+    # then the job's own hand-backs, interruptions and wait, which not every row has.
     asked = Spec(
         sys.intern(spec[0]), spec[1], sys.intern(spec[2]), sys.intern(spec[3]), spec[4],
         payload, spec[5], spec[6], spec[7], spec[8],
@@ -168,4 +184,20 @@ def read_job(value: bytes) -> Job | Ended:
         asked, _STATE_OF[row[1]], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
         row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
         row[15], row[16], spec[18] if len(spec) > 18 else 0, spec[19] if len(spec) > 19 else 0,
+        _wait_of_version_1(row, asked) if row[0] == 1
+        else tuple(spec[20]) if len(spec) > 20 else None,
     )
+
+
+def _wait_of_version_1(row: list[Any], spec: Spec) -> WaitKey | None:
+    """Rows of version 1 say what a job waits for by the word for readers alone."""
+    reason = row[9] if row[1] == State.SCHEDULED else None
+    if reason == Reason.UNKNOWN_TYPE:
+        return (UNKNOWN_TYPE, spec.type)
+    if reason == Reason.RATE_LIMITED:
+        return (RATE_LIMIT, spec.user_id, spec.type)
+    if reason == Reason.HANDED_BACK:
+        return HANDED_BACK
+    if reason == Reason.TYPE_NOT_RUN or reason == Reason.QUEUE_NOT_SERVED:
+        return (NO_WORKER, reason)
+    return None

@@ -2,7 +2,7 @@
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
 documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
-request), b"d" (definition), b"p" (position); job rows are JSON arrays whose first element is 1
+request), b"d" (definition), b"p" (position); job rows are JSON arrays whose first element is 2 or 1
 (live, or a dead letter) or -1 (ended). Refuses to know any code of the engine.
 """
 
@@ -15,15 +15,16 @@ from typing import Any, Final
 
 import orjson
 
-from tests.chaos.jobfold import JobFold, JobId, Trace
+from tests.chaos.jobfold import JobFold, JobId, Step, Trace
 from tests.chaos.kept import Place
 from tests.chaos.legal import TERMINAL
 from tests.chaos.promises import LimitFold, epoch_ms
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 
-LIVE_ROW: Final = 1
+LIVE_ROWS: Final = (1, 2)  # the second says what a job waits for
 ENDED_ROW: Final = -1
+WAIT_PLACE: Final = 37  # in a live row, which ends before it when its job waits for nothing
 
 
 @dataclass(slots=True)
@@ -101,15 +102,17 @@ def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> 
 
 def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any]) -> None:
     last = [step for step in trace.steps if step.sequence is not None][-1]
-    if row[0] == LIVE_ROW:
+    if row[0] in LIVE_ROWS:
         found = {
             "partition": partition, "state": row[1], "sequence": row[2], "run": row[3],
             "attempt": row[4], "epoch": row[5], "user_id": row[17], "job_id": row[18],
+            "waits_for": row[WAIT_PLACE] if len(row) > WAIT_PLACE else None,
         }
         wanted = {
             "partition": trace.partition, "state": trace.state, "sequence": trace.sequence,
             "run": trace.run, "attempt": last.attempt, "epoch": last.epoch,
             "user_id": trace.user_id, "job_id": trace.job_id,
+            "waits_for": _wait_of(trace, last) if row[0] > 1 else None,
         }
         # A failed job keeps its whole row, so that it can be redriven.
         is_kept = trace.is_live or trace.state == "failed"
@@ -132,6 +135,22 @@ def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any])
             "row_disagrees", f"{trace.key}: the row says {found}, its events {wanted}",
             trace.story(),
         )
+
+
+def _wait_of(trace: Trace, last: Step) -> list[str] | None:
+    """What a job waits for, from the last word that was told of it."""
+    if trace.state != "scheduled":
+        return None
+    match last.reason:
+        case "unknown_type":
+            return ["unknown_type", trace.type]
+        case "rate_limited":
+            return ["rate_limit", trace.user_id, trace.type]
+        case "type_not_run" | "queue_not_served":
+            return ["no_worker", last.reason]
+        case "handed_back":
+            return ["handed_back"]
+    return None
 
 
 def _check_limits(report: Report, rows: Rows, limits: LimitFold) -> None:

@@ -44,9 +44,9 @@ LEGAL: Final[dict[str, frozenset[tuple[str | None, str]]]] = {
     "cancel_requested": _stay(*_FLIGHT),
     "redriven": _to("pending", *sorted(TERMINAL)),
     "succeeded": _to("succeeded", "running"),
-    "failed": _to("failed", "pending", "scheduled", "running"),
+    "failed": _to("failed", *_WAITING, "running"),
     "cancelled": _to("cancelled", *_WAITING, "running"),
-    "skipped": _to("skipped", "pending", "scheduled", *_FLIGHT),
-    "expired": _to("expired", "pending", "scheduled"),
+    "skipped": _to("skipped", *_WAITING, *_FLIGHT),
+    "expired": _to("expired", *_WAITING),
 }
 """Event -> the (state before, state after) that it may have."""

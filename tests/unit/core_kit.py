@@ -29,7 +29,7 @@ from streams.commands import (
 )
 from streams.decision import Accepted
 from streams.decisions import decide
-from streams.job import Job, JobKey, Spec
+from streams.job import RATE_LIMIT, Job, JobKey, Spec
 from streams.lifecycle import evolve
 from streams.limits import NOTHING_USED, LimitState
 from streams.policy import Policy
@@ -39,6 +39,7 @@ from streams.store.kept_cancels import KeptCancel
 
 NOW: Final = 1_760_000_000_000
 DEFAULT: Final = LineName("default", "async")
+HELD: Final = (RATE_LIMIT, "u", "t")  # what a job waits for that a limit holds back
 CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
 WORKER: Final = ("worker-1", 1)
 
@@ -154,8 +155,8 @@ def command_named(name: str, state: State | None) -> CoreCommand:
     plain: dict[str, CoreCommand] = {
         "submit": submit(), "submit_other": submit(payload={"other": 1}), "refuse": refuse(),
         "resolve": Resolve(Policy(define())), "resolve_none": Resolve(None), "dispatch": Dispatch(),
-        "defer": Defer(NOW + 9_000), "expire": Expire(), "rescue": Rescue(Reason.WORKER_LOST),
-        "cancel": CANCEL, "redrive": REDRIVE,
+        "defer": Defer(NOW + 9_000, HELD, Reason.RATE_LIMITED), "expire": Expire(),
+        "rescue": Rescue(Reason.WORKER_LOST), "cancel": CANCEL, "redrive": REDRIVE,
     }
     if name in plain:
         return plain[name]

@@ -116,7 +116,7 @@ def test_the_rest_of_those_goes_on_after_a_restore_and_after_an_undo() -> None:
     for _ in range(4):
         scene.group(NOW + 3)
     assert not scene.engine.state.resolving
-    assert not scene.engine.schedule.unknown
+    assert not scene.engine.schedule.unknown_types()
 
 
 def test_rescues_are_bounded() -> None:

@@ -93,12 +93,12 @@ _TABLE: Final[dict[str, tuple[str, ...]]] = {
     "submit_other": ("requested", *["other_body/conflict_ignored"] * 10),
     "refuse": ("requested failed", *["other_body/conflict_ignored"] * 10),
     "resolve": ("bug", "scheduled", "scheduled", "bug", "bug", "bug", *["bug"] * _ENDED),
-    "resolve_none": ("bug", "failed", "failed", "bug", "failed", "bug", *["bug"] * _ENDED),
+    "resolve_none": ("bug", "failed", "failed", "bug", "failed", "failed", *["bug"] * _ENDED),
     "dispatch": (
         "bug", "dispatched", "dispatched", "bug", "bug", "dispatched", *["bug"] * _ENDED
     ),
     "defer": ("bug", "deferred", "deferred", "bug", "bug", "deferred", *["bug"] * _ENDED),
-    "expire": ("bug", "expired", "expired", "bug", "bug", "bug", *["bug"] * _ENDED),
+    "expire": ("bug", "expired", "expired", "bug", "bug", "expired", *["bug"] * _ENDED),
     "rescue": ("bug", "bug", "bug", "rescued", "rescued", "bug", *["bug"] * _ENDED),
     "started": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, "attempt_started",

@@ -8,10 +8,11 @@ import orjson
 import pytest
 
 from schemas.wire import Definition, LimitSpec
-from schemas.words import State
+from schemas.words import Reason, State
 from streams.commands import Defer, Dispatch, Resolve
 from streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from streams.intake import derived_job_id
+from streams.job import UNKNOWN_TYPE
 from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
 from streams.partitioner import partition_of
 from streams.policy import Policy
@@ -19,7 +20,7 @@ from streams.schedule import Schedule, TimerKind
 from streams.store.jobs import DEDUPE_RETENTION_MS
 from streams.store.state import PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
-from tests.unit.core_kit import DEFAULT, NOW, Around, after, define, job_in, submit
+from tests.unit.core_kit import DEFAULT, HELD, NOW, Around, after, define, job_in, submit
 
 WINDOW_MS = 10_000
 
@@ -76,13 +77,13 @@ def test_each_state_has_its_place(state: State) -> None:
     assert (job.key in schedule.line(DEFAULT).waiting) == (state is State.PENDING)
 
 
-def test_deferred_jobs_wait_at_their_gate_or_for_their_type() -> None:
-    held = after(None, submit(), Defer(NOW + 7))
+def test_deferred_jobs_wait_in_the_list_of_their_limit_or_for_their_type() -> None:
+    held = after(None, submit(), Defer(NOW + 7, HELD, Reason.RATE_LIMITED))
     unknown = after(None, submit(), around=Around())
     schedule = Schedule({})
     schedule.rebuild([held, unknown], NOW + 100)
-    assert list(schedule.gates[("u", "t")]) == [held.key]
-    assert list(schedule.unknown["t"]) == [unknown.key]
+    assert list(schedule.wait_lists[HELD]) == [held.key]
+    assert list(schedule.wait_lists[(UNKNOWN_TYPE, "t")]) == [unknown.key]
     assert schedule.next_timer_at() == NOW + 100  # the limit itself is asked at once
     assert not len(schedule.line(DEFAULT).waiting)
 
