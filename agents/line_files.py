@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agents import clocks
 from agents.private_files import FILE_MODE
 
 LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one file; one older file is kept
@@ -66,7 +66,7 @@ class LineFile:
             os.close(descriptor)
 
     def _note(self, error: OSError) -> None:
-        now = time.monotonic()
+        now = clocks.monotonic()
         if now - self._told_at >= TOLD_EVERY_SECONDS:
             self._told_at = now
             self._tell(f"lines are missing in {self._path}: {error.strerror}")

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from agents import own_streams
+from agents.clocks import wall_text
 from agents.own_loggers import take_loggers
 from agents.plain_text import plain_event
 
@@ -51,7 +52,7 @@ def configure_logging(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_time,
         structlog.processors.format_exc_info,
         _with_role(role),
     ]
@@ -91,6 +92,11 @@ def configure_logging(
 def log_words() -> str:
     """`FORMAT:LEVEL` of this process, for processes of ours that log beside it."""
     return _words
+
+
+def _with_time(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    event["timestamp"] = wall_text()
+    return event
 
 
 def _with_role(role: str) -> Any:

@@ -7,9 +7,10 @@ jobs fail alike: a line for each would take the time of what works and hide ever
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
+
+from agents import clocks
 
 LINES_A_SECOND: Final = 5  # of one kind
 KIND_SECONDS: Final = 1.0
@@ -31,7 +32,7 @@ class _Count:
 class Tally(Generic[K]):
     """Counts by kind; used from the loop and from handlers' threads."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = clocks.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: dict[K, _Count] = {}

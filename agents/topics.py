@@ -9,7 +9,6 @@ lives there, so a user's jobs would be looked for in another place under another
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from confluent_kafka.admin._config import (
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from agents import exit_codes
+from agents import clocks, exit_codes
 from agents.runtime.clients import client_settings
 from agents.runtime.failstop import fail_stop
 from schemas.topics import Topics, TopicSpec
@@ -178,7 +177,7 @@ def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -
     wanted_names = list(names)
     told_at: float | None = None
     while missing := [name for name in wanted_names if name not in (found := _counts(admin))]:
-        now = time.monotonic()
+        now = clocks.monotonic()
         if told_at is None or now - told_at > AWAITED_TOLD_SECONDS:
             told_at = now
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -186,7 +185,7 @@ def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -
                 f"waiting: topic {missing[0]}{others} is not at {kafka}, which has {len(found)} "
                 "topics; run `tidemill topics apply` with the same --topic-prefix"
             )
-        time.sleep(AWAITED_POLL_SECONDS)
+        clocks.sleep(AWAITED_POLL_SECONDS)
     if told_at is not None:
         say("all topics are there")
 
@@ -231,11 +230,11 @@ def ensure_ready_topics(kafka: str, topics: Topics, queues: Iterable[str]) -> li
 
 def _await(is_done: Callable[[], bool]) -> None:
     """Brokers learn of the controller's word a moment after it was given."""
-    deadline = time.monotonic() + ADMIN_SECONDS
+    deadline = clocks.monotonic() + ADMIN_SECONDS
     while not is_done():
-        if time.monotonic() > deadline:
+        if clocks.monotonic() > deadline:
             raise TopicsError(f"the topics were not visible {ADMIN_SECONDS:g} s after the change")
-        time.sleep(VISIBLE_POLL_SECONDS)
+        clocks.sleep(VISIBLE_POLL_SECONDS)
 
 
 def _counts(admin: AdminClient) -> dict[str, int]:

@@ -49,6 +49,7 @@ SUSPECT_SECONDS: Final = 2.5 * HEARTBEAT_SECONDS
 UNREADABLE_TOLD_SECONDS: Final = 60.0
 UNREADABLE_KEPT_MAX: Final = 1_000  # writers remembered for that
 FORGET_SECONDS: Final = 600.0  # of silence, after which a worker's id is forgotten
+_MICROSECONDS: Final = 1_000_000  # in a second
 
 
 def reason_of(error: ValidationError) -> str:
@@ -171,12 +172,11 @@ class WorkerBook:
                 self._stalls.pop(worker_id, None)
 
     def _heard_within(self, seconds: float) -> list[Heartbeat]:
+        return [beat for beat, _ in self._seen_within(seconds)]
+
+    def _seen_within(self, seconds: float) -> list[tuple[Heartbeat, float]]:
         with self._lock:
-            return [
-                beat
-                for beat, seen_at in self._beats.values()
-                if self._silence(seen_at) < seconds
-            ]
+            return [each for each in self._beats.values() if self._silence(each[1]) < seconds]
 
     def alive(self) -> dict[str, int]:
         """The incarnation of each living worker, by its id."""
@@ -221,7 +221,7 @@ class WorkerBook:
         shares: dict[LineName, list[_Room]] = {}
         if groups is None:
             groups = self.groups()
-        for beat in self._heard_within(SUSPECT_SECONDS):
+        for beat, seen_at in self._seen_within(SUSPECT_SECONDS):
             if beat.is_stopping or beat.is_stalled:
                 continue
             for queue, room in beat.queues.items():
@@ -232,7 +232,9 @@ class WorkerBook:
                 for runs_as, kind in room.kinds.items():
                     if not kind.slots:
                         continue
-                    share = _Room(kind.slots, kind.free, room.partitions, beat.at)
+                    share = _Room(
+                        kind.slots, kind.free, room.partitions, int(seen_at * _MICROSECONDS)
+                    )
                     for group in names:
                         shares.setdefault(LineName(queue, runs_as, group), []).append(share)
         return {name: _capacity_of(rooms) for name, rooms in shares.items()}
@@ -269,7 +271,8 @@ class _Room(NamedTuple):
     slots: int
     free: int
     partitions: tuple[int, ...]
-    at: int  # of its beat: another one with each
+    # When its beat was heard: another instant with each, whatever the worker's clock does.
+    seen_at: int
 
 
 def _capacity_of(rooms: list[_Room]) -> Capacity:
@@ -279,7 +282,7 @@ def _capacity_of(rooms: list[_Room]) -> Capacity:
         slots=sum(room.slots for room in rooms),
         free=sum(room.free for room in rooms),
         workers=len(rooms),
-        told=sum(room.at for room in rooms),
+        told=sum(room.seen_at for room in rooms),
         partitions=tuple(sorted({number for numbers in use for number in numbers})),
     )
 

@@ -6,11 +6,12 @@ Owns the calm behaviour while a broker is away; refuses to know what the client 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, Message
+
+from agents import clocks
 
 logger = logging.getLogger("tidemill.runtime.kafka")
 
@@ -49,7 +50,7 @@ class Throttle(logging.Filter):
         kind = str(record.msg)
         if kind == _CLIENT_TEMPLATE and isinstance(record.args, tuple):
             kind = str(record.args[0])
-        now = time.monotonic()
+        now = clocks.monotonic()
         if now - self._passed_at.get(kind, float("-inf")) < LOG_INTERVAL_SECONDS:
             return False
         self._passed_at[kind] = now

@@ -10,10 +10,9 @@ import logging
 import os
 import sys
 import threading
-import time
 from typing import NoReturn
 
-from agents import exit_codes
+from agents import clocks, exit_codes
 from agents.runtime.errors import final_code
 
 EXIT_FAIL_STOP = exit_codes.FAIL_STOP
@@ -47,7 +46,7 @@ def leave_within(seconds: float, code: int) -> None:
 
 
 def _leave(seconds: float, code: int) -> None:
-    time.sleep(seconds)
+    clocks.sleep(seconds)
     ours = threading.main_thread()
     left = [each.name for each in threading.enumerate() if not each.daemon and each is not ours]
     logger.warning("the process ends without its threads, which do not end: %s", ", ".join(left))

@@ -5,11 +5,11 @@ Owns the end condition and the speed; refuses to know what a row is. Blocking: r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from agents import clocks
 from agents.runtime.clients import client_settings, take_arrived
 from agents.runtime.errors import RecoverableError, kafka_error_of, to_fatal
 
@@ -89,7 +89,7 @@ def _bounds(kafka: str, topic: str, partition: int) -> tuple[int, int]:
 
 
 def _ask_bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    deadline = time.monotonic() + STALL_SECONDS_MAX
+    deadline = clocks.monotonic() + STALL_SECONDS_MAX
     while True:
         try:
             found = consumer.get_watermark_offsets(
@@ -97,9 +97,9 @@ def _ask_bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, in
             )
         except KafkaException as error:
             inner = kafka_error_of(error)
-            if time.monotonic() > deadline or not _is_passing(inner):
+            if clocks.monotonic() > deadline or not _is_passing(inner):
                 raise to_fatal(inner, f"asking for the end of {topic}-{partition}") from error
-            time.sleep(POLL_SECONDS)
+            clocks.sleep(POLL_SECONDS)
         else:
             return found[0], found[1]
 
@@ -115,7 +115,7 @@ def _is_passing(error: KafkaError) -> bool:
 
 
 def _read_until(consumer: Consumer, tp: TopicPartition, end: int) -> Iterator[list[Row]]:
-    moved_at = time.monotonic()
+    moved_at = clocks.monotonic()
     while True:
         rows: list[Row] = []
         for message in take_arrived(consumer, BATCH_RECORDS_MAX, POLL_SECONDS):
@@ -126,12 +126,12 @@ def _read_until(consumer: Consumer, tp: TopicPartition, end: int) -> Iterator[li
                 continue
             rows.append((message.key(), message.value()))
         if rows:
-            moved_at = time.monotonic()
+            moved_at = clocks.monotonic()
             yield rows
         # position() passes control records too, so a log that ends in a commit marker ends.
         if consumer.position([tp])[0].offset >= end:
             return
-        if time.monotonic() - moved_at > STALL_SECONDS_MAX:
+        if clocks.monotonic() - moved_at > STALL_SECONDS_MAX:
             raise RecoverableError(
                 f"no row of {tp.topic}-{tp.partition} came for {STALL_SECONDS_MAX:.0f} s, "
                 f"{end} is not reached"

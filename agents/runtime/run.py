@@ -10,12 +10,12 @@ import logging
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from agents import clocks
 from agents.runtime.app import RoleApp
 from agents.runtime.clients import throttle_aiokafka
 from agents.runtime.failstop import fail_stop
@@ -120,10 +120,10 @@ class Watchdog:
         loop_watch.start()
         try:
             while True:
-                before = time.monotonic()
+                before = clocks.monotonic()
                 await asyncio.sleep(WATCH_INTERVAL_SECONDS)
                 loop_watch.turn()
-                passed = min(time.monotonic() - before, 2 * WATCH_INTERVAL_SECONDS)
+                passed = min(clocks.monotonic() - before, 2 * WATCH_INTERVAL_SECONDS)
                 self._check_tasks()
                 self._check_rebalance(passed)
                 self._check_commit(passed)
@@ -273,5 +273,12 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop()
+        return _Loop()
     return uvloop.new_event_loop()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Python's own, on a clock that user code does not replace."""
+
+    def time(self) -> float:
+        return clocks.monotonic()

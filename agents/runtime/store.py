@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +16,7 @@ import faust
 from faust.stores.base import Store
 from faust.types import TP
 
+from agents import clocks
 from agents.runtime.errors import NotRestoredError
 from agents.runtime.failstop import fail_stop
 
@@ -91,10 +91,10 @@ class PartitionStore(Store[int, S], Generic[S]):
 
         async def restore_one(partition: int) -> None:
             async with limit:
-                started_at = time.monotonic()
+                started_at = clocks.monotonic()
                 self._states[partition] = await self._owner.restore(partition)
                 logger.info(
-                    "partition %s restored in %.2f s", partition, time.monotonic() - started_at
+                    "partition %s restored in %.2f s", partition, clocks.monotonic() - started_at
                 )
 
         await asyncio.gather(*map(restore_one, partitions))

@@ -15,7 +15,6 @@ ends this process.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
@@ -28,6 +27,7 @@ from aiokafka.protocol.transaction import (
     InitProducerIdRequest,
 )
 
+from agents import clocks
 from agents.runtime.batch_writer import (
     AWAY_SECONDS,
     REQUEST_TIMEOUT_MS,
@@ -108,7 +108,7 @@ class TransactionalProducer:
 
         AbortableError: the transaction was aborted. PoisonMessage: no transaction was begun.
         """
-        batches = transactional_batches(group, int(time.time() * 1000), self._codecs)
+        batches = transactional_batches(group, clocks.wall_ms(), self._codecs)
         self._is_sending = True
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -30,6 +29,7 @@ from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 from faust.transport.drivers.aiokafka import server_list
 from faust.types import TP
 
+from agents import clocks
 from agents.runtime.batches import readable_batches
 from agents.runtime.commits import commit_as_owner
 from agents.runtime.errors import FatalError
@@ -79,7 +79,7 @@ class ChunkConsumer(FaustConsumer):
         self._listener = RebalanceListener(self)
         self._fit: FitKeeper | None = None
         #: Monotonic instant of the last pass of the pump; the watchdog reads it.
-        self.pumped_at = time.monotonic()
+        self.pumped_at = clocks.monotonic()
         #: Monotonic instant since when acked offsets wait for a commit that succeeds, or None.
         self.uncommitted_since: float | None = None
 
@@ -155,7 +155,7 @@ class ChunkConsumer(FaustConsumer):
         if not self.flow_active:
             await self.wait(cast(Any, self.can_resume_flow))
             return
-        self.pumped_at = time.monotonic()
+        self.pumped_at = clocks.monotonic()
         self._collect()
         if self._deliver():
             # Let the agents and the fetcher run before the next pass.
@@ -185,7 +185,7 @@ class ChunkConsumer(FaustConsumer):
     def on_ack(self) -> None:
         """Called by a chunk after each ack that counted."""
         if self.uncommitted_since is None:
-            self.uncommitted_since = time.monotonic()
+            self.uncommitted_since = clocks.monotonic()
         self.wake()
 
     def _collect(self) -> None:
@@ -389,7 +389,7 @@ class ChunkConsumer(FaustConsumer):
         if not offsets:
             self.uncommitted_since = None
             return False
-        started_at = time.monotonic()
+        started_at = clocks.monotonic()
         if not await self._commit(offsets):
             return False
         for tp, offset in offsets.items():

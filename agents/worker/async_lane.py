@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import time
 from collections import deque
 from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from agents import clocks
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.copies import leave_if_copy
@@ -168,22 +168,22 @@ class AsyncLane:
 
     async def _serve_line(self, slot: _Slot) -> None:
         waiting = self.waiting
-        turn_ends_at = time.monotonic() + TURN_SECONDS
+        turn_ends_at = clocks.monotonic() + TURN_SECONDS
         while not slot.is_retired:
             if not waiting:
                 await self._sleep(slot)
-                turn_ends_at = time.monotonic() + TURN_SECONDS
+                turn_ends_at = clocks.monotonic() + TURN_SECONDS
                 continue
             attempt = waiting.popleft()
             rest = self._begin(attempt)
             if rest is not None:
                 await self._wait_with(attempt, rest, slot)
-                turn_ends_at = time.monotonic() + TURN_SECONDS
+                turn_ends_at = clocks.monotonic() + TURN_SECONDS
             elif slot.task is not None and slot.task.cancelling():
                 return  # the handler cancelled its task and ended: the next one must not bear it
-            elif time.monotonic() > turn_ends_at:
+            elif clocks.monotonic() > turn_ends_at:
                 await asyncio.sleep(0)
-                turn_ends_at = time.monotonic() + TURN_SECONDS
+                turn_ends_at = clocks.monotonic() + TURN_SECONDS
 
     async def _sleep(self, slot: _Slot) -> None:
         slot.wakeup = self._loop.create_future()
@@ -197,7 +197,7 @@ class AsyncLane:
         assert handler is not None  # a lane only receives attempts with a handler
         if not host.begun(attempt):
             return None
-        attempt.started_ms = int(time.time() * 1000)
+        attempt.started_ms = int(clocks.wall() * 1000)
         try:
             arguments = handler.arguments(job["payload"], attempt)
         except ValidationError as error:
@@ -222,7 +222,7 @@ class AsyncLane:
         return None
 
     async def _wait_with(self, attempt: Attempt, rest: _Rest, slot: _Slot) -> None:
-        attempt.suspend(slot, time.monotonic())
+        attempt.suspend(slot, clocks.monotonic())
         attempt.standing = rest.coroutine
         self.running.add(attempt)
         self._awake -= 1

@@ -19,12 +19,12 @@ import signal
 import socket
 import sys
 import threading
-import time
 from typing import Any, Final, NoReturn
 
 import orjson
 from pydantic import ValidationError
 
+from agents import clocks
 from agents.logging import configure_logging
 from agents.worker import ends
 from agents.worker.context import Context, Signal
@@ -64,7 +64,7 @@ class ChildAttempt:
         return self.context
 
     def _on_progress(self, told: dict[str, Any]) -> None:
-        now = time.monotonic()
+        now = clocks.monotonic()
         if now - self._progressed_at >= PROGRESS_INTERVAL_SECONDS:
             self._progressed_at = now
             self._child.send({"progress": told})

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pydantic import ValidationError
 
+from agents import clocks
 from agents.runtime.clients import client_settings
 from schemas.wire import ControlWord
 
@@ -94,7 +94,7 @@ class ControlReader:
                 )
                 self._consumer.poll(METADATA_SECONDS)
                 return False
-            since_ms = int((time.time() - RECENT_SECONDS) * 1000)
+            since_ms = clocks.wall_ms() - int(RECENT_SECONDS * 1000)
             recent = [TopicPartition(self._topic, number, since_ms) for number in partitions]
             self._consumer.assign(
                 self._consumer.offsets_for_times(recent, timeout=METADATA_SECONDS)

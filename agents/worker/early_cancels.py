@@ -7,8 +7,9 @@ Most words are for other workers; one may be quicker than its job, so each is ke
 
 from __future__ import annotations
 
-import time
 from typing import Final
+
+from agents import clocks
 
 CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
 CANCEL_WORD_SECONDS: Final = 120.0  # a word is kept for so long; its job arrives within a lease
@@ -28,7 +29,7 @@ class EarlyCancels:
 
     def keep(self, key: AttemptKey) -> None:
         """A word for an attempt that is not here."""
-        self._told_at[key] = time.monotonic()
+        self._told_at[key] = clocks.monotonic()
         if len(self._told_at) > CANCEL_WORDS_MAX:
             del self._told_at[next(iter(self._told_at))]
 
@@ -36,4 +37,4 @@ class EarlyCancels:
         """Whether there is a word for this attempt, which is used up by that."""
         told_at = self._told_at.pop(key, None)
         # An id may be used anew: an old word is for a job that has long ended.
-        return told_at is not None and time.monotonic() - told_at < CANCEL_WORD_SECONDS
+        return told_at is not None and clocks.monotonic() - told_at < CANCEL_WORD_SECONDS

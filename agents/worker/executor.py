@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
+from agents import clocks
 from agents.worker import ends
 from agents.worker.async_lane import AsyncLane
 from agents.worker.attempts import CANCELLED, STOPPING, TIMED_OUT, Attempt, Pack, QueueState
@@ -207,7 +207,7 @@ class Executor:
             return None
         jobs = body["jobs"]
         queue = self._queue_of(body["queue"])
-        pack = Pack(queue, body["ledger_partition"], len(jobs), time.monotonic(), on_settled)
+        pack = Pack(queue, body["ledger_partition"], len(jobs), clocks.monotonic(), on_settled)
         if not jobs:
             on_settled()
         handlers = self._handlers
@@ -306,7 +306,7 @@ class Executor:
         attempt.is_ended = True
         self.ended_total += 1
         pack = attempt.pack
-        finished_ms = int(time.time() * 1000)
+        finished_ms = int(clocks.wall() * 1000)
         if end["kind"] == "returned":
             outcome = ends.encode(attempt.job, end, 0, 0)
         else:
@@ -336,14 +336,14 @@ class Executor:
 
     def _end_unbegun(self, attempt: Attempt, end: End) -> None:
         """End an attempt that never began and is in no line."""
-        attempt.started_ms = 0 if end["kind"] == "returned" else int(time.time() * 1000)
+        attempt.started_ms = 0 if end["kind"] == "returned" else clocks.wall_ms()
         self._finish(attempt, end)
 
     # -- the sweep -----------------------------------------------------------------------------
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        now = time.monotonic()
+        now = clocks.monotonic()
         self.look_for_standstill()
         self._surroundings.look(self._standstill.latest)
         for lane in self._lanes.values():
@@ -447,7 +447,7 @@ class Executor:
     def _ask_to_stop(self, lane: Lane, attempt: Attempt) -> None:
         if attempt.told_at:
             return
-        now = time.monotonic()
+        now = clocks.monotonic()
         handler = attempt.handler
         if handler is not None and not handler.takes_context:
             # It could not look: there is nothing to wait for.
@@ -470,7 +470,7 @@ class Executor:
         self.is_stopping = True
         self._return_waiting(Reason.WORKER_STOPPING)
         await self._until_quiet(grace_seconds)
-        now = time.monotonic()
+        now = clocks.monotonic()
         for lane in self._lanes.values():
             for attempt in list(lane.running):
                 self._force(lane, attempt, attempt.verdict or STOPPING, now)

@@ -10,11 +10,11 @@ the place that raised them. No line holds a payload; names from strangers are ma
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from agents import clocks
 from agents.tally import LINES_A_SECOND, Tally
 from agents.worker.stacks import Frames, place_of_frames, stack_text
 from agents.worker.traces import class_name, place_of, trace_text
@@ -41,7 +41,7 @@ class FailureKind(NamedTuple):
 class FailureLog:
     """Used from the loop and from handlers' threads."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = clocks.monotonic) -> None:
         self._tally: Tally[FailureKind] = Tally(clock)
         self._kept: Tally[FailureKind] = Tally(clock)
         #: Whether traces go into events (`TIDEMILL_TRACES`).

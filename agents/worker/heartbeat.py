@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from agents import clocks
 from agents.worker.beats import CLOSE_SECONDS, BeatSink
 from agents.worker.pulse import STILL_SECONDS, Pulse
 from schemas import SCHEMA_VERSION
@@ -113,7 +113,7 @@ class HeartbeatThread:
         first: Snapshot,
         pulse: Pulse,
         on_beat: Callable[[bytes], None] = lambda value: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clocks.monotonic,
     ) -> None:
         self._sink = sink
         self._worker_id = worker_id
@@ -155,7 +155,7 @@ class HeartbeatThread:
             if is_last:
                 self._sink.close()
                 return
-            time.sleep(BEAT_GAP_SECONDS)
+            clocks.sleep(BEAT_GAP_SECONDS)
             self._until_next()
 
     def _until_next(self) -> None:
@@ -176,7 +176,7 @@ class HeartbeatThread:
             snapshot,
             worker_id=self._worker_id,
             incarnation=self._incarnation,
-            at_ms=int(time.time() * 1000),
+            at_ms=clocks.wall_ms(),
             stalled_with=self._pulse.marks() if is_still else None,
         )
         self._sent, self._has_told_stall = snapshot, is_still

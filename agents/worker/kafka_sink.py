@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from agents import clocks
 from agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooLarge, pauses
 from agents.runtime.batches_out import ZSTD, OutBatch
 from agents.runtime.errors import AbortableError, EngineError
@@ -80,7 +80,7 @@ class KafkaSink:
 
     async def _write_some(self) -> None:
         """One write: of each partition what waits there, as far as a batch has room."""
-        now_ms = int(time.time() * 1000)
+        now_ms = clocks.wall_ms()
         taken: dict[int, list[Item]] = {}
         batches: list[OutBatch] = []
         for partition, waiting in self._waiting.items():
@@ -114,7 +114,7 @@ class KafkaSink:
         self._waiting.setdefault(partition, deque()).extendleft(reversed(items))
 
     def _complain(self, error: Exception) -> None:
-        now = time.monotonic()
+        now = clocks.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
             logger.warning("outcomes cannot be written to %s yet: %s", self._topic, error)

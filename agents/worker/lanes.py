@@ -11,12 +11,12 @@ import contextvars
 import inspect
 import queue
 import threading
-import time
 from collections import deque
 from typing import Final, Protocol
 
 from pydantic import ValidationError
 
+from agents import clocks
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.copies import leave_if_copy
@@ -105,9 +105,9 @@ class ThreadLane:
             attempt = self.waiting.popleft()
             if not self._host.begun(attempt):
                 continue
-            now = time.time()
+            now = clocks.wall()
             attempt.started_ms = int(now * 1000)
-            attempt.suspend(self, time.monotonic())
+            attempt.suspend(self, clocks.monotonic())
             self.running.add(attempt)
             if self._threads < len(self.running) + self.stuck:
                 self._start_thread()

@@ -12,12 +12,11 @@ import gc
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from agents import exit_codes, own_streams
+from agents import clocks, exit_codes, own_streams
 from agents.logging import REFUSED_EVENT, announce_ready, configure_logging, tell_supervisor
 from agents.runtime.app import RoleApp, create_app
 from agents.runtime.failstop import leave_within
@@ -75,7 +74,7 @@ class Worker:
         self._topics = Topics(settings.topic_prefix)
         self._loop = asyncio.get_running_loop()
         self.queues = loaded.queues
-        self._incarnation = int(time.time() * 1000)
+        self._incarnation = clocks.wall_ms()
         self.is_recycling = False
         self._former_end = former_end = former_end_told()
         self.app = worker_app(settings)
@@ -285,6 +284,7 @@ def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[
     when one is not there, 64 when they or the queues cannot be used.
     """
     configure_logging("worker", settings.log_format, settings.log_level)
+    clocks.keep()
     # Where each thread stood when native code crashes, or when the stand-in ends this process.
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, or none
         faulthandler.enable(own_streams.log())
@@ -309,14 +309,20 @@ def run_loaded(settings: WorkerSettings, loaded: Loaded) -> int:
         logger.error("%s", explain_refusal(error, loaded.queues))
         tell_supervisor(REFUSED_EVENT)
         return exit_codes.MODULES
-    code = exit_codes.FAILED
-    with (
-        # A handler's task that is left over may do anything when it is cancelled.
-        contextlib.suppress(SystemExit, KeyboardInterrupt),
-        asyncio.Runner(loop_factory=new_event_loop) as runner,
-    ):
-        code = run_through_exits(runner.get_loop(), _run(settings, loaded))
-    return code
+    code: int | None = None
+    try:
+        with (
+            # A handler's task that is left over may do anything when it is cancelled.
+            contextlib.suppress(SystemExit, KeyboardInterrupt),
+            asyncio.Runner(loop_factory=new_event_loop) as runner,
+        ):
+            code = run_through_exits(runner.get_loop(), _run(settings, loaded))
+    except Exception:
+        if code is None:
+            raise
+        # All is done and durable; what a handler has broken hinders only the closing of the loop.
+        logger.warning("the worker has stopped, and its loop cannot be closed", exc_info=True)
+    return exit_codes.FAILED if code is None else code
 
 
 def run_worker(settings: WorkerSettings, modules: Sequence[str]) -> int:

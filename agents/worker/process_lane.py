@@ -9,16 +9,18 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
+from _socket import socket as RawSocket
+from _socket import socketpair
 from collections import deque
+from socket import socket as Socket
 from subprocess import DEVNULL, Popen
 from typing import Any, Final
 
 import orjson
 
+from agents import clocks
 from agents.logging import log_words
 from agents.supervisor import describe_exit
 from agents.worker import ends
@@ -119,19 +121,29 @@ class ChildProcess:
 
     async def _wait(self, seconds: float) -> int | None:
         """The exit code; None when it has not ended after `seconds`."""
-        deadline = time.monotonic() + seconds
+        deadline = clocks.monotonic() + seconds
         # `Popen.wait` looks again and again as well, and would hold a thread meanwhile.
-        while (code := self.process.poll()) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+        while (code := self.process.poll()) is None and clocks.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(REAP_LOOK_SECONDS)
         return code
 
 
-def _spawn(modules: LoadPlan) -> tuple[Popen[bytes], socket.socket]:
+def _pair() -> tuple[Socket, Socket]:
+    """As `socket.socketpair`, which makes its ends of whatever class stands in the module now."""
+    ours, theirs = socketpair()
+    return _full(ours), _full(theirs)
+
+
+def _full(end: RawSocket) -> Socket:
+    return Socket(end.family, end.type, end.proto, end.detach())
+
+
+def _spawn(modules: LoadPlan) -> tuple[Popen[bytes], Socket]:
     """Start a child with what the worker itself was started with, not with what it is now.
 
     A handler may have changed the folder, the path or the environment of the worker meanwhile.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = _pair()
     # A user's `socket.setdefaulttimeout` would make the child's end one that does not wait.
     theirs.setblocking(True)
     try:
@@ -324,8 +336,8 @@ class ProcessLane:
             attempt = self.waiting.popleft()
             if not self._host.begun(attempt):
                 continue
-            attempt.started_ms = int(time.time() * 1000)
-            attempt.suspend(child, time.monotonic())
+            attempt.started_ms = clocks.wall_ms()
+            attempt.suspend(child, clocks.monotonic())
             self.running.add(attempt)
             child.send({"job": attempt.job})
             is_alive = await self._await_end(child, attempt)

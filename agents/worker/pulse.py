@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import mmap
 import os
-import time
 from collections.abc import Sequence
 from typing import Final
+
+from agents import clocks
 
 # Attempts of which the ledger may not know yet that they began: a start is told after half a
 # second, so this holds at 8,000 quick jobs a second.
@@ -64,7 +65,7 @@ class Pulse:
 
     def turn(self) -> None:
         """The loop turns."""
-        self._times[0] = time.monotonic()
+        self._times[0] = clocks.monotonic()
 
     def begin(self, mark: int, handler: int, timeout_ms: int) -> None:
         """The handler with this number is about to be called for the attempt with this mark."""
@@ -78,7 +79,7 @@ class Pulse:
     @property
     def is_paused(self) -> bool:
         """Whether the loop has stood still until now, so that nothing that waited may begin."""
-        return time.monotonic() - self._times[0] > PAUSE_SECONDS
+        return clocks.monotonic() - self._times[0] > PAUSE_SECONDS
 
     # -- who watches ---------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ slots, and what becomes of those that waited.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from agents import clocks
 from agents.worker.attempts import Attempt
 from agents.worker.pulse import PAUSE_SECONDS, Pulse
 from schemas.marks import mark_of
@@ -41,7 +41,7 @@ class Standstill:
     def turn(self, swept_seconds: float) -> float:
         """The loop turns, as it does every `swept_seconds`: how much longer it has stood still, 0
         when that is nothing to speak of."""
-        paused = time.monotonic() - self._pulse.turned_at - swept_seconds
+        paused = clocks.monotonic() - self._pulse.turned_at - swept_seconds
         self._pulse.turn()
         if paused <= PAUSE_SECONDS:
             return 0.0

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from agents import clocks
 from agents.logging import LOAD_FAILED_EVENT, LOADED_EVENT, tell_supervisor
 from agents.runtime.clients import client_settings
 from agents.settings import WorkerSettings
@@ -210,7 +210,7 @@ def prepare(settings: WorkerSettings, loaded: Loaded) -> None:
             if isinstance(cause, KafkaError) and cause.code() in FINAL_KAFKA_ERRORS:
                 raise TopicRefused(f"Kafka refused: {cause.str()}") from error
             logger.warning("waiting for Kafka at %s: %s", settings.kafka, error)
-            time.sleep(START_RETRY_SECONDS)
+            clocks.sleep(START_RETRY_SECONDS)
 
 
 def explain_refusal(error: TopicRefused, queues: Iterable[str]) -> str:

@@ -1,23 +1,28 @@
 """What code of users may change for its whole process, and every later job then meets: the working
-folder, the umask, the locale.
+folder, the umask, the locale, the clock.
 
 Owns the look at them, the one line of each change, and putting back. Refuses to know who changed
 them: who looks right after a job knows, who looks now and then names those that ran.
 
 A child of `process=True` runs one job at a time, so what a job changed is put back after it. The
 worker itself runs many at once, and one of them may need what it has set: there a change is told
-of, once a kind, and stays.
+of, once a kind, and stays. A clock that was replaced in C, which reaches ours too
+(`agents.clocks`), is told of as well: instants of attempts are wrong by as much.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import locale
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from agents import clocks
+
+CLOCK_ERROR_SECONDS: Final = 2.0  # between two questions of a moment the clock may go on
 MASK_OF_LOOK: Final = 0o077  # while the umask is read, which cannot be read without being set
 
 logger = logging.getLogger("tidemill.worker")
@@ -38,6 +43,32 @@ def _umask() -> int:
     mask = os.umask(MASK_OF_LOOK)
     os.umask(mask)
     return mask
+
+
+class _Timespec(ctypes.Structure):
+    """Of C's `clock_gettime`."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+def _find_system_clock() -> Any:
+    try:
+        return ctypes.CDLL(None).clock_gettime
+    except (OSError, TypeError, AttributeError):
+        return None
+
+
+_system_clock: Final = _find_system_clock()
+_CLOCK_REALTIME: Final = 0
+_by_reference: Final = ctypes.byref
+
+
+def clock_error_seconds() -> float:
+    """How far our wall clock is from the system's; 0 where nobody can say. A microsecond."""
+    found = _Timespec()
+    if _system_clock is None or _system_clock(_CLOCK_REALTIME, _by_reference(found)) != 0:
+        return 0.0
+    return float(clocks.wall() - (found.seconds + found.nanoseconds / 1e9))
 
 
 def _set_locale(name: str) -> None:
@@ -72,6 +103,9 @@ class Surroundings:
             self._tell("locale", self._locale, words, who)
             if not self._has_others:
                 _set_locale(self._locale)
+        error = clock_error_seconds()
+        if abs(error) > CLOCK_ERROR_SECONDS:
+            self._tell_clock(error, who)
         if self._has_others:
             return
         mask = _umask()
@@ -91,3 +125,12 @@ class Surroundings:
             "the %s of this process is changed, from %r to %r (%s): %s. Give a handler "
             "process=True for what is global", kind, before, now, who(), what,
         )
+
+    def _tell_clock(self, error: float, who: Callable[[], str]) -> None:
+        if "clock" not in self._told:
+            self._told.add("clock")
+            logger.warning(
+                "code in this process has replaced its clock, which is %.0f s off (%s): jobs run "
+                "on, and what is told of their begin, end and duration is wrong while this lasts. "
+                "Replace the clock in tests, not in a worker", error, who(),
+            )

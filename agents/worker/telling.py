@@ -5,9 +5,9 @@ Owns these two words. Refuses to know when they are due and what ends an attempt
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
+from agents import clocks
 from agents.worker import ends
 from agents.worker.attempts import Attempt, Permit, Settled
 from agents.worker.ends import End
@@ -30,7 +30,7 @@ class Teller:
     def start_first(self, attempt: Attempt, go: Callable[[], None]) -> None:
         """It begins once the word is durable: `go` is called then."""
         attempt.has_told_start = True
-        attempt.started_ms = int(time.time() * 1000)
+        attempt.started_ms = clocks.wall_ms()
         self._say(attempt, {"kind": "started"}, Permit(attempt.pack, go))
 
     def progress(self, attempt: Attempt, now: float) -> None:

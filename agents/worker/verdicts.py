@@ -5,8 +5,7 @@ Owns that mapping. Refuses to know who passed the verdict and when.
 
 from __future__ import annotations
 
-import time
-
+from agents import clocks
 from agents.worker import ends
 from agents.worker.attempts import Attempt
 from agents.worker.ends import End
@@ -25,7 +24,7 @@ def end_of_verdict(attempt: Attempt, end: End | None) -> End:
             # The worker stops: work that was finished all the same is not thrown away.
             if end is not None and end["kind"] in ("succeeded", "skipped"):
                 return end
-            seconds = time.monotonic() - attempt.started_at
+            seconds = clocks.monotonic() - attempt.started_at
             return ends.returned(
                 Reason.INTERRUPTED, f"its worker stopped after {seconds:.1f} s of this attempt"
             )

@@ -1,0 +1,174 @@
+"""Clocks that user code freezes or replaces: a worker's own go on, and what cannot be held off is
+told of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import aiokafka.client
+import aiokafka.consumer.group_coordinator
+import faust.transport.consumer
+import mode.services
+import pytest
+import time_machine
+
+import agents.worker.main  # noqa: F401  # and all that it loads
+from agents import clocks
+from agents.ledger.workers import WorkerBook
+from agents.runtime import run
+from agents.worker.heartbeat import Snapshot, beat_of
+from agents.worker.surroundings import Surroundings
+from schemas.wire import KindSlots, QueueSlots
+from streams.schedule import LineName
+from tests.unit.freezing import AT, Freezer
+from tests.unit.worker_harness import LOOK_SECONDS, Bench, bench_of, pack_of
+
+SOON_SECONDS = 10.0
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": run.new_event_loop, "asyncio": run._Loop,
+}
+#: Everything that a worker's process loads of ours reads a clock through `agents.clocks`.
+OURS = ("agents.worker", "agents.runtime", "agents.clocks", "agents.logging", "agents.tally")
+
+
+
+
+@pytest.fixture
+def freezer() -> Iterator[Freezer]:
+    made = Freezer()
+    yield made
+    made.thaw()
+
+
+def own_seconds() -> tuple[float, float]:
+    return clocks.monotonic(), clocks.wall()
+
+
+def test_nothing_that_a_worker_is_made_of_can_be_frozen(freezer: Freezer) -> None:
+    clocks.keep()
+    now, wall = own_seconds()
+    freezer.freeze()
+    assert time.monotonic() == time.time() == AT
+    read = [
+        clocks.monotonic(),
+        aiokafka.client.time.monotonic(),
+        aiokafka.consumer.group_coordinator.time.monotonic(),
+        vars(faust.transport.consumer)["monotonic"](),
+        vars(mode.services)["monotonic"](),
+        vars(subprocess)["_time"](),
+    ]
+    assert all(abs(each - now) < SOON_SECONDS for each in read)
+    assert abs(clocks.wall() - wall) < SOON_SECONDS
+    assert clocks.wall_text() > "2026"
+    assert abs(logging.makeLogRecord({}).created - wall) < SOON_SECONDS
+    replaced = [name for name in freezer.names if name.startswith((*OURS, *clocks.BELOW_US))]
+    # A class of dates is no clock.
+    assert [name for name in replaced if not name.endswith(".datetime")] == []
+
+
+@pytest.mark.parametrize("name", ["time", "monotonic", "sleep", "time_ns", "perf_counter"])
+def test_a_mock_in_the_module_does_not_reach_ours(name: str) -> None:
+    before = own_seconds()
+    with mock.patch.object(time, name, side_effect=RuntimeError("mocked away")):
+        now = own_seconds()
+        clocks.sleep(0)
+        assert clocks.wall_ms() >= int(before[1] * 1000)
+        assert clocks.wall_text()
+    assert before <= now
+
+
+async def hangs(payload: dict[str, Any]) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def quick(payload: dict[str, Any]) -> str:
+    return "quick"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "thread"])
+def test_a_worker_goes_on_when_a_handler_freezes_time(
+    loop: str, is_async: bool, freezer: Freezer
+) -> None:
+    async def on_the_loop(payload: dict[str, Any]) -> None:
+        freezer.freeze()
+
+    def in_a_thread(payload: dict[str, Any]) -> None:
+        freezer.freeze()
+
+    handler: Any = on_the_loop if is_async else in_a_thread
+
+    async def main() -> None:
+        async with bench_of(handler, hangs, quick) as bench:
+            bench.take(pack_of((handler.__name__, {})))
+            await soon(lambda: bench.outcomes)
+            begun = clocks.monotonic()
+            bench.take(pack_of(("hangs", {}), user_id="v", timeout_ms=300))
+            bench.take(pack_of(("quick", {}), user_id="w"))
+            await soon(lambda: len(ends_of(bench)) == 3)
+            assert clocks.monotonic() - begun >= 0.3
+            ends = ends_of(bench)
+        assert ends["v"]["error"]["code"] == "TIMEOUT"
+        assert ends["w"]["result"] == "quick"
+        for end in ends.values():
+            assert abs(end["finished_at"] / 1000 - clocks.wall()) < SOON_SECONDS
+            assert end["started_at"] <= end["finished_at"]
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    assert freezer.names
+
+
+async def soon(predicate: Callable[[], Any]) -> None:
+    """As `until` of the harness, whose clock stands still here."""
+    deadline = clocks.monotonic() + SOON_SECONDS
+    while not predicate():
+        assert clocks.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def ends_of(bench: Bench) -> dict[str, dict[str, Any]]:
+    """By user."""
+    return {
+        each["user_id"]: each for each in bench.outcomes
+        if each["kind"] not in ("started", "progressed")
+    }
+
+
+# -- what is replaced in C ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["2020-01-01", "2030-01-01"])
+def test_a_clock_that_is_replaced_in_c_is_told_of_once(
+    at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    surroundings = Surroundings(has_others=True)
+    before = clocks.monotonic()
+    with time_machine.travel(at, tick=False):
+        surroundings.look(lambda: "began last: mail.send")
+        surroundings.look(lambda: "began last: mail.send")
+        assert before <= clocks.monotonic() < before + SOON_SECONDS  # so nothing stands still
+    [line] = [each for each in caplog.messages if "has replaced its clock" in each]
+    assert "began last: mail.send" in line
+
+
+def test_a_clock_that_is_as_the_systems_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    Surroundings(has_others=True).look(lambda: "began last: mail.send")
+    assert "clock" not in caplog.text
+
+
+def test_the_ledger_hears_of_free_slots_from_a_worker_whose_clock_stands_still() -> None:
+    book = WorkerBook()
+    told = []
+    for free in (0, 3, 3):
+        room = QueueSlots(kinds={"async": KindSlots(slots=4, free=free)}, partitions=(0,))
+        snapshot = Snapshot(queues={"mail": room}, types=("mail.send",))
+        book.note_beat(beat_of(snapshot, worker_id="w", incarnation=1, at_ms=int(AT * 1000)))
+        told.append(book.capacity()[LineName("mail", "async", "")].told)
+    assert len(set(told)) == 3
