@@ -27,6 +27,7 @@ from tests.chaos.accounting import (
     check_inputs,
     check_receipts,
 )
+from tests.chaos.between import Between
 from tests.chaos.history import LogCounts, check_history
 from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.ledger_rows import check_positions, check_rows, read_rows
@@ -68,7 +69,9 @@ class Evidence:
     receipts: Iterable[Receipt] = ()
     expectations: Expectations = field(default_factory=Expectations)
     clickhouse: str | None = None
+    internal: Iterable[RawRecord] = ()
     requested_topic: str = "jobs.requested"
+    internal_topic: str = "jobs.internal"
     is_over: bool = True  # every job must have ended; False: some may wait, for a queue nobody has
 
 
@@ -105,7 +108,11 @@ class Checker:
             dead.feed(record)
             self.inputs.feed_dead(record)
         check_dead_jobs(self.report, dead, self.jobs)
-        requested = check_inputs(self.inputs, self.evidence.requested, self.jobs)
+        between = Between(self.report, self.evidence.internal_topic, self.inputs.topic)
+        for record in self.evidence.internal:
+            between.feed(record)
+        asked = between.watch(self.evidence.requested)
+        requested = check_inputs(self.inputs, asked, self.jobs)
         check_receipts(self.inputs, self.receipts, self.jobs)
         if self.evidence.is_over:
             check_all_ended(self.report, self.jobs)
@@ -114,13 +121,15 @@ class Checker:
             rows = read_rows(self.report, self.evidence.state)
             check_rows(self.report, rows, self.jobs, self.limits)
             check_positions(self.report, rows, self.decided, self.jobs.clock)
+            if self.evidence.is_over:
+                between.check(rows)
             self.report.checked["rows"] = len(rows.jobs)
         if self.evidence.clickhouse is not None:
             check_history(self.report, self.evidence.clickhouse, self.log, self.jobs)
         self.report.checked |= {
             "receipts": len(self.receipts), "requests": requested, "jobs": len(self.jobs.jobs),
             "events": self.jobs.events, "completed": len(completed.records),
-            "dead letters": letters,
+            "dead letters": letters, "between partitions": between.records,
         }
         return self.report
 
@@ -166,7 +175,9 @@ def check_installation(
     """Reads one installation's topics from Kafka and proves what it promises."""
     topics = {
         name: f"{prefix}{name}"
-        for name in ("jobs.events", "jobs.completed", "jobs.dead", "jobs.requested")
+        for name in (
+            "jobs.events", "jobs.completed", "jobs.dead", "jobs.requested", "jobs.internal"
+        )
     }
     evidence = Evidence(
         events=read_topic(kafka, topics["jobs.events"]),
@@ -177,7 +188,9 @@ def check_installation(
         receipts=receipts,
         expectations=expectations or Expectations(),
         clickhouse=clickhouse,
+        internal=read_topic(kafka, topics["jobs.internal"]),
         requested_topic=topics["jobs.requested"],
+        internal_topic=topics["jobs.internal"],
         is_over=is_over,
     )
     return Checker(evidence).check()

@@ -38,6 +38,8 @@ class History:
         self.dead: list[RawRecord] = []
         self.requested: list[RawRecord] = []
         self.receipts: list[Receipt] = []
+        self.internal: list[RawRecord] = []
+        self.sent = 0  # messages of the one partition, to itself
         self.rows: dict[bytes, bytes] = {}
         self.cancels: dict[tuple[str, str], list[Any]] = {}
         self.expectations = Expectations()
@@ -121,6 +123,32 @@ class History:
         self.tell(user, job, "attempt_succeeded", "running", type=type)
         self.tell(user, job, "succeeded", "succeeded", type=type)
 
+    def forward(self, offset: int, **bent: Any) -> None:
+        """The request at `offset` came to another partition and was sent on."""
+        was = self.requested[offset]
+        envelope = (
+            ("tidemill-origin", f"jobs.requested/0/{offset}".encode()),
+            ("tidemill-kind", b"request"),
+        )
+        fields = {"key": was.key, "value": was.value, "headers": was.headers} | bent
+        self._internal(fields["key"], fields["value"], (*fields["headers"], *envelope))
+
+    def say(self, number: int | None = None) -> None:
+        """A message, the next one unless it has another number."""
+        self.sent += 1
+        told = f"jobs.internal/0/{number or self.sent}".encode()
+        self._internal(
+            None, b"{}", (("tidemill-origin", told), ("tidemill-kind", b"message"))
+        )
+
+    def _internal(
+        self, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes | None], ...]
+    ) -> None:
+        offset = len(self.internal)
+        self.internal.append(
+            RawRecord("jobs.internal", 0, offset, START_MS, key, value, headers)
+        )
+
     def dead_letter(self, stage: str, offset: int = 0, **headers: str) -> None:
         """A dead letter of the request at `offset`, as it was."""
         original = self.requested[offset]
@@ -154,8 +182,10 @@ class History:
                 self.rows[b"c" + digest_of(key)] = json.dumps(cancel).encode()
         causes = [e["cause"]["offset"] for e in self.events if e["cause"] is not None]
         applied = {name: max(causes, default=-1) for name in ("jobs.requested", "jobs.commands")}
-        position = {"applied": applied,
-                    "clock": START_MS + self.now_ms}
+        applied["jobs.internal"] = len(self.internal) - 1
+        position: Body = {"applied": applied, "clock": START_MS + self.now_ms}
+        if self.sent:
+            position["sent"] = self.sent
         self.rows[b"p"] = json.dumps(position).encode()
 
     def check(self, bend: Callable[[Evidence], None] | None = None) -> Report:
@@ -176,6 +206,7 @@ class History:
                 RawRecord("tidemill-state", 0, n, START_MS, key, value)
                 for n, (key, value) in enumerate(self.rows.items())
             ] if self.rows else None,
+            internal=self.internal,
             receipts=self.receipts,
             expectations=self.expectations,
         )

@@ -196,7 +196,7 @@ def test_a_ledger_without_the_policy_takes_what_it_can_and_ends_with_the_reason(
 ) -> None:
     client = Producer({"bootstrap.servers": kafka, "linger.ms": 0})
     origin = (ORIGIN_HEADER, f"{topics.internal}/1/1".encode())
-    broken = [
+    broken: list[list[tuple[str, str | bytes | None]]] = [
         [], [(KIND_HEADER, b"message")], [origin, (KIND_HEADER, b"message")],
         [origin, (KIND_HEADER, b"message"), (POLICY_HEADER, b"\xff")],
     ]

@@ -6,18 +6,18 @@ them leaves behind. Refuses to know which fault comes when: `world` draws it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from random import Random
 from typing import Final
 
 from schemas.topics import Topics
 from schemas.wire import Definition
-from streams.partition import Capacity
+from streams.partition import Capacity, Partition
 from streams.schedule import Groups, LineName
 from tests.chaos.rawlog import RawRecord
 from tests.simulation.memory_log import MemoryLog
-from tests.unit.partition_kit import decided, restored
+from tests.unit.partition_kit import Policies, decided, no_policies, restored
 
 CHUNK_RECORDS_MAX: Final = 12  # records of one input in one group: small, so that groups are many
 
@@ -36,9 +36,13 @@ class Ledger:
     """The owner of partition `number`; `restore` is what its successor does."""
 
     def __init__(
-        self, log: MemoryLog, topics: Topics, number: int, partitions: int, rng: Random
+        self, log: MemoryLog, topics: Topics, number: int, partitions: int, rng: Random,
+        policies: Policies = no_policies,
     ) -> None:
         self.number = number
+        #: What happens in the next group beside its inputs; gone once that is committed.
+        self.asks: list[Callable[[Partition], None]] = []
+        self._policies = policies
         self._log = log
         self._topics = topics
         self._partitions = partitions
@@ -52,6 +56,7 @@ class Ledger:
         self.engine = restored(
             ((row.key or b"", row.value) for row in rows), now_ms,
             number=self.number, partitions=self._partitions, topics=self._topics,
+            policies=self._policies,
         )
         self.skew_ms = self._rng.choice((0, 0, 0, -5_000, -700, 300))  # another machine's clock
         applied = self.engine.state.applied
@@ -84,6 +89,7 @@ class Ledger:
         records = decided(
             engine, now_ms + self.skew_ms, chunks,
             alive=alive, rooms=capacity, definitions=definitions, told=told,
+            asks=self.asks,
         )
         # 3. One transaction.
         if fate is Fate.ABORTED:
@@ -94,6 +100,7 @@ class Ledger:
             return
         if records:
             self._log.commit(records, now_ms)
+        self.asks = []
         if fate is Fate.CRASH_AFTER_COMMIT:
             self.restore(now_ms)
             return

@@ -30,6 +30,7 @@ from tests.simulation.worker import (
     capacity_of,
     told_of,
 )
+from tests.unit.partition_kit import Policies, no_policies
 
 START_MS: Final = 1_760_000_000_000
 PARTITIONS: Final = 3
@@ -73,13 +74,15 @@ EXPECTED: Final = Expectations(
 class World:
     """One run. Everything that it does follows from `seed`."""
 
+    policies: Policies = staticmethod(no_policies)
+
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
         self.now_ms = START_MS
         self.topics = Topics()
         self.log = MemoryLog()
         self.ledgers = [
-            Ledger(self.log, self.topics, number, PARTITIONS, self.rng)
+            Ledger(self.log, self.topics, number, PARTITIONS, self.rng, self.policies)
             for number in range(PARTITIONS)
         ]
         self.group = ReadyGroup()
@@ -106,7 +109,8 @@ class World:
         return Evidence(
             events=topic(self.topics.events), completed=topic(self.topics.completed),
             dead=topic(self.topics.dead), requested=topic(self.topics.requested),
-            state=topic(self.topics.state), receipts=self.receipts, expectations=EXPECTED,
+            state=topic(self.topics.state), internal=topic(self.topics.internal),
+            receipts=self.receipts, expectations=EXPECTED,
         )
 
     def _moment(self) -> None:
@@ -166,6 +170,7 @@ class World:
         """Nothing is alive and nothing waits to be read."""
         return not any(worker.runs for worker in self.workers) and not any(
             ledger.has_input()
+            or ledger.asks
             or any(job.state is not State.FAILED for job in ledger.engine.state.jobs.values())
             for ledger in self.ledgers
         )

@@ -72,10 +72,12 @@ def decided(
     definitions: Iterable[Definition],
     told: Mapping[str, Groups] | None = None,
     stalls: Mapping[str, Stall] = NO_STALLS,
+    asks: Iterable[Callable[[Partition], None]] = (),
 ) -> OutGroup:
     """A group up to its commit: what it wants to write. `settle` or `undo` must follow.
 
-    `told`: by queue, what its living workers run; else they run all that is defined.
+    `told`: by queue, what its living workers run; else they run all that is defined. `asks`: what
+    else happens in the group, before its inputs.
     """
     known = list(definitions)
     if told is None:
@@ -87,6 +89,8 @@ def decided(
     engine.set_capacity(rooms)
     for definition in known:
         engine.define(definition)
+    for ask in asks:
+        ask(engine)
     for record in records:
         engine.take(record.topic, record.partition, record)
     engine.tick()
