@@ -67,6 +67,7 @@ async def test_children_get_what_the_worker_had(
     )
     bench = Bench(executor, writer, sink)
     try:
+        await bench.until_free()
         bench.take(pack_of(("look", {})))
         end = await bench.last()
     finally:
@@ -111,6 +112,7 @@ async def result_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     bench = Bench(executor, writer, sink)
     try:
+        await bench.until_free()
         bench.take(pack_of(("look", {})))
         return (await bench.last())["result"]
     finally:

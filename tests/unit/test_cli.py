@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import exit_codes
+from agents import exit_codes, own_streams
 from tidemill.cli.app import run
 
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
@@ -19,6 +19,8 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["tidemill", *words])
+    # The streams of the tests' own process stay as they are.
+    monkeypatch.setattr(own_streams, "keep", lambda: None)
     code = run()
     out, err = capsys.readouterr()
     return code, out, err

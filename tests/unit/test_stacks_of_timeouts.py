@@ -129,6 +129,7 @@ async def test_a_child_process_says_where_it_stood(
     module = tmp_path / "children_that_hang.py"
     module.write_text(CHILDS)
     async with bench_of(function, modules=[str(module)], process=True) as bench:
+        await bench.until_free()
         bench.take(pack_of((function.__name__, {}), timeout_ms=300))
         error = (await bench.last())["error"]
     assert error["code"] == "TIMEOUT"

@@ -113,6 +113,7 @@ async def test_the_next_job_of_a_child_meets_what_the_first_one_met(tmp_path: Pa
     module.write_text(CHILDS)
     async with bench_of(look, process=True, modules=[str(module)]) as bench:
         found: list[Any] = []
+        await bench.until_free()
         for _ in range(3):
             bench.take(pack_of(("look", {"change": True, "words": WORDS})))
             await until(lambda: len(bench.outcomes) > len(found))

@@ -21,6 +21,7 @@ from schemas.wire import OutcomePack
 from schemas.words import Reason
 from tests.unit.worker_harness import Bench, bench_of, pack_of, until
 
+LONG_SECONDS = 300.0  # longer than any test
 word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="clean")
 
 
@@ -30,9 +31,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {
         "SWEEP_SECONDS": 0.01, "LATE_START_SECONDS": 0.05, "PROGRESS_SECONDS": 0.05,
         "GIVE_UP_SECONDS": 0.1, "TERM_GRACE_SECONDS": 0.1,
-        "HANDBACK_SECONDS": 0.15, "STOP_FORCE_SECONDS": 0.1,
+        "STOP_FORCE_SECONDS": 0.1,
+        # On a busy machine a test would lose what waits there for its slot: see `hands_back`.
+        "HANDBACK_SECONDS": LONG_SECONDS, "COMING_SECONDS": LONG_SECONDS,
     }.items():
         monkeypatch.setattr(executor_module, name, seconds)
+
+
+@pytest.fixture
+def hands_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is given back soon."""
+    monkeypatch.setattr(executor_module, "HANDBACK_SECONDS", 0.15)
 
 
 async def test_a_job_that_never_waits_ends_in_the_same_turn(
@@ -225,6 +234,7 @@ async def test_nothing_is_settled_before_it_is_durable() -> None:
         assert bench.settled == ["pack"]
 
 
+@pytest.mark.usefixtures("hands_back")
 async def test_what_cannot_start_within_a_second_is_given_back() -> None:
     gate = asyncio.Event()
 
@@ -261,6 +271,7 @@ async def test_who_was_sent_before_goes_first() -> None:
         assert began == ["running", "rescued 1", "rescued 2", "new 1", "new 2"]
 
 
+@pytest.mark.usefixtures("hands_back")
 async def test_who_waits_behind_a_later_arrival_is_given_back_in_time() -> None:
     gate = asyncio.Event()
 
@@ -624,6 +635,7 @@ def in_child(payload: dict[str, int]) -> int:
     return payload["n"]
 
 
+@pytest.mark.usefixtures("hands_back")
 async def test_a_job_is_not_handed_back_while_the_child_for_it_starts(tmp_path: Path) -> None:
     module = tmp_path / "slow_start.py"
     module.write_text(SLOW_START)

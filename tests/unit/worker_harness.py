@@ -21,7 +21,7 @@ from agents.worker.module_names import plan_modules
 from agents.worker.writer import MemorySink, OutcomeWriter
 from schemas.wire import KindSlots
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 60.0  # a child starts in a second, and in many on a busy machine
 LOOK_SECONDS = 0.005
 CANCEL_SECONDS = 0.2  # of a cancelled handler's grace
 
@@ -78,6 +78,10 @@ class Bench:
         return KindSlots(
             slots=sum(room.slots for room in rooms), free=sum(room.free for room in rooms)
         )
+
+    async def until_free(self) -> None:
+        """Wait for a slot: a job that comes before its child is ready may be handed back."""
+        await until(lambda: self.room().free)
 
     def kinds(self, job_id: str = "j0") -> list[str]:
         return [outcome["kind"] for outcome in self.outcomes if outcome["job_id"] == job_id]
