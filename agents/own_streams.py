@@ -61,6 +61,32 @@ def _copy_of(descriptor: int) -> TextIO | None:
         return None
 
 
+def fill() -> list[int]:
+    """Give those of the three descriptors that are closed an empty file; which ones.
+
+    The next file or connection that anybody opens would get such a number, and what is printed
+    would go into it.
+    """
+    closed = [number for number in (STDIN, STDOUT, STDERR) if not _is_open(number)]
+    for number in closed:
+        empty = os.open(os.devnull, os.O_RDWR)
+        if empty == number:
+            os.set_inheritable(empty, True)
+            continue
+        if not _is_open(number):  # nobody was quicker
+            os.dup2(empty, number)
+        os.close(empty)
+    return closed
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
 def inheritable() -> set[int]:
     """Descriptors past the three that every program inherits which is started without care."""
     found = set()

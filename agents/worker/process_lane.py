@@ -14,13 +14,14 @@ import sys
 from _socket import socket as RawSocket
 from _socket import socketpair
 from collections import deque
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from socket import socket as Socket
 from subprocess import DEVNULL, Popen
 from typing import Any, Final
 
 import orjson
 
-from agents import clocks
+from agents import clocks, own_streams
 from agents.logging import log_words
 from agents.supervisor import describe_exit
 from agents.worker import ends
@@ -128,14 +129,28 @@ class ChildProcess:
         return code
 
 
-def _pair() -> tuple[Socket, Socket]:
-    """As `socket.socketpair`, which makes its ends of whatever class stands in the module now."""
+def _pair() -> tuple[Socket, int]:
+    """Our end of a line, and the descriptor of the child's, which no handler knows as a socket.
+
+    `socket.socketpair` makes its ends of whatever class stands in the module now, and they come
+    under the first free numbers: where a handler has closed stdout, what anybody prints would go
+    into the line.
+    """
     ours, theirs = socketpair()
-    return _full(ours), _full(theirs)
+    # A user's `socket.setdefaulttimeout` would make the child's end one that does not wait.
+    theirs.setblocking(True)
+    high, number = _above_streams(ours), _above_streams(theirs)
+    return Socket(ours.family, ours.type, ours.proto, high), number
 
 
-def _full(end: RawSocket) -> Socket:
-    return Socket(end.family, end.type, end.proto, end.detach())
+def _above_streams(end: RawSocket) -> int:
+    number = end.detach()
+    if number > own_streams.STDERR:
+        return number
+    try:
+        return fcntl(number, F_DUPFD_CLOEXEC, own_streams.STDERR + 1)
+    finally:
+        os.close(number)
 
 
 def _spawn(modules: LoadPlan) -> tuple[Popen[bytes], Socket]:
@@ -144,25 +159,26 @@ def _spawn(modules: LoadPlan) -> tuple[Popen[bytes], Socket]:
     A handler may have changed the folder, the path or the environment of the worker meanwhile.
     """
     ours, theirs = _pair()
-    # A user's `socket.setdefaulttimeout` would make the child's end one that does not wait.
-    theirs.setblocking(True)
     try:
         # On the loop's own thread: the child dies with the thread that started it.
         process = Popen(
             [
                 # The interpreter's own options, -O and -W: as `multiprocessing` does it.
                 EXECUTABLE, *INTERPRETER_FLAGS,
-                "-P", "-c", CHILD_CODE, str(theirs.fileno()), modules.to_json(), log_words(),
+                "-P", "-c", CHILD_CODE, str(theirs), modules.to_json(), log_words(),
             ],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs],
             stdin=DEVNULL,
             cwd=modules.folder,
             # A group of its own: what the handler starts is killed with it, and Ctrl-C spares it.
             start_new_session=True,
             env=modules.environment,
         )
+    except BaseException:
+        ours.close()
+        raise
     finally:
-        theirs.close()
+        os.close(theirs)
     return process, ours
 
 

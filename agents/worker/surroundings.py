@@ -1,5 +1,5 @@
 """What code of users may change for its whole process, and every later job then meets: the working
-folder, the umask, the locale, the clock.
+folder, the umask, the locale, the clock, the three standard streams.
 
 Owns the look at them, the one line of each change, and putting back. Refuses to know who changed
 them: who looks right after a job knows, who looks now and then names those that ran.
@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from agents import clocks
+from agents import clocks, own_streams
 
 CLOCK_ERROR_SECONDS: Final = 2.0  # between two questions of a moment the clock may go on
 MASK_OF_LOOK: Final = 0o077  # while the umask is read, which cannot be read without being set
@@ -88,6 +88,7 @@ class Surroundings:
     def __init__(self, *, has_others: bool) -> None:
         self._has_others = has_others
         self._told: set[str] = set()
+        own_streams.fill()  # a process may have been started without them
         self._folder = _folder()
         self._locale = _locale()
         self._umask = -1 if has_others else _umask()
@@ -103,6 +104,8 @@ class Surroundings:
             self._tell("locale", self._locale, words, who)
             if not self._has_others:
                 _set_locale(self._locale)
+        if closed := own_streams.fill():
+            self._tell_closed(closed, who)
         error = clock_error_seconds()
         if abs(error) > CLOCK_ERROR_SECONDS:
             self._tell_clock(error, who)
@@ -125,6 +128,15 @@ class Surroundings:
             "the %s of this process is changed, from %r to %r (%s): %s. Give a handler "
             "process=True for what is global", kind, before, now, who(), what,
         )
+
+    def _tell_closed(self, closed: list[int], who: Callable[[], str]) -> None:
+        if "streams" not in self._told:
+            self._told.add("streams")
+            logger.warning(
+                "code in this process has closed descriptor %s (%s): an empty file stands there "
+                "now, since the next connection would have got what is printed",
+                " and ".join(map(str, closed)), who(),
+            )
 
     def _tell_clock(self, error: float, who: Callable[[], str]) -> None:
         if "clock" not in self._told:

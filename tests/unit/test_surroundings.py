@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agents.worker import process_lane
 from agents.worker.surroundings import Surroundings
 from tests.unit.worker_harness import bench_of, pack_of, until
 
@@ -84,6 +85,38 @@ def test_beside_others_it_stays_and_is_told_of_once(
         surroundings.look(lambda: "began last: mail.send")
     assert (os.getcwd(), locale.setlocale(locale.LC_ALL)) == after
     assert len([each for each in caplog.messages if f"the {what} of this process" in each]) == 1
+
+
+@pytest.fixture
+def streams() -> Iterator[None]:
+    """The descriptors of this process, which a test may close."""
+    kept = [os.dup(number) for number in range(3)]
+    yield
+    for number, copy in enumerate(kept):
+        os.dup2(copy, number)
+        os.close(copy)
+
+
+@pytest.mark.usefixtures("streams")
+@pytest.mark.parametrize("numbers", [(1,), (0, 2), (0, 1, 2)])
+def test_nothing_gets_the_number_of_a_stream_that_was_closed(
+    numbers: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    surroundings = Surroundings(has_others=True)
+    for _ in range(2):
+        for number in numbers:
+            os.close(number)
+        # A line to a child that starts before anybody has looked.
+        ours, theirs = process_lane._pair()
+        assert min(ours.fileno(), theirs) > 2
+        ours.close()
+        os.close(theirs)
+        surroundings.look(lambda: "began last: mail.send")
+        for number in numbers:
+            assert os.get_inheritable(number)
+            os.fstat(number)
+    [line] = [each for each in caplog.messages if "has closed descriptor" in each]
+    assert " and ".join(map(str, numbers)) in line
 
 
 def test_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
