@@ -57,10 +57,12 @@ COMMAND: Final = "command"
 MESSAGE: Final = "message"
 KINDS: Final[dict[str, int]] = {REQUEST: 1, COMMAND: 1, MESSAGE: 1}
 """The newest version of each kind that this ledger reads. It reads the ones before too."""
+_KNOWN: Final = {kind.encode(): kind for kind in KINDS}
+_FIRST: Final = b"1"
 MESSAGES_SINCE: Final = "0.1.0"  # first version of Tidemill that reads messages
 
-# Bytes of a message's body: the largest request or result fits, also in base64. The topic takes
-# twice as much.
+# Bytes of a message's body and key: the largest request or result fits, also in base64. The topic
+# takes twice as much.
 MESSAGE_BYTES_MAX: Final = 2 * REQUEST_BYTES_MAX
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows as a topic's name
@@ -85,8 +87,8 @@ class Envelope:
         self.needs = needs  # first version of Tidemill that reads it, where that is said
 
 
-def read_envelope(headers: Headers, place: str) -> Envelope | Refusal:
-    """The envelope of the record at `place`, or why it has none.
+def read_envelope(headers: Headers, here: Cause) -> Envelope | Refusal:
+    """The envelope of the record at `here`, or why it has none.
 
     Raises NeedsNewer for a kind or a version that came later than this ledger.
     """
@@ -94,26 +96,41 @@ def read_envelope(headers: Headers, place: str) -> Envelope | Refusal:
     ours = dict(headers[begin:])
     origin = _parse_origin(ours.get(ORIGIN_HEADER))
     if origin is None:
-        return broken(place, f"without a usable {ORIGIN_HEADER} header")
+        return _broken(here, f"without a usable {ORIGIN_HEADER} header")
     # A header of that name before the envelope is a stranger's, unless the envelope has none.
     kind = ours.get(KIND_HEADER) or dict(headers).get(KIND_HEADER)
-    if kind is None:
-        kind = b"request"
-    if _WORD.fullmatch(kind) is None:
-        return broken(place, f"whose {KIND_HEADER} header is no word")
     version = ours.get(VERSION_HEADER)
-    if version is not None and _VERSION.fullmatch(version) is None:
-        return broken(place, f"whose {VERSION_HEADER} header is no version")
-    needs = _text_of(ours.get(NEEDS_HEADER) or dict(headers).get(NEEDS_HEADER))
-    known = KINDS.get(kind.decode())
-    if known is None:
-        raise NeedsNewer(f"{place} is a record of the kind {kind.decode()!r}", needs)
-    if version is not None and int(version) > known:
-        what = f"{place} is of version {version.decode()} of the kind {kind.decode()!r}"
-        raise NeedsNewer(what, needs)
+    known = REQUEST if kind is None else _KNOWN.get(kind)
+    if known is None or version not in (None, _FIRST):
+        refusal = _unknown(here, headers, b"request" if kind is None else kind, version)
+        if refusal is not None:
+            return refusal
     carried = list(headers[:begin])
     carried += [header for header in headers[begin:] if header[0] not in HEADER_MEANINGS]
-    return Envelope(kind.decode(), origin, carried, ours.get(POLICY_HEADER), needs)
+    needs = _text_of(ours.get(NEEDS_HEADER))
+    return Envelope(known or "", origin, carried, ours.get(POLICY_HEADER), needs)
+
+
+def _unknown(
+    here: Cause, headers: Headers, kind: bytes, version: bytes | None
+) -> Refusal | None:
+    """What is said of a kind or a version that is not of the first ones; None when it is known."""
+    if _WORD.fullmatch(kind) is None and kind not in _KNOWN:
+        return _broken(here, f"whose {KIND_HEADER} header is no word")
+    if version is not None and _VERSION.fullmatch(version) is None:
+        return _broken(here, f"whose {VERSION_HEADER} header is no version")
+    newest = KINDS.get(kind.decode())
+    what = f"{place_of(here)} is a record of the kind {kind.decode()!r}"
+    if newest is not None and version is not None:
+        if int(version) <= newest:
+            return None
+        what += f" in version {version.decode()}"
+    raise NeedsNewer(what, _text_of(dict(headers).get(NEEDS_HEADER)))
+
+
+def place_of(here: Cause) -> str:
+    """The place of a record, for people."""
+    return f"{here[0]}[{here[1]}]@{here[2]}"
 
 
 def _begin_of(headers: Headers) -> int:
@@ -124,11 +141,11 @@ def _begin_of(headers: Headers) -> int:
     return len(headers)
 
 
-def broken(place: str, what: str) -> Refusal:
+def _broken(here: Cause, what: str) -> Refusal:
     """A record that no ledger has written."""
     return Refusal(
         ErrorCode.BROKEN_FORWARD,
-        f"{place} is a record {what}; only ledgers write there: send requests to the requests "
+        f"a record on {here[0]} {what}; only ledgers write there: send requests to the requests "
         "topic",
     )
 

@@ -116,7 +116,7 @@ class Intake:
 
     def _take_internal(self, topic: str, partition: int, record: InRecord) -> None:
         here: Cause = (topic, partition, record.offset)
-        found = read_envelope(record.headers, f"{topic}[{partition}]@{record.offset}")
+        found = read_envelope(record.headers, here)
         if isinstance(found, Refusal):
             self._bury(record, record.headers, here, "request", found)
         elif found.kind == REQUEST:

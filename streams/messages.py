@@ -28,6 +28,7 @@ from streams.envelope import (
     Envelope,
     broken_message,
     message_headers,
+    place_of,
     policy_of,
     read_body,
 )
@@ -124,25 +125,27 @@ class Messages:
 
     def send(self, home_key: str, policy: str, body: dict[str, Any]) -> None:
         """See `Turn.send`."""
-        value = self._value(policy, body)
-        self._write(self._partitioner.of(home_key), home_key.encode(), policy, value)
+        key = home_key.encode()
+        value = self._value(policy, body, len(key))
+        self._write(self._partitioner.of(home_key), key, policy, value)
 
     def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
         """See `Turn.send_to_all`."""
-        value = self._value(policy, body)
+        value = self._value(policy, body, 0)
         for partition in range(self._partitions):
             self._write(partition, None, policy, value)
 
-    def _value(self, policy: str, body: dict[str, Any]) -> bytes:
+    def _value(self, policy: str, body: dict[str, Any], key_bytes: int) -> bytes:
         if policy not in self._addressees:
             raise UnsendableMessage(f"no policy {policy!r} is registered here")
         try:
             value = orjson.dumps(body)
         except TypeError as error:
             raise UnsendableMessage(f"a message of {policy!r} is no JSON: {error}") from error
-        if len(value) > MESSAGE_BYTES_MAX:
+        size = key_bytes + len(value)
+        if size > MESSAGE_BYTES_MAX:
             raise UnsendableMessage(
-                f"a message of {policy!r} has {len(value)} bytes, at most {MESSAGE_BYTES_MAX} go"
+                f"a message of {policy!r} has {size} bytes, at most {MESSAGE_BYTES_MAX} go"
             )
         return value
 
@@ -173,8 +176,8 @@ class Messages:
             return broken_message("names no policy")
         addressee = self._addressees.get(policy)
         if addressee is None:
-            place = f"{here[0]}[{here[1]}]@{here[2]}"
-            raise NeedsNewer(f"{place} is a message to the policy {policy!r}", envelope.needs)
+            what = f"{place_of(here)} is a message to the policy {policy!r}"
+            raise NeedsNewer(what, envelope.needs)
         body = read_body(value)
         if isinstance(body, Refusal):
             return body

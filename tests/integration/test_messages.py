@@ -22,8 +22,14 @@ from confluent_kafka import Producer
 from agents import exit_codes
 from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
 from agents.topics import apply
-from schemas.topics import Topics
-from streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER, message_headers
+from schemas.topics import BIG_RECORD_BYTES, Topics
+from streams.envelope import (
+    KIND_HEADER,
+    MESSAGE_BYTES_MAX,
+    ORIGIN_HEADER,
+    POLICY_HEADER,
+    message_headers,
+)
 from streams.partitioner import Partitioner
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import Tail
@@ -106,7 +112,9 @@ class Seeds:
     """Messages that begin a plan, written as partition 0 would."""
 
     def __init__(self, kafka: str, topics: Topics) -> None:
-        self._producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0})
+        self._producer = Producer(
+            {"bootstrap.servers": kafka, "linger.ms": 0, "message.max.bytes": BIG_RECORD_BYTES}
+        )
         self._topics = topics
         self.wanted: Counter[tuple[int, int, str]] = Counter()
 
@@ -217,6 +225,11 @@ def test_a_ledger_without_the_policy_takes_what_it_can_and_ends_with_the_reason(
     ending.callback(rows.close)
     newer = LedgerProcess(ending, tmp_path, "newer", kafka, topic_prefix)
     wait_until(lambda: taken_in(rows)[0] == {0: ("m",)}, SECONDS, newer.told)
+    # One whose value is nearly as large as it may be, then one with such a key.
+    seeds = Seeds(kafka, topics)
+    seeds.send("big", 0, [(KEYS[0], [("k" * (MESSAGE_BYTES_MAX - 1_000), [])])])
+    total = 1 + seeds.wanted.total()
+    wait_until(lambda: count_of(taken_in(rows)) == total, SECONDS, newer.told)
     letters = list(read_topic(kafka, topics.dead))
     assert [record.value for record in letters] == [b"[]"] * len(broken)
     codes = [dict(record.headers)["tidemill.dead.error.code"] for record in letters]

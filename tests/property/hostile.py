@@ -12,7 +12,7 @@ import orjson
 from hypothesis import strategies as st
 
 from schemas.wire import BackoffSpec, Definition, LimitSpec
-from streams.envelope import KIND_HEADER, ORIGIN_HEADER
+from streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER, VERSION_HEADER
 from tests.property.rig import TOPICS, WORKER, Input
 
 USERS: Final = ("u", 'ü/"2\\', "\u2028\U0001f409", "a" * 256)
@@ -114,6 +114,27 @@ _FORWARDS: Final = st.builds(
     ),
     st.one_of(REQUESTS, COMMANDS), _ORIGINS, st.sampled_from((b"request", b"command", None)),
 )
+_PLANS: Final[st.SearchStrategy[Any]] = st.recursive(
+    st.just([]),
+    lambda inner: st.lists(
+        st.tuples(st.sampled_from((None, "u", "queue:mail")), inner), max_size=3
+    ),
+    max_leaves=4,
+)
+# Of the policy that the rig has, or of none: one that came later stops the ledger.
+_MESSAGES: Final = st.builds(
+    lambda body, origin, policy, version: Input(
+        TOPICS.internal, to_json(body),
+        (
+            (ORIGIN_HEADER, origin), (KIND_HEADER, b"message"), (VERSION_HEADER, version),
+            (POLICY_HEADER, policy),
+        ),
+    ),
+    st.one_of(_fields(name=_TEXT, plan=_PLANS), ANYTHING),
+    st.one_of(st.just(b"jobs.internal/0/7"), st.just(b"jobs.internal/3/7"), _ORIGINS),
+    st.sampled_from((b"relay", b"relay", None, b"", b"\xff", b"a policy")),
+    st.sampled_from((None, b"1", b"0", b"", b"\xff")),
+)
 _RAW: Final = st.builds(
     Input, st.sampled_from(TOPICS.ledger_inputs),
     st.one_of(st.none(), st.binary(max_size=20), st.just(b"[" * 5_000)),
@@ -121,7 +142,7 @@ _RAW: Final = st.builds(
 INPUTS: Final = st.one_of(
     PACKS.map(_input(TOPICS.outcomes)), PACKS.map(_input(TOPICS.outcomes)),
     REQUESTS.map(_input(TOPICS.requested)), COMMANDS.map(_input(TOPICS.commands)),
-    _FORWARDS, _RAW,
+    _FORWARDS, _MESSAGES, _RAW,
 )
 
 _LIMITS: Final = st.lists(

@@ -28,6 +28,7 @@ from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
+from tests.unit.message_kit import relays
 from tests.unit.partition_kit import decided, keep, restored
 
 TOPICS: Final = Topics()
@@ -70,7 +71,7 @@ class Rig:
 
     def restored(self, now_ms: int) -> Partition:
         """A new owner over the committed rows."""
-        return restored(self.rows.items(), now_ms)
+        return restored(self.rows.items(), now_ms, policies=relays)
 
     # --- groups ---
 

@@ -52,11 +52,20 @@ class Relay(Addressee):
         state.add(self.taken)
 
     def on_message(self, turn: Turn, origin: int, body: dict[str, Any]) -> None:
-        name, plan = body.get("name"), body.get("plan")
-        if not isinstance(name, str) or not isinstance(plan, list):
+        name: Any = body.get("name")
+        plan: Any = body.get("plan")
+        if not isinstance(name, str) or not _is_plan(plan):
             raise CannotTake("it has no name and plan")
         self.taken.put(origin, (*(self.taken.get(origin) or ()), name))
         follow(turn, self._number, name, plan)
+
+
+def _is_plan(plan: object) -> bool:
+    return isinstance(plan, list) and all(
+        isinstance(step, list) and len(step) == 2
+        and (step[0] is None or isinstance(step[0], str)) and _is_plan(step[1])
+        for step in plan
+    )
 
 
 def relays(state: PartitionState, number: int) -> Sequence[Addressee]:

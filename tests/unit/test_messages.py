@@ -162,9 +162,12 @@ def test_what_no_partition_could_take_is_not_sent(
 def test_the_largest_message_arrives() -> None:
     here = scene()
     frame = len(orjson.dumps({"name": "", "plan": []}))
-    body = {"name": "x" * (MESSAGE_BYTES_MAX - frame), "plan": []}
+    key = user_of_home_0()
+    body = {"name": "x" * (MESSAGE_BYTES_MAX - frame - len(key)), "plan": []}
     here.engine.begin(NOW)
-    here.engine.messages.turn.send(user_of_home_0(), RELAY, body)
+    here.engine.messages.turn.send(key, RELAY, body)
+    with pytest.raises(UnsendableMessage):
+        here.engine.messages.turn.send(key + "1", RELAY, body)
     ((_, _, _, value, headers),) = messages_in(list(here.engine.seal()))
     here.engine.settle()
     here.group(NOW, (TOPICS.internal, value or b""), headers=tuple(headers or ()))
@@ -356,10 +359,11 @@ def test_an_envelope_that_no_ledger_wrote_is_buried(headers: Headers) -> None:
     [
         ((KIND, (POLICY_HEADER, b"permits")), ("the policy 'permits'",)),
         ((KIND, (POLICY_HEADER, b"relay2")), ("the policy 'relay2'",)),
-        ((KIND, (VERSION_HEADER, b"2"), TO_RELAY), ("version 2", "'message'")),
+        ((KIND, (VERSION_HEADER, b"2"), TO_RELAY), ("in version 2", "'message'")),
         ((KIND, (VERSION_HEADER, b"999999999")), ("version 999999999", "'message'")),
         (((KIND_HEADER, b"request"), (VERSION_HEADER, b"2")), ("version 2", "'request'")),
         (((KIND_HEADER, b"command"), (VERSION_HEADER, b"7")), ("version 7", "'command'")),
+        (((VERSION_HEADER, b"2"),), ("version 2", "'request'")),
         (((KIND_HEADER, b"broadcast"), TO_RELAY), ("the kind 'broadcast'",)),
     ],
 )
