@@ -24,7 +24,7 @@ class CompiledCore(BuildHookInterface):  # type: ignore[type-arg]
         if version == "editable" or not self._is_wanted():
             return
         sys.path.insert(0, self.root)
-        from schemas.native import PLACES
+        from tidemill.schemas.native import PLACES
         from tools import native
 
         if lacks := native.missing_compiler():

@@ -1,7 +1,7 @@
 """What became of a command: the event on `jobs.events` that names it as its cause.
 
 Owns where the answer is looked for, and for how long. Refuses to send commands, and to know what a
-command may do to a job (`streams.lifecycle`).
+command may do to a job (`tidemill.streams.lifecycle`).
 
 Every cancel has its answer there. A redrive of a job that nobody knows has it on `jobs.dead`.
 """
@@ -17,11 +17,11 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from agents.runtime.clients import client_settings, take_arrived
-from schemas.dead import PREFIX
-from schemas.topics import Topics
-from schemas.words import EventKind, Reason
-from streams.partitioner import partition_of
+from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.schemas.dead import PREFIX
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.words import EventKind, Reason
+from tidemill.streams.partitioner import partition_of
 
 ANSWER_SECONDS: Final = 10.0  # that a caller waits; the ledger answers within milliseconds
 # After `cancel_kept`: a request that is under way comes within this, and then the job has ended.

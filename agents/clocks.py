@@ -10,7 +10,8 @@ group. So ours are objects of another kind, which none of them takes for Python'
 below us get the same, those of Python too on which a worker hangs.
 
 What cannot be held off: time-machine replaces the code of `time.time` itself, in C. It leaves the
-monotonic clock alone, so nothing stands still, and `agents.worker.surroundings` tells of it.
+monotonic clock alone, so nothing stands still, and `tidemill.agents.worker.surroundings` tells of
+it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`tidemill dev`: the whole engine on one machine, from one command.
 
 Owns which processes make it up, where their files are, the order of start and stop, and the line
-that says that it serves. Refuses to know how a process is kept alive (`agents.supervisor`) and how
-a broker is started (`agents.embedded`).
+that says that it serves. Refuses to know how a process is kept alive (`tidemill.agents.supervisor`)
+and how a broker is started (`tidemill.agents.embedded`).
 
 Folder: kafka/ the broker, clickhouse/ the chDB folder, logs/ one file a role, dev.lock held while
 it runs.
@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agents import exit_codes
-from agents import topics as topics_
-from agents.callers import family_of, http_address
-from agents.dev_lines import QuietStart, tell_handlers
-from agents.embedded.broker import Broker, free_port
-from agents.embedded.errors import EmbeddedError
-from agents.private_files import disk_fault, folder_fault, make_data_folder, private_umask
-from agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
-from agents.settings import DEFAULT_HOST, StackSettings
-from agents.supervisor import (
+from tidemill.agents import exit_codes
+from tidemill.agents import topics as topics_
+from tidemill.agents.callers import family_of, http_address
+from tidemill.agents.dev_lines import QuietStart, tell_handlers
+from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.agents.embedded.errors import EmbeddedError
+from tidemill.agents.private_files import disk_fault, folder_fault, make_data_folder, private_umask
+from tidemill.agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
+from tidemill.agents.settings import DEFAULT_HOST, StackSettings
+from tidemill.agents.supervisor import (
     LOOK_SECONDS,
     SLOW_START_SECONDS,
     ChildProcess,
@@ -40,7 +40,7 @@ from agents.supervisor import (
     describe_exit,
     role_argv,
 )
-from schemas.topics import Topics
+from tidemill.schemas.topics import Topics
 
 WORKER_STAGE: Final = 0
 ENGINE_STAGE: Final = 1  # ledger, and sink with page: neither needs the other to end well

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from agents.supervisor import Echo
+from tidemill.agents.supervisor import Echo
 
 KEPT_LINES_MAX: Final = 40  # of one role, shown when it dies before the stack is ready
 LISTED_AT_ONCE_MAX: Final = 3  # handlers with a line each before `ready`; more come after it

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from agents import clocks
-from agents.private_files import FILE_MODE
+from tidemill.agents import clocks
+from tidemill.agents.private_files import FILE_MODE
 
 LOG_BYTES_MAX: Final = 16 * 1_048_576  # of one file; one older file is kept
 TOLD_EVERY_SECONDS: Final = 60.0  # a full disk refuses each line; one word of it is enough

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from agents import own_streams
-from agents.clocks import wall_text
-from agents.own_loggers import take_loggers
-from agents.plain_text import plain_event
+from tidemill.agents import own_streams
+from tidemill.agents.clocks import wall_text
+from tidemill.agents.own_loggers import take_loggers
+from tidemill.agents.plain_text import plain_event
 
 READY_EVENT: Final = "role_ready"
 EXTRA_FIELDS: Final = (
@@ -37,7 +37,7 @@ _QUIET: Final = {
     "mode": "WARNING",
     "uvicorn": "WARNING",
     # Faust names the starts and stops of services after the modules of their classes.
-    "agents.runtime": "WARNING",
+    "tidemill.agents.runtime": "WARNING",
 }
 
 

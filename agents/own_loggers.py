@@ -1,7 +1,7 @@
 """Our loggers, as they stay whatever user code does to the logging of its process.
 
 Owns that our lines are told, once each, and that no line breaks whoever says it. Refuses to know
-their format (`agents.logging`).
+their format (`tidemill.agents.logging`).
 
 `logging.disable`, `dictConfig`, which disables every logger that was there before, and
 `basicConfig(force=True)` act on the whole process; a second handler on stderr doubles each line. A

@@ -1,8 +1,8 @@
 """Text from strangers, made safe to show: no character of it may steer a terminal.
 
-Owns what stands for such a character. Refuses to know which they are (`schemas.safe_text`) and who
-shows the text. Names of users, types and jobs, error texts and payloads may hold anything; an
-escape sequence in one of them could clear a screen, change a title, or make one line look like
+Owns what stands for such a character. Refuses to know which they are (`tidemill.schemas.safe_text`)
+and who shows the text. Names of users, types and jobs, error texts and payloads may hold anything;
+an escape sequence in one of them could clear a screen, change a title, or make one line look like
 another.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from schemas.safe_text import is_harmless
+from tidemill.schemas.safe_text import is_harmless
 
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 LINES: Final = "\n\t"

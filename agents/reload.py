@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from agents import exit_codes
-from agents.supervisor import ChildProcess
+from tidemill.agents import exit_codes
+from tidemill.agents.supervisor import ChildProcess
 
 POLL_SECONDS: Final = 0.2  # between two looks at the files
 SETTLE_SECONDS: Final = 0.15  # an editor writes in several steps; nothing is loaded between them

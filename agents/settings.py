@@ -18,10 +18,10 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from agents.callers import is_loopback, name_called
-from schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
-from schemas.topics import DEV_PARTITIONS
-from streams.store.state import INTERRUPTIONS_MAX
+from tidemill.agents.callers import is_loopback, name_called
+from tidemill.schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
+from tidemill.schemas.topics import DEV_PARTITIONS
+from tidemill.streams.store.state import INTERRUPTIONS_MAX
 
 ENV_PREFIX: Final = "TIDEMILL_"
 DEFAULT_HOST: Final = "127.0.0.1"  # loopback: nothing listens to the network unless it is told to

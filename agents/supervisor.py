@@ -24,16 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, runtime_checkable
 
-from agents import exit_codes, own_streams
-from agents.line_files import LineFile
-from agents.logging import (
+from tidemill.agents import exit_codes, own_streams
+from tidemill.agents.line_files import LineFile
+from tidemill.agents.logging import (
     LOAD_FAILED_EVENT,
     LOADED_EVENT,
     READY_EVENT,
     REFUSED_EVENT,
     announce_ready,
 )
-from agents.plain_text import plain
+from tidemill.agents.plain_text import plain
 
 logger = logging.getLogger("tidemill.supervisor")
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from agents import clocks
+from tidemill.agents import clocks
 
 LINES_A_SECOND: Final = 5  # of one kind
 KIND_SECONDS: Final = 1.0

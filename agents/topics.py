@@ -26,10 +26,10 @@ from confluent_kafka.admin._config import (
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from agents import clocks, exit_codes
-from agents.runtime.clients import client_settings
-from agents.runtime.failstop import fail_stop
-from schemas.topics import Topics, TopicSpec
+from tidemill.agents import clocks, exit_codes
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.schemas.topics import Topics, TopicSpec
 
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
 AWAITED_POLL_SECONDS: Final = 0.25  # between two looks for topics that somebody else makes

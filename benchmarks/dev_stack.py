@@ -30,7 +30,7 @@ from benchmarks.processes import (
     wait_until,
 )
 from benchmarks.program import NotMeasuredError
-from schemas.topics import DEV_PARTITIONS
+from tidemill.schemas.topics import DEV_PARTITIONS
 
 JOBS_MODULE = Path(__file__).resolve().parent / "noop_jobs.py"
 ROLES = ("broker", "ledger", "worker", "stack")

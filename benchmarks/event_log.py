@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final
 
-from schemas.event_writer import Event, EventWriter
-from schemas.instants import InstantCache
-from schemas.words import EventKind, State
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.instants import InstantCache
+from tidemill.schemas.words import EventKind, State
 
 BEGIN_MS: Final = 1_764_000_000_000  # 2025-11-24T16:00:00Z; an hour's whole minute
 JOBS_PER_MS: Final = 20  # that begin in the same millisecond, as in a drain

@@ -14,12 +14,12 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from agents.runtime.run import new_event_loop
-from agents.worker.context import Context
-from agents.worker.executor import Executor
-from agents.worker.handlers import build_handler
-from agents.worker.writer import MemorySink, OutcomeWriter
-from schemas.wire import PACK_JOBS_MAX
+from tidemill.agents.runtime.run import new_event_loop
+from tidemill.agents.worker.context import Context
+from tidemill.agents.worker.executor import Executor
+from tidemill.agents.worker.handlers import build_handler
+from tidemill.agents.worker.writer import MemorySink, OutcomeWriter
+from tidemill.schemas.wire import PACK_JOBS_MAX
 
 JOBS = 100_000
 ROUNDS = 3

@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
-from agents import topics as topics_
-from agents.runtime.restore import read_compacted
 from benchmarks.program import NotMeasuredError
 from benchmarks.sink_alone import broker_of
 from benchmarks.tidemill_programs import NOOP, noops
-from schemas import SCHEMA_VERSION
-from schemas.topics import READY_PARTITIONS, Topics
-from schemas.wire import Definition, LimitSpec
-from streams.partition import Capacity, Partition
-from streams.schedule import LineName
-from streams.store.state import PartitionState
+from tidemill.agents import topics as topics_
+from tidemill.agents.runtime.restore import read_compacted
 from tidemill.requests import encode
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.topics import READY_PARTITIONS, Topics
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedule import LineName
+from tidemill.streams.store.state import PartitionState
 
 ROWS = 200_000
 QUICK_ROWS = 40_000

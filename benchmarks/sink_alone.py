@@ -26,12 +26,12 @@ from typing import Any, Final
 import psutil
 from confluent_kafka import Producer
 
-from agents import topics as topics_
-from agents.embedded.broker import Broker
 from benchmarks.event_log import make_events
 from benchmarks.processes import LOG_TAIL_CHARACTERS, free_port
 from benchmarks.program import NotMeasuredError
-from schemas.topics import Topics
+from tidemill.agents import topics as topics_
+from tidemill.agents.embedded.broker import Broker
+from tidemill.schemas.topics import Topics
 
 JOBS: Final = 100_000  # about 400,000 events
 QUICK_JOBS: Final = 10_000

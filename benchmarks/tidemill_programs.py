@@ -31,8 +31,8 @@ from benchmarks.program import (
     check_rate_held,
 )
 from benchmarks.watching import EndWatcher
-from schemas.topics import Topics
 from tidemill import Client, Request
+from tidemill.schemas.topics import Topics
 
 NOOP = "bench.noop"
 HOLD = "bench.hold"

@@ -13,8 +13,8 @@ from typing import Self
 import orjson
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from agents.runtime.clients import take_arrived
 from benchmarks.program import NotMeasuredError
+from tidemill.agents.runtime.clients import take_arrived
 
 # Records taken from the client at once, and the longest wait for the first of them.
 BATCH_RECORDS = 10_000

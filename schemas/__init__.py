@@ -6,7 +6,7 @@ decided, stored or moved: no Kafka client, no ClickHouse client and no clock is 
 
 from typing import Final
 
-from schemas.native import prefer_compiled
+from tidemill.schemas.native import prefer_compiled
 
 SCHEMA_VERSION: Final = 1
 """Version of every record that Tidemill writes; readers refuse versions that they do not know."""

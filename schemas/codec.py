@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from schemas.requests import (
+from tidemill.schemas.requests import (
     ID_LENGTH_MAX,
     ID_PATTERN,
     REQUEST_BYTES_MAX,
@@ -27,7 +27,7 @@ from schemas.requests import (
     Command,
     JobRequest,
 )
-from schemas.words import ErrorCode, Priority
+from tidemill.schemas.words import ErrorCode, Priority
 
 Headers = Sequence[tuple[str, bytes | None]]
 

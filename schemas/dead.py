@@ -15,7 +15,7 @@ HEADER_MEANINGS: Final = {
     "tidemill.dead.offset": "Its offset, decimal.",
     "tidemill.dead.timestamp": "Its timestamp, epoch ms, decimal.",
     "tidemill.dead.stage": "request, command, outcome, event, message or attempt: what failed.",
-    "tidemill.dead.error.code": "A word of `schemas.words.ErrorCode`, or a handler's own.",
+    "tidemill.dead.error.code": "A word of `tidemill.schemas.words.ErrorCode`, or a handler's own.",
     "tidemill.dead.error.message": "What is wrong and what to do, for a person.",
     "tidemill.dead.error.field": "The field at fault; absent when there is none.",
     "tidemill.dead.user_id": "Whose job; absent when not known.",

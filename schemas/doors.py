@@ -2,7 +2,8 @@
 
 Owns the way from Python values to the bytes of a request or command, for clients, handlers, the
 command line and HTTP alike. Refuses to have rules: what comes out was read by the functions with
-which the ledger reads it (`schemas.codec`), and what JSON would change on its way is refused.
+which the ledger reads it (`tidemill.schemas.codec`), and what JSON would change on its way is
+refused.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any, Final, NoReturn
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from schemas.codec import (
+from tidemill.schemas.codec import (
     DEPTH_MAX,
     Refusal,
     decode_command,
     decode_request,
     plain_request,
 )
-from schemas.portable import DUMP_OPTIONS, SENT_FORMS, NotPortable, reader_of
-from schemas.requests import REQUEST_BYTES_MAX, JobRequest, holds_nan
-from schemas.words import ErrorCode
+from tidemill.schemas.portable import DUMP_OPTIONS, SENT_FORMS, NotPortable, reader_of
+from tidemill.schemas.requests import REQUEST_BYTES_MAX, JobRequest, holds_nan
+from tidemill.schemas.words import ErrorCode
 
 _check: Final = JobRequest.__pydantic_validator__.validate_python
 

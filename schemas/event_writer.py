@@ -1,6 +1,6 @@
 """Events as the hot path makes them: slots, and their bytes.
 
-Owns the slotted `Event`, the bytes of `schemas.events.JobEvent` and the headers of
+Owns the slotted `Event`, the bytes of `tidemill.schemas.events.JobEvent` and the headers of
 `jobs.completed`. Refuses to know who decides (`streams`) and where the bytes go
 (`agents`). No model of pydantic's stands here: this module is among those that are compiled
 (`tools.native`).
@@ -16,11 +16,11 @@ from typing import Any, Final
 import orjson
 from librt.strings import BytesWriter
 
-from schemas import SCHEMA_VERSION
-from schemas.instants import InstantCache
-from schemas.numbers import number_text, put_decimal, put_decimal_or_null
-from schemas.record_pages import RecordPages, header_bytes, put_bytes
-from schemas.words import EventKind, State
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.instants import InstantCache
+from tidemill.schemas.numbers import number_text, put_decimal, put_decimal_or_null
+from tidemill.schemas.record_pages import RecordPages, header_bytes, put_bytes
+from tidemill.schemas.words import EventKind, State
 
 CLOUDEVENTS_SOURCE: Final = "/tidemill/ledger"
 CLOUDEVENTS_TYPE_PREFIX: Final = "tidemill.job."
@@ -118,9 +118,9 @@ class Event:
         self.data = data
         self.labels = labels  # JSON of tags, batch_id and parent_job_id, without its braces
         self.index = index  # of an audit event: how many its input led to, this one included
-        # What `data` says, as the engine holds it (`streams.job.Spec`); never written.
+        # What `data` says, as the engine holds it (`tidemill.streams.job.Spec`); never written.
         self.spec = spec
-        # What the job waits for from now on (`streams.job.WaitKey`); readers get `reason`.
+        # What the job waits for from now on (`tidemill.streams.job.WaitKey`); readers get `reason`.
         self.waits_for = waits_for
 
     @property
@@ -386,7 +386,8 @@ class EventWriter:
         self, event: Event, payload: bytes, *, max_attempts: int, timeout_ms: int,
         traceparent: str | None, rescues: int = 0,
     ) -> bytes:
-        """A `schemas.wire.ReadyJob`, from the event of its dispatch; `payload` is JSON text."""
+        """A `tidemill.schemas.wire.ReadyJob`, from the event of its dispatch; `payload` is JSON
+        text."""
         self._look_at(event)
         return (
             b'{"job_id":"%b","user_id":%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,'

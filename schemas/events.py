@@ -1,8 +1,8 @@
 """What happened: the event on `jobs.events` and the record on `jobs.completed`.
 
 Owns the public shape of both: the contract from which the documentation is generated. Refuses to
-know who decides (`streams`), how the bytes are made (`schemas.event_writer`) and where they go
-(`agents`).
+know who decides (`streams`), how the bytes are made (`tidemill.schemas.event_writer`) and where
+they go (`agents`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.words import EventKind, Priority, State
+from tidemill.schemas.words import EventKind, Priority, State
 
 
 class JobError(BaseModel):
@@ -63,7 +63,7 @@ class JobEvent(BaseModel):
         description="null for a cancel of a job that nobody has asked for yet: `cancel_kept`, and "
         "`command_refused` when it is forgotten."
     )
-    reason: str | None = Field(description="A word of `schemas.words.Reason`, or a handler's own.")
+    reason: str | None = Field(description="A word of `tidemill.schemas.words.Reason`, or a handler's own.")
     error: JobError | None
     worker_id: str | None
     due_at: str | None = Field(

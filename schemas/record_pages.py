@@ -1,7 +1,7 @@
 """Records as Kafka stores them in a batch (format 2), written straight into place.
 
 Owns the bytes of a record and how many fit a batch. Refuses to know topics' meanings, and the head,
-the compression and the producer of a batch (`agents.runtime.batches_out`).
+the compression and the producer of a batch (`tidemill.agents.runtime.batches_out`).
 
 Most of what the engine writes is made of the same few texts. A value that is made first, as an
 object of its own, and then put into a list, a tuple and a batch costs more than deciding on it. So

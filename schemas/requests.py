@@ -1,7 +1,7 @@
 """What may be asked for: the request on `jobs.requested` and the command on `jobs.commands`.
 
 Owns the fields, their bounds and their meaning. Refuses to know how bytes become a dict
-(`schemas.codec`) and what the engine answers (`streams`).
+(`tidemill.schemas.codec`) and what the engine answers (`streams`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from schemas.words import Priority
+from tidemill.schemas.words import Priority
 
 ID_LENGTH_MAX: Final = 256  # characters; ids are keys of topics and tables
 TYPE_LENGTH_MAX: Final = 128  # characters
@@ -133,7 +133,7 @@ class JobRequest(BaseModel):
 def holds_nan(value: Any, depth: int = 0) -> bool:
     """Whether a float that JSON cannot hold is somewhere in `value`; orjson writes it as null.
 
-    Models and dataclasses say themselves how they write such a float: `schemas.portable`.
+    Models and dataclasses say themselves how they write such a float: `tidemill.schemas.portable`.
     """
     if isinstance(value, float):
         return not math.isfinite(value)

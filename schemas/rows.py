@@ -1,7 +1,7 @@
 """ClickHouse rows: the columns of `job_events`, `jobs` and the minute roll-ups.
 
 Owns column names, types and meanings; a test compares them with the migrations' tables. Refuses to
-know how rows get there (`agents.sink`).
+know how rows get there (`tidemill.agents.sink`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Text from strangers, made safe for a terminal, a log line and a page.
 
 Owns which characters may reach a reader as they are, and what is stored in place of the others.
-Refuses to know where the text is shown (`agents.plain_text` shows the others by their numbers).
-An escape sequence in an error's text could clear a screen or write what was never said, and an
-override of direction lets a text read as another one.
+Refuses to know where the text is shown (`tidemill.agents.plain_text` shows the others by their
+numbers). An escape sequence in an error's text could clear a screen or write what was never said,
+and an override of direction lets a text read as another one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The topic registry: every topic, who writes it, who reads it, how it is kept.
 
 Owns names, partition counts and topic settings. Refuses to know how topics are created
-(`agents.topics`) or what is in a record (`schemas.events`, `schemas.wire`).
+(`tidemill.agents.topics`) or what is in a record (`tidemill.schemas.events`,
+`tidemill.schemas.wire`).
 """
 
 from __future__ import annotations

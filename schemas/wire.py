@@ -1,7 +1,7 @@
 """Internal records: ready packs, outcome packs, heartbeats, control words, definitions.
 
 Owns the shapes between ledger and workers. They may change from version to version; strangers
-read `schemas.events` instead. Refuses to know how they travel.
+read `tidemill.schemas.events` instead. Refuses to know how they travel.
 
 Fields that a model does not know are passed over: while an installation is upgraded, its roles are
 of two versions, and nobody may be silenced by what is new.
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from schemas.requests import ATTEMPTS_MAX, TIMEOUT_SECONDS_MAX, QueueName, TypeName
+from tidemill.schemas.requests import ATTEMPTS_MAX, TIMEOUT_SECONDS_MAX, QueueName, TypeName
 
 PACK_JOBS_MAX: Final = 64  # jobs in one ready record
 PACK_BYTES_MAX: Final = 262_144  # bytes of payloads in one ready record, unless it is a single job
@@ -167,7 +167,7 @@ class Heartbeat(BaseModel):
         "and what has not begun there will not begin there.",
     )
     begun: tuple[int, ...] = Field(
-        default=(), description="Stalled: marks (schemas.marks) of the attempts that began last."
+        default=(), description="Stalled: marks (tidemill.schemas.marks) of the attempts that began last."
     )
 
 

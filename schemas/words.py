@@ -1,7 +1,7 @@
 """The closed vocabularies: states, events, reasons, error codes, priorities.
 
 Owns the spelling of each word, once. Refuses to know which event may follow which state: that is
-`streams.lifecycle.TRANSITIONS`.
+`tidemill.streams.lifecycle.TRANSITIONS`.
 """
 
 from __future__ import annotations

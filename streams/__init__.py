@@ -6,6 +6,6 @@ threads: instants come in as arguments, effects go out as values.
 Read `lifecycle` first, which is the law, then `decisions.decide`.
 """
 
-from schemas.native import prefer_compiled
+from tidemill.schemas.native import prefer_compiled
 
 prefer_compiled(__name__, __path__, demand=True)

@@ -8,8 +8,8 @@ The rule: a type that no living worker of the queue has had for 30 s, while anot
 queue lives, is unknown, whatever was defined before. Its jobs wait for those 30 s and then fail,
 redrivable. A queue without living workers fails nothing, and no time counts that was not heard.
 
-Nobody else waits for any of this. Such jobs stand in lines of their own (`streams.schedule`), and
-what happens to them happens a few at a time.
+Nobody else waits for any of this. Such jobs stand in lines of their own
+(`tidemill.streams.schedule`), and what happens to them happens a few at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from schemas.words import Reason
-from streams.commands import Defer
-from streams.decision import cost_of
-from streams.decisions import UNKNOWN_TYPE_WAIT_MS
-from streams.desk import Desk
-from streams.job import NO_WORKER, Job, JobKey
-from streams.schedule import Groups, TimerKind, may_dispatch, waits_for_type
+from tidemill.schemas.words import Reason
+from tidemill.streams.commands import Defer
+from tidemill.streams.decision import cost_of
+from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
+from tidemill.streams.desk import Desk
+from tidemill.streams.job import NO_WORKER, Job, JobKey
+from tidemill.streams.schedule import Groups, TimerKind, may_dispatch, waits_for_type
 
 # ms of absence before a job's story tells of it. A worker tells what it runs every two seconds, and
 # a restart of one among several takes a second or two: nothing of that is worth an event a job.

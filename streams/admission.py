@@ -1,7 +1,7 @@
 """What a request becomes before it is a job: its policy filled in, and why it may be skipped.
 
 Owns the reading of a request into a `Spec` and the checks at the door. Refuses to make events:
-`streams.decisions` does.
+`tidemill.streams.decisions` does.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from schemas.codec import Refusal
-from schemas.requests import TYPE_LENGTH_MAX
-from schemas.words import PRIORITY_TEXT, ErrorCode, Reason
-from streams import limits
-from streams.commands import Refuse, Submit
-from streams.job import Job, JobKey, Spec
-from streams.policy import Policy
-from streams.store.finished import Ended
-from streams.store.kept_cancels import KeptCancel
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.requests import TYPE_LENGTH_MAX
+from tidemill.schemas.words import PRIORITY_TEXT, ErrorCode, Reason
+from tidemill.streams import limits
+from tidemill.streams.commands import Refuse, Submit
+from tidemill.streams.job import Job, JobKey, Spec
+from tidemill.streams.policy import Policy
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.kept_cancels import KeptCancel
 
 _Fragment: Final = orjson.Fragment  # constants of this module: compiled code need not look them up
 _intern: Final = sys.intern

@@ -1,7 +1,8 @@
 """What a worker said of an attempt, made safe: instants, results and errors within bounds.
 
-Owns the reading of an outcome's facts. Refuses to decide what they lead to: `streams.decisions`.
-Nothing in an outcome may stop a partition, so whatever is out of bounds becomes a value within.
+Owns the reading of an outcome's facts. Refuses to decide what they lead to:
+`tidemill.streams.decisions`. Nothing in an outcome may stop a partition, so whatever is out of
+bounds becomes a value within.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.requests import RESULT_BYTES_MAX
-from schemas.wire import DELAY_MS_MAX, BackoffSpec
-from schemas.words import ErrorCode, State
-from streams import retry
-from streams.job import Job
-from streams.policy import Policy
+from tidemill.schemas.requests import RESULT_BYTES_MAX
+from tidemill.schemas.wire import DELAY_MS_MAX, BackoffSpec
+from tidemill.schemas.words import ErrorCode, State
+from tidemill.streams import retry
+from tidemill.streams.job import Job
+from tidemill.streams.policy import Policy
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.codec import Decoded, Refusal
-from schemas.words import Reason
-from streams.job import JobKey, WaitKey, Worker
-from streams.policy import Policy
-from streams.store.finished import Ended
+from tidemill.schemas.codec import Decoded, Refusal
+from tidemill.schemas.words import Reason
+from tidemill.streams.job import JobKey, WaitKey, Worker
+from tidemill.streams.policy import Policy
+from tidemill.streams.store.finished import Ended
 
 Cause = tuple[str, int, int]
 """(topic, partition, offset) of the input that led here."""
@@ -86,7 +86,7 @@ class Rescue:
 
 
 class Report:
-    """A worker says what became of an attempt: the dict of a `schemas.wire.Outcome`."""
+    """A worker says what became of an attempt: the dict of a `tidemill.schemas.wire.Outcome`."""
 
     __slots__ = ("cause", "outcome", "worker")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from schemas.event_writer import Event
-from schemas.words import EventKind, Reason, State, direct
-from streams.commands import CoreCommand
-from streams.job import Job, JobKey
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.words import EventKind, Reason, State, direct
+from tidemill.streams.commands import CoreCommand
+from tidemill.streams.job import Job, JobKey
 
 # Bytes of payload that count as one more decision: a group is bounded in bytes too, 8 MiB of each.
 DECISION_BYTES: Final = 4_096

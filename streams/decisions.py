@@ -1,7 +1,7 @@
 """Who decides about a job: a command and a job lead to events, or to a rejection with a reason.
 
 Owns `decide` and the making of events. Refuses to know which event may follow which state
-(`streams.lifecycle`), and what a decision leads to outside its job.
+(`tidemill.streams.lifecycle`), and what a decision leads to outside its job.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any, Final, assert_never
 
 import orjson
 
-from schemas.event_writer import Event
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, EventKind, Reason, State
-from streams import admission, attempts
-from streams.admission import Situation
-from streams.commands import (
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, EventKind, Reason, State
+from tidemill.streams import admission, attempts
+from tidemill.streams.admission import Situation
+from tidemill.streams.commands import (
     Cancel,
     Cause,
     CoreCommand,
@@ -29,10 +29,17 @@ from streams.commands import (
     Resolve,
     Submit,
 )
-from streams.decision import Accepted, Decision, InvalidTransition, Kept, Rejected, repeat_of
-from streams.job import HANDED_BACK, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey, Worker
-from streams.lifecycle import GIVES_BACK, evolve, state_after
-from streams.store.kept_cancels import KeptCancel
+from tidemill.streams.decision import (
+    Accepted,
+    Decision,
+    InvalidTransition,
+    Kept,
+    Rejected,
+    repeat_of,
+)
+from tidemill.streams.job import HANDED_BACK, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey, Worker
+from tidemill.streams.lifecycle import GIVES_BACK, evolve, state_after
+from tidemill.streams.store.kept_cancels import KeptCancel
 
 _E: Final = EventKind
 # By names of this module: compiled code reads those without a look-up.

@@ -1,7 +1,8 @@
 """Where one decision is made, kept and written: the only caller of the core.
 
 Owns the way from a command to the changed state, the records and the indices. Refuses to know where
-commands come from: records (`streams.intake`) and time (`streams.partition`) both bring them.
+commands come from: records (`tidemill.streams.intake`) and time (`tidemill.streams.partition`) both
+bring them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from schemas.event_writer import Event
-from schemas.topics import Topics
-from schemas.words import EventKind, Reason
-from streams.commands import Cancel, CoreCommand, Forget, Resolve
-from streams.decision import (
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.words import EventKind, Reason
+from tidemill.streams.commands import Cancel, CoreCommand, Forget, Resolve
+from tidemill.streams.decision import (
     Accepted,
     Effect,
     FollowUp,
@@ -23,14 +24,14 @@ from streams.decision import (
     cost_of,
     react,
 )
-from streams.decisions import decide
-from streams.job import UNKNOWN_TYPE, Job, JobKey
-from streams.lifecycle import NOTES
-from streams.outbox import Outbox
-from streams.policy import Policy
-from streams.schedule import Schedule, waits_for_type
-from streams.store.kept_cancels import KeptCancel
-from streams.store.state import PartitionState
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
+from tidemill.streams.lifecycle import NOTES
+from tidemill.streams.outbox import Outbox
+from tidemill.streams.policy import Policy
+from tidemill.streams.schedule import Schedule, waits_for_type
+from tidemill.streams.store.kept_cancels import KeptCancel
+from tidemill.streams.store.state import PartitionState
 
 # Follow-ups of one decision, as decisions count: far beyond what a group may hold. A policy that
 # has work for more jobs keeps a table of it and does a part in each group.

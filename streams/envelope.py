@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.codec import Refusal
-from schemas.requests import REQUEST_BYTES_MAX
-from schemas.words import ErrorCode
-from streams.commands import Cause
-from streams.decision import NeedsNewer
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.requests import REQUEST_BYTES_MAX
+from tidemill.schemas.words import ErrorCode
+from tidemill.streams.commands import Cause
+from tidemill.streams.decision import NeedsNewer
 
 Headers = Sequence[tuple[str, bytes | None]]
 MutableHeaders = list[tuple[str, bytes | None]]

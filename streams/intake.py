@@ -12,18 +12,18 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from schemas.codec import (
+from tidemill.schemas.codec import (
     Decoded,
     Headers,
     Refusal,
     decode_command,
     decode_request,
 )
-from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
-from schemas.topics import Topics
-from schemas.words import ErrorCode, Reason, State
-from streams import attempts
-from streams.commands import (
+from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.words import ErrorCode, Reason, State
+from tidemill.streams import attempts
+from tidemill.streams.commands import (
     Cancel,
     Cause,
     Redrive,
@@ -31,15 +31,15 @@ from streams.commands import (
     Report,
     Submit,
 )
-from streams.desk import Desk
-from streams.envelope import COMMAND, REQUEST, read_envelope
-from streams.job import Job
-from streams.messages import Messages
-from streams.outbox import CARRIED_BYTES_MAX, carried_bytes
-from streams.partitioner import Partitioner
-from streams.stalls import Stalls
-from streams.store.finished import Ended
-from streams.store.rows import job_key
+from tidemill.streams.desk import Desk
+from tidemill.streams.envelope import COMMAND, REQUEST, read_envelope
+from tidemill.streams.job import Job
+from tidemill.streams.messages import Messages
+from tidemill.streams.outbox import CARRIED_BYTES_MAX, carried_bytes
+from tidemill.streams.partitioner import Partitioner
+from tidemill.streams.stalls import Stalls
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.rows import job_key
 
 OUTCOME_KINDS: Final = frozenset(
     {"started", "progressed", "succeeded", "failed", "skipped", "returned"}

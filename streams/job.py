@@ -1,8 +1,8 @@
 """A job as the ledger holds it: what was asked (`Spec`) and how far it is (`Job`).
 
-Owns the two shapes and their copies. Refuses to know which change is legal: `streams.lifecycle`.
-Both are never changed once built: `evolve` makes a new `Job`, so an aborted transaction is undone
-by putting the old object back.
+Owns the two shapes and their copies. Refuses to know which change is legal:
+`tidemill.streams.lifecycle`. Both are never changed once built: `evolve` makes a new `Job`, so an
+aborted transaction is undone by putting the old object back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.words import State
+from tidemill.schemas.words import State
 
 JobKey = tuple[str, ...]
 """(user_id, job_id): identity everywhere. Two strings; of a tuple whose type gives its length

@@ -1,7 +1,7 @@
 """The life of a job: which event may follow which state, and what each event changes in a job.
 
-Owns the law and the fold. Refuses to know who decides (`streams.decisions`), partitions, topics,
-timers and the order among waiting jobs.
+Owns the law and the fold. Refuses to know who decides (`tidemill.streams.decisions`), partitions,
+topics, timers and the order among waiting jobs.
 
 How to read it: `TRANSITIONS` is the law for what happens to a job. `NOTES` is the law for what is
 only noted: something arrived and changed nothing. No other event is ever written. `evolve` folds
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.event_writer import Event
-from schemas.words import TERMINAL_KINDS, EventKind, Reason, State
-from streams.decision import InvalidTransition
-from streams.job import Job
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.words import TERMINAL_KINDS, EventKind, Reason, State
+from tidemill.streams.decision import InvalidTransition
+from tidemill.streams.job import Job
 
 _S, _E = State, EventKind
 TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {

@@ -1,7 +1,7 @@
 """Messages between partitions: a policy tells itself something in the partition of another key.
 
 Owns sending, the bounds of it, and handing a message to the policy that takes it. Refuses to know
-what a message means, and how it travels (`streams.envelope`).
+what a message means, and how it travels (`tidemill.streams.envelope`).
 
 A message is written in the transaction of the decision that caused it, and the partition that it is
 for takes it as one more input: once, in the order in which one partition sent to another, through
@@ -17,12 +17,12 @@ from typing import Any, Final
 import orjson
 from mypy_extensions import mypyc_attr
 
-from schemas.codec import Refusal
-from schemas.topics import Topics
-from streams.commands import Cause, CoreCommand
-from streams.decision import DECISION_BYTES, NeedsNewer
-from streams.desk import Desk
-from streams.envelope import (
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.topics import Topics
+from tidemill.streams.commands import Cause, CoreCommand
+from tidemill.streams.decision import DECISION_BYTES, NeedsNewer
+from tidemill.streams.desk import Desk
+from tidemill.streams.envelope import (
     MESSAGE_BYTES_MAX,
     MESSAGES_SINCE,
     Envelope,
@@ -32,8 +32,8 @@ from streams.envelope import (
     policy_of,
     read_body,
 )
-from streams.job import JobKey
-from streams.partitioner import Partitioner
+from tidemill.streams.job import JobKey
+from tidemill.streams.partitioner import Partitioner
 
 # Messages of one partition in one group: far beyond what a group may hold. A policy that has more
 # to say keeps a table of it and says a part in each group.

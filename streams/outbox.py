@@ -11,17 +11,17 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from schemas import SCHEMA_VERSION
-from schemas.codec import Refusal
-from schemas.dead import dead_headers
-from schemas.event_writer import Event, EventWriter
-from schemas.instants import InstantCache
-from schemas.record_pages import OutGroup, OutRecord, RecordPages
-from schemas.topics import BIG_RECORD_BYTES, Topics
-from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
-from streams.commands import Cause
-from streams.envelope import MutableHeaders, forward_headers
-from streams.job import Job
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.dead import dead_headers
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.instants import InstantCache
+from tidemill.schemas.record_pages import OutGroup, OutRecord, RecordPages
+from tidemill.schemas.topics import BIG_RECORD_BYTES, Topics
+from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
+from tidemill.streams.commands import Cause
+from tidemill.streams.envelope import MutableHeaders, forward_headers
+from tidemill.streams.job import Job
 
 _ReadyJob = tuple[bytes, int]
 """A job of a ready pack as JSON, and the bytes of its payload."""

@@ -10,28 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from schemas.record_pages import OutGroup
-from schemas.topics import Topics
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
-from schemas.words import TERMINAL_STATES, Reason, State
-from streams import limits
-from streams.absences import Absences
-from streams.admission import is_too_late
-from streams.attempts import ENDED_UNTOLD
-from streams.commands import (
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
+from tidemill.schemas.words import TERMINAL_STATES, Reason, State
+from tidemill.streams import limits
+from tidemill.streams.absences import Absences
+from tidemill.streams.admission import is_too_late
+from tidemill.streams.attempts import ENDED_UNTOLD
+from tidemill.streams.commands import (
     Defer,
     Dispatch,
     Expire,
     Rescue,
 )
-from streams.decision import cost_of
-from streams.desk import Desk
-from streams.intake import InRecord, Intake
-from streams.job import HANDED_BACK, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, WaitKey
-from streams.messages import Addressee, Messages
-from streams.outbox import Buried
-from streams.partitioner import Partitioner
-from streams.schedule import (
+from tidemill.streams.decision import cost_of
+from tidemill.streams.desk import Desk
+from tidemill.streams.intake import InRecord, Intake
+from tidemill.streams.job import HANDED_BACK, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, WaitKey
+from tidemill.streams.messages import Addressee, Messages
+from tidemill.streams.outbox import Buried
+from tidemill.streams.partitioner import Partitioner
+from tidemill.streams.schedule import (
     Groups,
     LineName,
     TimerKind,
@@ -39,10 +39,10 @@ from streams.schedule import (
     may_dispatch,
     waits_for_type,
 )
-from streams.stalls import NO_STALLS, Stall, Stalls
-from streams.store.jobs import FORGET_AT_ONCE_MAX
-from streams.store.position import input_name
-from streams.store.state import PartitionState
+from tidemill.streams.stalls import NO_STALLS, Stall, Stalls
+from tidemill.streams.store.jobs import FORGET_AT_ONCE_MAX
+from tidemill.streams.store.position import input_name
+from tidemill.streams.store.state import PartitionState
 
 LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live

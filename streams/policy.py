@@ -1,13 +1,13 @@
 """How jobs of one type are treated, as the engine reads it.
 
 Owns what of a type's definition the engine looks at for each job. Refuses to know where it comes
-from and how it is written: `schemas.wire.Definition` is the contract. That is a model of
+from and how it is written: `tidemill.schemas.wire.Definition` is the contract. That is a model of
 pydantic's, and to read one of its fields costs as much as a dozen of these.
 """
 
 from __future__ import annotations
 
-from schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
 
 
 class Limit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from schemas.wire import BackoffSpec
+from tidemill.schemas.wire import BackoffSpec
 
 _HASH_SPACE: Final = 2**32
 _EXPONENT_MAX: Final = 64  # beyond, every cap is reached; keeps the power finite

@@ -1,7 +1,8 @@
 """Who is next and when to look again: the indices over a partition's jobs.
 
 Owns the waiting queues, the heap of timers, the lists of jobs that wait for something else than a
-slot, and what is in flight. Refuses to decide: it names jobs, `streams.partition` asks the core.
+slot, and what is in flight. Refuses to decide: it names jobs, `tidemill.streams.partition` asks the
+core.
 
 All of it can be built from the jobs (`rebuild`), so it is neither written nor undone: an entry
 whose job has moved on is dropped when it comes up.
@@ -14,11 +15,20 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
-from streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
-from streams.wait_list import WaitList
-from streams.waiting import WaitingQueue
-from streams.window import Window
+from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
+from tidemill.streams.job import (
+    HANDED_BACK,
+    NO_WORKER,
+    RATE_LIMIT,
+    UNKNOWN_TYPE,
+    Job,
+    JobKey,
+    Spec,
+    WaitKey,
+)
+from tidemill.streams.wait_list import WaitList
+from tidemill.streams.waiting import WaitingQueue
+from tidemill.streams.window import Window
 
 # Entries of jobs that have moved on, beside as many as there are jobs, before they are cleared out.
 STALE_MAX: Final = 10_000

@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from schemas.marks import mark_of
-from schemas.words import Reason, State
-from streams.job import Job
+from tidemill.schemas.marks import mark_of
+from tidemill.schemas.words import Reason, State
+from tidemill.streams.job import Job
 
 
 class Stall(NamedTuple):
     """A worker's last one."""
 
     incarnation: int
-    marks: frozenset[int]  # of the attempts that began last, `schemas.marks`
+    marks: frozenset[int]  # of the attempts that began last, `tidemill.schemas.marks`
     queues: frozenset[str]
     first_ms: int  # epoch ms, the ledger's clock: when it was first told
     last_ms: int  # and last

@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from streams.job import JobKey
+from tidemill.streams.job import JobKey
 
 
 class WaitList:

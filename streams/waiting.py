@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from schemas.words import PRIORITY_ORDER
-from streams.job import JobKey
+from tidemill.schemas.words import PRIORITY_ORDER
+from tidemill.streams.job import JobKey
 
 _HIGH_FIRST: Final = (0, 1, 2)
 _MEDIUM_FIRST: Final = (1, 0, 2)

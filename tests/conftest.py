@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.embedded.broker import Broker, free_port
-from schemas.native import core
 from tests.containers.daemon import no_daemon
+from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.schemas.native import core
 
 # host:port of a broker to use in place of one of our own; it must not create topics by itself.
 KAFKA_VARIABLE = "TIDEMILL_TEST_KAFKA"

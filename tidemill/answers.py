@@ -1,14 +1,14 @@
-"""What became of a command, for the client: `agents.answers` with the client's errors.
+"""What became of a command, for the client: `tidemill.agents.answers` with the client's errors.
 
 Owns the translation. Refuses to know where an answer is looked for.
 """
 
 from __future__ import annotations
 
-from agents import answers
-from agents.answers import ANSWER_SECONDS, CommandAnswer, CommandReceipt
-from schemas.topics import Topics
+from tidemill.agents import answers
+from tidemill.agents.answers import ANSWER_SECONDS, CommandAnswer, CommandReceipt
 from tidemill.requests import ClientError
+from tidemill.schemas.topics import Topics
 
 
 class AnswerTimeout(ClientError, TimeoutError):

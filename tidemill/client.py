@@ -24,9 +24,7 @@ from typing import Any, Final, Literal, Self
 from confluent_kafka import Message
 from pydantic import BaseModel
 
-from agents.settings import CommonSettings, load
-from schemas.events import CompletedJob
-from schemas.topics import Topics
+from tidemill.agents.settings import CommonSettings, load
 from tidemill.answers import (
     ANSWER_SECONDS,
     AnswerTimeout,
@@ -46,6 +44,8 @@ from tidemill.requests import (
     encode,
     encode_command,
 )
+from tidemill.schemas.events import CompletedJob
+from tidemill.schemas.topics import Topics
 from tidemill.sending import (
     CLOSE_SLACK_SECONDS,
     DELIVERY_SECONDS,

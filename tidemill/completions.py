@@ -31,12 +31,12 @@ from confluent_kafka import (
 )
 from pydantic import ValidationError
 
-from agents.runtime.clients import client_settings, take_arrived
-from agents.runtime.forks import never_free, tell_in_copies
-from schemas.events import CompletedJob
-from streams.partitioner import partition_of
+from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.agents.runtime.forks import never_free, tell_in_copies
 from tidemill.remembered import OTHER_LIFE_MS, Remembered
 from tidemill.requests import ClientError
+from tidemill.schemas.events import CompletedJob
+from tidemill.streams.partitioner import partition_of
 
 logger = logging.getLogger("tidemill.client")
 

@@ -5,6 +5,6 @@ Owns the public name. Refuses to hold logic: it is the worker's own class.
 
 from __future__ import annotations
 
-from agents.worker.context import Context
+from tidemill.agents.worker.context import Context
 
 __all__ = ["Context"]

@@ -14,12 +14,12 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from agents.queries import load
-from agents.runtime.clients import client_settings
-from agents.sink.dead_records import FAILED_JOB, row_of
-from schemas.dead import PREFIX
-from schemas.safe_text import safe_line, safe_text
-from schemas.topics import Topics
+from tidemill.agents.queries import load
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.sink.dead_records import FAILED_JOB, row_of
+from tidemill.schemas.dead import PREFIX
+from tidemill.schemas.safe_text import safe_line, safe_text
+from tidemill.schemas.topics import Topics
 from tidemill.sql import query_rows
 
 READ_SECONDS: Final = 30.0  # without any record: then the topic counts as unreadable

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agents.runtime.clients import take_arrived
 from tidemill import Client, JobHandle, Request
+from tidemill.agents.runtime.clients import take_arrived
 from tidemill.demo_jobs import HISTORY_MESSAGES
 
 LANGUAGES: Final = ("english", "german", "french", "spanish", "italian")
@@ -362,8 +362,8 @@ def _show(title: str, rows: list[dict[str, Any]]) -> None:
 
 def _fetch_broker() -> None:
     """Kafka's jars, with a bar of their own when they are not there yet."""
-    from agents.embedded.jars import ensure_jars
-    from agents.embedded.java import find_java
+    from tidemill.agents.embedded.jars import ensure_jars
+    from tidemill.agents.embedded.java import find_java
 
     find_java()
     ensure_jars(("broker",))

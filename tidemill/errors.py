@@ -5,7 +5,7 @@ Owns the public names. Refuses to hold logic: these are the worker's own classes
 
 from __future__ import annotations
 
-from agents.worker.errors import (
+from tidemill.agents.worker.errors import (
     JobDefinitionError,
     ModuleLoadError,
     NonRetryable,

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import orjson
 
-from agents.queries import load
-from schemas import SCHEMA_VERSION
-from schemas.events import CompletedJob, JobError
-from schemas.instants import instant_text
-from schemas.requests import parse_instant
-from schemas.words import TERMINAL_KINDS, State
+from tidemill.agents.queries import load
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.events import CompletedJob, JobError
+from tidemill.schemas.instants import instant_text
+from tidemill.schemas.requests import parse_instant
+from tidemill.schemas.words import TERMINAL_KINDS, State
 from tidemill.sql import ANSWER_SECONDS, query_rows
 
 _ENDS: Final = ", ".join(f"'{kind}'" for kind in sorted(TERMINAL_KINDS))

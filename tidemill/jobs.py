@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-from agents.worker.errors import JobDefinitionError
-from agents.worker.handlers import (
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.agents.worker.handlers import (
     DEFAULT_ATTEMPTS,
     DEFAULT_QUEUE,
     DEFAULT_TIMEOUT_SECONDS,

@@ -17,9 +17,9 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from agents.runtime.clients import client_settings, take_arrived
-from schemas.topics import Topics
+from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.requests import ClientError
+from tidemill.schemas.topics import Topics
 
 CONNECT_SECONDS: Final = 1.0  # all servers together; what refuses, refuses at once
 REACH_SECONDS: Final = 2.0  # a broker that is up answers within a tenth

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-from agents.runtime.forks import tell_in_copies
-from schemas.events import CompletedJob
+from tidemill.agents.runtime.forks import tell_in_copies
 from tidemill.completions import Waiter
 from tidemill.history import find_completed
+from tidemill.schemas.events import CompletedJob
 from tidemill.sql import ANSWER_SECONDS, SqlError
 
 THREADS: Final = 4  # questions at once; each costs ClickHouse a look at an index

@@ -1,7 +1,7 @@
 """Policies as users write them: durations, backoff, rate limits.
 
-Owns the spelling and its checks. Refuses to apply them: they become `schemas.wire` specs, which the
-ledger follows.
+Owns the spelling and its checks. Refuses to apply them: they become `tidemill.schemas.wire` specs,
+which the ledger follows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
 
-from agents.worker.errors import JobDefinitionError
-from schemas.wire import BackoffSpec, LimitSpec
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.schemas.wire import BackoffSpec, LimitSpec
 
 UNITS_SECONDS: Final = {
     "ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0,

@@ -1,7 +1,7 @@
 """What a program asks for: `Request`, its check and its bytes, and the ids of new jobs.
 
 Owns the names of what a program may say of a job. The rules are those of the ledger
-(`schemas.doors`); none is repeated here. Refuses to know how records reach Kafka.
+(`tidemill.schemas.doors`); none is repeated here. Refuses to know how records reach Kafka.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
-from agents.runtime.forks import tell_in_copies
-from schemas import doors
-from schemas.doors import Refused, encode_request
+from tidemill.agents.runtime.forks import tell_in_copies
+from tidemill.schemas import doors
+from tidemill.schemas.doors import Refused, encode_request
 
 _RANDOM_BITS: Final = 62  # of a version 7 UUID, below the variant
 _RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1

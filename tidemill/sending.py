@@ -20,11 +20,11 @@ from typing import Any, Final, Literal, Protocol
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from agents.runtime.clients import client_settings
-from agents.runtime.forks import never_free, tell_in_copies
-from schemas.topics import BIG_RECORD_BYTES
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.runtime.forks import never_free, tell_in_copies
 from tidemill.bursts import LINGER_MS, Bursts, poll
 from tidemill.requests import ClientError
+from tidemill.schemas.topics import BIG_RECORD_BYTES
 
 DELIVERY_SECONDS: Final = 120.0  # a broker may restart or move; then the caller is told
 UNKNOWN_TOPIC_SECONDS: Final = 5.0  # a topic that was made a moment ago may still be unknown

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from agents.clickhouse.engine import tsv_escaped
+from tidemill.agents.clickhouse.engine import tsv_escaped
 
 ANSWER_SECONDS: Final = 30.0  # the embedded port's own limit is shorter
 ERROR_LENGTH_MAX: Final = 2_000  # characters of a server's message that are shown

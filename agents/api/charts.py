@@ -9,9 +9,9 @@ import asyncio
 import time
 from typing import Any, Final
 
-from agents import queries
-from agents.api.reader import Reader, Rows
-from agents.api.view import moment_of
+from tidemill.agents import queries
+from tidemill.agents.api.reader import Reader, Rows
+from tidemill.agents.api.view import moment_of
 
 TYPES_MAX: Final = 5  # lines of the error chart; more cannot be told apart
 WIDE: Final = {

@@ -1,8 +1,8 @@
 """Cancel and redrive over HTTP: send the command, wait for the ledger's answer, say it.
 
 Owns the way from a request to the answer's words. Refuses to know what a command may do to a job
-(`streams.lifecycle`). The answer is read from the log itself, so it needs no ClickHouse when the
-user is named.
+(`tidemill.streams.lifecycle`). The answer is read from the log itself, so it needs no ClickHouse
+when the user is named.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field, ValidationError
 
-from agents.answers import AnswerError, AnswerTimeout, CommandAnswer, CommandReceipt
-from agents.answers import wait_for_answer as wait
-from agents.api.problems import Problem
-from agents.api.producer import Enqueuer
-from agents.api.reader import Reader
-from agents.api.routes import Text, job_path, no_such_job
-from schemas.requests import ID_LENGTH_MAX, Command
-from schemas.topics import Topics
+from tidemill.agents.answers import AnswerError, AnswerTimeout, CommandAnswer, CommandReceipt
+from tidemill.agents.answers import wait_for_answer as wait
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.producer import Enqueuer
+from tidemill.agents.api.reader import Reader
+from tidemill.agents.api.routes import Text, job_path, no_such_job
+from tidemill.schemas.requests import ID_LENGTH_MAX, Command
+from tidemill.schemas.topics import Topics
 
 THREADS: Final = 8  # answers that are waited for at once; each has a consumer of its own
 USERS_MAX: Final = 2  # with the same job id: one is meant, two are not

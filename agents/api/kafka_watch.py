@@ -15,8 +15,8 @@ import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from agents.runtime.clients import client_settings
-from schemas.topics import Topics
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.schemas.topics import Topics
 
 LOOK_EVERY_SECONDS: Final = 2.0  # an outage shows within two looks
 LOOK_SECONDS_MAX: Final = 2.0  # of one look: metadata of a broker that lives takes milliseconds

@@ -23,22 +23,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agents.api import problems, view
-from agents.api.commands import Commander, add_commands
-from agents.api.kafka_watch import KafkaWatch
-from agents.api.metrics import CONTENT_TYPE, Metrics
-from agents.api.pages import Pages
-from agents.api.problems import Problem
-from agents.api.producer import Enqueuer
-from agents.api.reader import Reader, ReadFailed
-from agents.api.routes import build_routes, read_problem
-from agents.api.security import Gate, GateMiddleware
-from agents.callers import family_of, http_address, is_loopback
-from agents.clickhouse.engine import Engine, open_engine
-from agents.http_door import DoorProtocol, DoorServer, door_config
-from agents.logging import announce_ready, configure_logging
-from agents.queries import LIMIT_MAX
-from agents.settings import ENV_PREFIX, ApiSettings, SettingsError
+from tidemill.agents.api import problems, view
+from tidemill.agents.api.commands import Commander, add_commands
+from tidemill.agents.api.kafka_watch import KafkaWatch
+from tidemill.agents.api.metrics import CONTENT_TYPE, Metrics
+from tidemill.agents.api.pages import Pages
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.producer import Enqueuer
+from tidemill.agents.api.reader import Reader, ReadFailed
+from tidemill.agents.api.routes import build_routes, read_problem
+from tidemill.agents.api.security import Gate, GateMiddleware
+from tidemill.agents.callers import family_of, http_address, is_loopback
+from tidemill.agents.clickhouse.engine import Engine, open_engine
+from tidemill.agents.http_door import DoorProtocol, DoorServer, door_config
+from tidemill.agents.logging import announce_ready, configure_logging
+from tidemill.agents.queries import LIMIT_MAX
+from tidemill.agents.settings import ENV_PREFIX, ApiSettings, SettingsError
 
 STATIC: Final = Path(__file__).parent / "static"
 START_SECONDS: Final = 15.0  # seconds until the port must be served

@@ -1,7 +1,7 @@
 """The web page: routes that answer HTML, and the fragments that keep it live.
 
 Owns which panels make which page, and the login. Refuses to know SQL; numbers come from
-`agents.queries`, formats from `agents.api.view`.
+`tidemill.agents.queries`, formats from `tidemill.agents.api.view`.
 
 Every page is complete without a script; with one, its parts ask for themselves again every two
 seconds while the tab can be seen.
@@ -18,14 +18,14 @@ from fastapi import APIRouter, Query, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from agents import queries
-from agents.api import view
-from agents.api.charts import chart_data
-from agents.api.commands import Commander, Word
-from agents.api.description import operations
-from agents.api.problems import Problem
-from agents.api.reader import Reader, ReadFailed
-from agents.api.routes import (
+from tidemill.agents import queries
+from tidemill.agents.api import view
+from tidemill.agents.api.charts import chart_data
+from tidemill.agents.api.commands import Commander, Word
+from tidemill.agents.api.description import operations
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.reader import Reader, ReadFailed
+from tidemill.agents.api.routes import (
     PAGE_ROWS,
     Minutes,
     Offset,
@@ -36,8 +36,14 @@ from agents.api.routes import (
     no_such_job,
     read_problem,
 )
-from agents.api.security import Gate, read_form, safe_next
-from schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, WAITING_STATES, EventKind, State
+from tidemill.agents.api.security import Gate, read_form, safe_next
+from tidemill.schemas.words import (
+    IN_FLIGHT_STATES,
+    TERMINAL_STATES,
+    WAITING_STATES,
+    EventKind,
+    State,
+)
 
 FOLDER: Final = Path(__file__).parent
 WINDOWS: Final = ((5, "5 min"), (15, "15 min"), (60, "1 h"), (360, "6 h"), (1_440, "24 h"))

@@ -1,7 +1,7 @@
 """From an HTTP request to an acknowledged record on `jobs.requested`.
 
 Owns one librdkafka producer and the bridge from its thread to the event loop. Refuses to know what
-a request means: `schemas.codec` has checked it before.
+a request means: `tidemill.schemas.codec` has checked it before.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from agents.api.problems import Problem
-from agents.runtime.clients import client_settings
-from schemas.topics import Topics
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.schemas.topics import Topics
 
 DELIVERY_TIMEOUT_MS: Final = 10_000  # ms; then the caller is told that Kafka does not answer
 POLL_SECONDS: Final = 0.1  # seconds of one wait of the delivery thread

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from agents import queries
-from agents.api.metrics import Metrics
-from agents.clickhouse.engine import Engine, EngineError
+from tidemill.agents import queries
+from tidemill.agents.api.metrics import Metrics
+from tidemill.agents.clickhouse.engine import Engine, EngineError
 
 THREADS: Final = 4  # queries at once: they share the engine's threads with the sink's inserts
 FRESH_SECONDS_MIN: Final = 0.9  # seconds an answer may be reused: pages ask every two

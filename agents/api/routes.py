@@ -16,15 +16,15 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from agents import queries
-from agents.api.metrics import Metrics
-from agents.api.problems import Problem
-from agents.api.producer import Enqueuer
-from agents.api.reader import Reader, ReadFailed, Rows
-from schemas.codec import Refusal, parse_json
-from schemas.doors import Refused, encode_request
-from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
-from schemas.words import State
+from tidemill.agents import queries
+from tidemill.agents.api.metrics import Metrics
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.producer import Enqueuer
+from tidemill.agents.api.reader import Reader, ReadFailed, Rows
+from tidemill.schemas.codec import Refusal, parse_json
+from tidemill.schemas.doors import Refused, encode_request
+from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, JobRequest
+from tidemill.schemas.words import State
 
 PAGE_ROWS: Final = 50  # rows of a list that nobody sized
 OFFSET_MAX: Final = 2**32 - 1  # as the query has it: UInt32

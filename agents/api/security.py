@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agents.api.problems import Problem
-from agents.callers import LOOPBACK_NAMES, is_from_another_page, is_loopback, name_called
+from tidemill.agents.api.problems import Problem
+from tidemill.agents.callers import LOOPBACK_NAMES, is_from_another_page, is_loopback, name_called
 
 COOKIE: Final = "tidemill_session"
 COOKIE_SECONDS: Final = 12 * 3600  # seconds; a working day

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import orjson
 
-from agents.callers import http_address
-from agents.clickhouse.engine import CHDB_SCHEME
-from agents.settings import DEFAULT_HOST, ApiSettings
-from schemas.safe_text import safe_text
-from schemas.words import EventKind, Reason, State
+from tidemill.agents.callers import http_address
+from tidemill.agents.clickhouse.engine import CHDB_SCHEME
+from tidemill.agents.settings import DEFAULT_HOST, ApiSettings
+from tidemill.schemas.safe_text import safe_text
+from tidemill.schemas.words import EventKind, Reason, State
 
 DASH: Final = "–"  # shown where there is no number
 JSON_LENGTH_MAX: Final = 20_000  # characters of a payload or result that a page shows

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
 
-from agents.clickhouse.engine import (
+from tidemill.agents.clickhouse.engine import (
     CHDB_SCHEME,
     EngineError,
     EngineUnavailable,
@@ -31,7 +31,7 @@ from agents.clickhouse.engine import (
     settings_text,
     text_params,
 )
-from agents.private_files import make_private
+from tidemill.agents.private_files import make_private
 
 LOCK_FILE = "tidemill.lock"
 INSERT_PREFIX = "insert-"

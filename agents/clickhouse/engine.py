@@ -150,11 +150,11 @@ class Engine(Protocol):
 def open_engine(dsn: str) -> Engine:
     """The engine behind a DSN: `chdb:///absolute/folder` or `http(s)://user:pass@host:port/db`."""
     if dsn.startswith(CHDB_SCHEME):
-        from agents.clickhouse.chdb_engine import ChdbEngine
+        from tidemill.agents.clickhouse.chdb_engine import ChdbEngine
 
         return ChdbEngine.open(dsn)
     if urlsplit(dsn).scheme in ("http", "https"):
-        from agents.clickhouse.server_engine import ServerEngine
+        from tidemill.agents.clickhouse.server_engine import ServerEngine
 
         return ServerEngine.open(dsn)
     raise EngineError(

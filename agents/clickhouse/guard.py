@@ -18,8 +18,8 @@ from typing import Any
 
 import orjson
 
-from agents.clickhouse.engine import Engine, EngineError
-from agents.clickhouse.guard_lists import (
+from tidemill.agents.clickhouse.engine import Engine, EngineError
+from tidemill.agents.clickhouse.guard_lists import (
     ALLOWED_EXPLAINS,
     ALLOWED_FUNCTION_CATEGORIES,
     ALLOWED_FUNCTIONS,

@@ -18,7 +18,7 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-from agents.clickhouse.engine import Engine, EngineError
+from tidemill.agents.clickhouse.engine import Engine, EngineError
 
 MIGRATIONS_TABLE = "schema_migrations"
 _FILE_NAME = re.compile(r"^(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql$")
@@ -80,7 +80,7 @@ def pending_migrations(engine: Engine, folder: Path | None = None) -> list[str]:
 
 def load_migrations(folder: Path | None = None) -> list[Migration]:
     """The files by number; those of the package when no folder is given."""
-    source = folder if folder is not None else files("agents.clickhouse") / "migrations"
+    source = folder if folder is not None else files("tidemill.agents.clickhouse") / "migrations"
     found = [
         _loaded(item.name, item.read_text("utf-8"))
         for item in source.iterdir()

@@ -26,12 +26,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from agents.callers import family_of, is_from_another_page, is_loopback, name_called
-from agents.clickhouse import wire
-from agents.clickhouse.engine import Engine, EngineError, QueryOutput
-from agents.clickhouse.guard import DEFAULT_DATABASE, SQL_BYTES_MAX, Guard
-from agents.clickhouse.port_settings import PortLimits, SettingsPolicy
-from agents.http_door import DoorLimits, DoorProtocol, DoorServer, door_config
+from tidemill.agents.callers import family_of, is_from_another_page, is_loopback, name_called
+from tidemill.agents.clickhouse import wire
+from tidemill.agents.clickhouse.engine import Engine, EngineError, QueryOutput
+from tidemill.agents.clickhouse.guard import DEFAULT_DATABASE, SQL_BYTES_MAX, Guard
+from tidemill.agents.clickhouse.port_settings import PortLimits, SettingsPolicy
+from tidemill.agents.http_door import DoorLimits, DoorProtocol, DoorServer, door_config
 
 DEFAULT_PORT = 8123
 DEFAULT_FORMAT = "TabSeparated"

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from agents.clickhouse.engine import Engine, EngineError
-from agents.clickhouse.guard import Refused
+from tidemill.agents.clickhouse.engine import Engine, EngineError
+from tidemill.agents.clickhouse.guard import Refused
 
 QUERY_SECONDS_MAX = 30
 """A dashboard gives up by then; the same process also feeds ClickHouse."""

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import orjson
 
-from agents.clickhouse.engine import (
+from tidemill.agents.clickhouse.engine import (
     EngineError,
     EngineUnavailable,
     QueryOutput,

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 
-from agents.clickhouse.engine import EngineError
+from tidemill.agents.clickhouse.engine import EngineError
 
 GZIP_LEVEL = 1
 """A local reader waits for CPU, not for the network; level 1 packs most for the least of it."""

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from agents.embedded.errors import DamagedFolderError, StartError
-from agents.private_files import disk_fault
-from agents.supervisor import describe_exit
+from tidemill.agents.embedded.errors import DamagedFolderError, StartError
+from tidemill.agents.private_files import disk_fault
+from tidemill.agents.supervisor import describe_exit
 
 CAUSE_LENGTH_MAX: Final = 400  # characters of what Kafka says
 LOG_BYTES_READ_MAX: Final = 1_048_576  # of a log's end: one start writes a tenth of it

@@ -26,17 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from agents.embedded.broken_start import end_told, start_error
-from agents.embedded.errors import (
+from tidemill.agents.embedded.broken_start import end_told, start_error
+from tidemill.agents.embedded.errors import (
     DamagedFolderError,
     EmbeddedError,
     FolderInUseError,
     PortInUseError,
     StartError,
 )
-from agents.embedded.jars import class_path
-from agents.embedded.java import find_java
-from agents.embedded.kafka_settings import (
+from tidemill.agents.embedded.jars import class_path
+from tidemill.agents.embedded.java import find_java
+from tidemill.agents.embedded.kafka_settings import (
     DEFAULT_HEAP_MB,
     DEFAULT_PORT,
     HEAP_MB_MIN,
@@ -46,15 +46,15 @@ from agents.embedded.kafka_settings import (
     log_properties,
     server_properties,
 )
-from agents.plain_text import plain
-from agents.private_files import (
+from tidemill.agents.plain_text import plain
+from tidemill.agents.private_files import (
     FILE_MODE,
     FOLDER_MODE,
     PRIVATE_UMASK,
     folder_fault,
     make_private,
 )
-from agents.supervisor import describe_exit
+from tidemill.agents.supervisor import describe_exit
 
 # Ready takes 3 s on an idle machine; a busy one, or a long log check after a kill, takes many times
 # that.

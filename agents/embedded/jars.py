@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from agents.embedded.errors import JarError
+from tidemill.agents.embedded.errors import JarError
 
 Part = Literal["broker", "tools"]
 Advance = Callable[[int], None]
@@ -99,7 +99,7 @@ def pinned_jars(part: Part) -> tuple[Jar, ...]:
 
 @cache
 def _pins() -> dict[str, object]:
-    text = resources.files("agents.embedded").joinpath("jars.json").read_text(encoding="utf-8")
+    text = resources.files("tidemill.agents.embedded").joinpath("jars.json").read_text(encoding="utf-8")
     pins: dict[str, object] = json.loads(text)
     return pins
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.embedded.errors import JavaError
-from agents.plain_text import plain
-from agents.supervisor import describe_exit
+from tidemill.agents.embedded.errors import JavaError
+from tidemill.agents.plain_text import plain
+from tidemill.agents.supervisor import describe_exit
 
 # Kafka 4's broker is compiled for this release.
 JAVA_MIN = 17

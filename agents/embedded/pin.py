@@ -1,4 +1,4 @@
-"""Writes jars.json again for another Kafka: `python -m agents.embedded.pin 4.1.2`.
+"""Writes jars.json again for another Kafka: `python -m tidemill.agents.embedded.pin 4.1.2`.
 
 Owns: which artifacts are asked for and how they are resolved.
 Refuses to know: how pinned jars are used. Only here are versions resolved; users never do that.
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agents.embedded.jars import Part
+from tidemill.agents.embedded.jars import Part
 
 # kafka-clients is named too: without it jgo settles for an older one that a dependency asks for.
 BROKER = ("kafka_2.13", "kafka-clients")

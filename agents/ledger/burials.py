@@ -10,9 +10,9 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from agents.tally import LINES_A_SECOND, Tally
-from schemas.safe_text import safe_line
-from streams.outbox import Buried
+from tidemill.agents.tally import LINES_A_SECOND, Tally
+from tidemill.schemas.safe_text import safe_line
+from tidemill.streams.outbox import Buried
 
 logger = logging.getLogger("tidemill.ledger")
 

@@ -2,9 +2,9 @@
 
 Owns the protocol of a hand-over. Refuses to know what is written under that right.
 
-A process writes all its partitions with the same few producers (`agents.ledger.lane`), so their
-transactional ids name a process and not a partition. Whoever takes a partition over must therefore
-learn whose ids wrote it last, and fence them all:
+A process writes all its partitions with the same few producers (`tidemill.agents.ledger.lane`), so
+their transactional ids name a process and not a partition. Whoever takes a partition over must
+therefore learn whose ids wrote it last, and fence them all:
 
 1. *Lock*: `init_transactions` of the partition's own id fences everybody else who is claiming it.
 2. *Read* the partition's last claim: transactional ids, and whether their owner has let go.
@@ -24,11 +24,11 @@ from typing import Final
 
 import orjson
 
-from agents.runtime.errors import AbortableError
-from agents.runtime.restore import read_compacted
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup
-from schemas.topics import Topics
+from tidemill.agents.runtime.errors import AbortableError
+from tidemill.agents.runtime.restore import read_compacted
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.ledger")
 

@@ -1,7 +1,8 @@
 """The group commit: which partitions decide when, and the order of a group's steps.
 
 Owns when a group begins, which partitions are in it and what share each has. Refuses to know what
-is decided (`agents.ledger.runner`) and how a transaction is made (`agents.runtime.transaction`).
+is decided (`tidemill.agents.ledger.runner`) and how a transaction is made
+(`tidemill.agents.runtime.transaction`).
 
 All partitions of a group share one transaction, because a transaction costs the broker much the
 same whatever is in it. While it is in flight, arriving chunks wait in the inboxes, so a busy ledger
@@ -22,14 +23,14 @@ from collections.abc import Collection, Coroutine, Sequence
 from importlib.metadata import version
 from typing import Any, Final, NoReturn
 
-from agents import exit_codes
-from agents.crash import crash_point
-from agents.ledger.runner import PartitionRunner
-from agents.runtime.errors import AbortableError
-from agents.runtime.failstop import fail_stop
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup
-from streams.decision import NeedsNewer
+from tidemill.agents import exit_codes
+from tidemill.agents.crash import crash_point
+from tidemill.agents.ledger.runner import PartitionRunner
+from tidemill.agents.runtime.errors import AbortableError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.streams.decision import NeedsNewer
 
 logger = logging.getLogger("tidemill.ledger")
 

@@ -1,7 +1,7 @@
 """The ledger's process: the Faust app, the partitions that it owns, and their restore.
 
 Owns the wiring. Refuses to know what is decided (`streams`) and how records are moved
-(`agents.runtime`). `build_ledger` needs no broker; `run_ledger` blocks until a signal.
+(`tidemill.agents.runtime`). `build_ledger` needs no broker; `run_ledger` blocks until a signal.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from agents.ledger.claim import Claim
-from agents.ledger.lane import Lane, end_as_too_old
-from agents.ledger.metrics import LedgerMetrics, open_door
-from agents.ledger.runner import PartitionRunner
-from agents.ledger.workers import WorkerBook, WorkerReader
-from agents.logging import announce_ready, configure_logging
-from agents.runtime.app import RoleApp, create_app
-from agents.runtime.batches_out import CODECS, public_codecs
-from agents.runtime.chunk import Chunk
-from agents.runtime.inputs import Gap, InputPolicy
-from agents.runtime.restore import read_compacted
-from agents.runtime.run import WatchdogLimits, run_app
-from agents.runtime.transaction import TransactionalProducer
-from agents.settings import LedgerSettings
-from agents.topics import await_topics, check_partitions, end_on_conflict
-from schemas.native import core
-from schemas.topics import Topics
-from streams.decision import NeedsNewer
-from streams.partition import Partition
-from streams.partitioner import Partitioner
-from streams.store.position import input_place
-from streams.store.state import PartitionState
+from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.ledger.lane import Lane, end_as_too_old
+from tidemill.agents.ledger.metrics import LedgerMetrics, open_door
+from tidemill.agents.ledger.runner import PartitionRunner
+from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
+from tidemill.agents.logging import announce_ready, configure_logging
+from tidemill.agents.runtime.app import RoleApp, create_app
+from tidemill.agents.runtime.batches_out import CODECS, public_codecs
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.inputs import Gap, InputPolicy
+from tidemill.agents.runtime.restore import read_compacted
+from tidemill.agents.runtime.run import WatchdogLimits, run_app
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.agents.settings import LedgerSettings
+from tidemill.agents.topics import await_topics, check_partitions, end_on_conflict
+from tidemill.schemas.native import core
+from tidemill.schemas.topics import Topics
+from tidemill.streams.decision import NeedsNewer
+from tidemill.streams.partition import Partition
+from tidemill.streams.partitioner import Partitioner
+from tidemill.streams.store.position import input_place
+from tidemill.streams.store.state import PartitionState
 
 if TYPE_CHECKING:
-    from agents.api.main import ApiServer
+    from tidemill.agents.api.main import ApiServer
 
 logger = logging.getLogger("tidemill.ledger")
 

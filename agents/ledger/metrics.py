@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from streams.outbox import Buried
+from tidemill.streams.outbox import Buried
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from agents.api.main import ApiServer
+    from tidemill.agents.api.main import ApiServer
 
 PREFIX: Final = "tidemill_ledger_"
 _FAILED: Final = "attempt"
@@ -102,7 +102,7 @@ def open_door(metrics: LedgerMetrics, host: str, port: int) -> ApiServer:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    from agents.api.main import ApiServer
+    from tidemill.agents.api.main import ApiServer
 
     registry = CollectorRegistry()
     registry.register(metrics)

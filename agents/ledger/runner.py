@@ -1,7 +1,8 @@
 """One owned partition at work: what has arrived for it, and what is decided about it in a group.
 
 Owns the inbox of a partition and the order of deciding. Refuses to know what is decided
-(`streams.partition`), when a group begins and how it is committed (`agents.ledger.lane`).
+(`tidemill.streams.partition`), when a group begins and how it is committed
+(`tidemill.agents.ledger.lane`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from agents.ledger.burials import BURIALS
-from agents.ledger.claim import Claim
-from agents.ledger.metrics import COUNTS
-from agents.ledger.workers import WorkerBook
-from agents.runtime.batches import size_of
-from agents.runtime.chunk import Chunk
-from agents.runtime.inputs import Gap
-from schemas.record_pages import OutGroup
-from streams.partition import Partition
+from tidemill.agents.ledger.burials import BURIALS
+from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.ledger.metrics import COUNTS
+from tidemill.agents.ledger.workers import WorkerBook
+from tidemill.agents.runtime.batches import size_of
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.inputs import Gap
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.streams.partition import Partition
 
 
 class PartitionRunner:

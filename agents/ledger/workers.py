@@ -19,18 +19,18 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
-from agents.runtime.clients import client_settings, take_arrived
-from schemas.topics import Topics
-from schemas.wire import (
+from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import (
     DEFINITION_BYTES_MAX,
     HEARTBEAT_MISSING_SECONDS,
     HEARTBEAT_SECONDS,
     Definition,
     Heartbeat,
 )
-from streams.partition import Capacity
-from streams.schedule import Groups, LineName
-from streams.stalls import NO_STALLS, Stall
+from tidemill.streams.partition import Capacity
+from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.stalls import NO_STALLS, Stall
 
 logger = logging.getLogger("tidemill.ledger")
 

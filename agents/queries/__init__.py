@@ -10,7 +10,7 @@ Each file is plain ClickHouse SQL with `{name:Type}` parameters and begins with 
     -- unit: jobs/s
     -- params: since, until, step_seconds
 
-`agents.queries.grafana` turns a file's parameters into Grafana's macros.
+`tidemill.agents.queries.grafana` turns a file's parameters into Grafana's macros.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _HEADER: Final = re.compile(r"^-- (?P<key>[a-z]+):[ ]?(?P<value>.*)$")
 
 
 class SupportsQuery(Protocol):
-    """What of `agents.clickhouse.engine.Engine` is needed here."""
+    """What of `tidemill.agents.clickhouse.engine.Engine` is needed here."""
 
     def query(
         self,

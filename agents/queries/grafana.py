@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
-from agents.queries import DEFAULT_LIMIT, Query, Window
+from tidemill.agents.queries import DEFAULT_LIMIT, Query, Window
 
 MACROS: Final = {
     "since": "$__fromTime_ms",

@@ -20,11 +20,11 @@ from faust.tables import TableManager
 from faust.types import TP, AgentT
 from yarl import URL
 
-from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import Gap, InputPolicy
-from agents.runtime.membership import GroupAssignor
-from agents.runtime.store import PartitionOwner, PartitionTable
-from agents.runtime.transport import ChunkConsumer, ChunkTransport
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.inputs import Gap, InputPolicy
+from tidemill.agents.runtime.membership import GroupAssignor
+from tidemill.agents.runtime.store import PartitionOwner, PartitionTable
+from tidemill.agents.runtime.transport import ChunkConsumer, ChunkTransport
 
 # aiokafka leaves the group for good after this long without a fetch, so it must never come; the
 # watchdog does what the limit was for.

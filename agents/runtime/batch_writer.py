@@ -1,8 +1,8 @@
 """Batches to the brokers that lead their partitions: in order, each once, one request a broker.
 
 Owns the connections, the producer's identity and sequence numbers, and what a broker's answer to a
-batch means. Refuses to know transactions (`agents.runtime.transaction`) and what a record says.
-The wire format and the metadata are aiokafka's.
+batch means. Refuses to know transactions (`tidemill.agents.runtime.transaction`) and what a record
+says. The wire format and the metadata are aiokafka's.
 
 A stock client sends a request for each partition, and a broker answers a client's requests one
 after the other: for small batches that takes longer than all else (D23).
@@ -24,11 +24,11 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.structs import TopicPartition
 
-from agents.runtime.batches_out import OutBatch, Target
-from agents.runtime.clients import client_logger
-from agents.runtime.errors import AbortableError, FatalError, FencedError
-from agents.runtime.failstop import fail_stop
-from agents.runtime.threads import call_aside
+from tidemill.agents.runtime.batches_out import OutBatch, Target
+from tidemill.agents.runtime.clients import client_logger
+from tidemill.agents.runtime.errors import AbortableError, FatalError, FencedError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.threads import call_aside
 
 KafkaErrorClass: TypeAlias = type[errors.KafkaError]
 

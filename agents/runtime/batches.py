@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from agents.runtime.chunk import Record
-from agents.runtime.errors import RecoverableError
-from agents.runtime.odd_headers import decode_leniently, keep_bytes_of_fetches
+from tidemill.agents.runtime.chunk import Record
+from tidemill.agents.runtime.errors import RecoverableError
+from tidemill.agents.runtime.odd_headers import decode_leniently, keep_bytes_of_fetches
 
 # Bytes that a record costs beside its key and value, so that empty records count too.
 RECORD_OVERHEAD_BYTES = 64

@@ -1,7 +1,8 @@
 """Records on their way out, as the batches that Kafka stores.
 
 Owns the head of a batch, its compression and how large a record may be. Refuses to know how batches
-are sent: `agents.runtime.batch_writer` gives each its producer and its place in the sequence.
+are sent: `tidemill.agents.runtime.batch_writer` gives each its producer and its place in the
+sequence.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import cramjam
 from aiokafka.codec import zstd_encode
 from aiokafka.record.util import calc_crc32c
 
-from agents.runtime.errors import FatalError, PoisonMessage
-from schemas.record_pages import OutGroup, OutRecord, RecordPage, RecordPages
-from schemas.topics import Topics
+from tidemill.agents.runtime.errors import FatalError, PoisonMessage
+from tidemill.schemas.record_pages import OutGroup, OutRecord, RecordPage, RecordPages
+from tidemill.schemas.topics import Topics
 
 #: topic and partition.
 Target: TypeAlias = tuple[str, int]

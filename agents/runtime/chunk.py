@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from agents.runtime.tracker import Run
+from tidemill.agents.runtime.tracker import Run
 
 
 class Record(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Message
 
-from agents import clocks
+from tidemill.agents import clocks
 
 logger = logging.getLogger("tidemill.runtime.kafka")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from aiokafka.errors import CorruptRecordException
 from confluent_kafka import KafkaError, KafkaException
 
-from agents import exit_codes
+from tidemill.agents import exit_codes
 
 # librdkafka codes that mean "someone else owns this transactional id now".
 _FENCED_CODES = frozenset(

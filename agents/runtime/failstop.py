@@ -12,8 +12,8 @@ import sys
 import threading
 from typing import NoReturn
 
-from agents import clocks, exit_codes
-from agents.runtime.errors import final_code
+from tidemill.agents import clocks, exit_codes
+from tidemill.agents.runtime.errors import final_code
 
 EXIT_FAIL_STOP = exit_codes.FAIL_STOP
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from faust.types import TP
 
-from agents.runtime.commits import commit_as_owner
+from tidemill.agents.runtime.commits import commit_as_owner
 
 LET_GO: Final = "let-go"
 _HELD: Final = "held:"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from faust.types import TP
 
-from agents import exit_codes
-from agents.runtime.batches import PartitionBuffer, size_of
-from agents.runtime.chunk import Chunk
-from agents.runtime.failstop import fail_stop
-from agents.runtime.tracker import OffsetTracker
+from tidemill.agents import exit_codes
+from tidemill.agents.runtime.batches import PartitionBuffer, size_of
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.tracker import OffsetTracker
 
 logger = logging.getLogger("tidemill.runtime")
 

@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from agents.runtime.batches_out import RECORD_BYTES_MAX
-from agents.runtime.clients import client_settings
-from agents.runtime.errors import (
+from tidemill.agents.runtime.batches_out import RECORD_BYTES_MAX
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.runtime.errors import (
     FatalError,
     PoisonMessage,
     RecoverableError,
     kafka_error_of,
     to_fatal,
 )
-from schemas.record_pages import OutRecord
+from tidemill.schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.runtime")
 

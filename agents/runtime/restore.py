@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from agents import clocks
-from agents.runtime.clients import client_settings, take_arrived
-from agents.runtime.errors import RecoverableError, kafka_error_of, to_fatal
+from tidemill.agents import clocks
+from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.agents.runtime.errors import RecoverableError, kafka_error_of, to_fatal
 
 # Records per call into the client: the call costs some microseconds, the records a fraction each.
 BATCH_RECORDS_MAX = 10_000

@@ -15,11 +15,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agents import clocks
-from agents.runtime.app import RoleApp
-from agents.runtime.clients import throttle_aiokafka
-from agents.runtime.failstop import fail_stop
-from agents.settings import STALL_SECONDS
+from tidemill.agents import clocks
+from tidemill.agents.runtime.app import RoleApp
+from tidemill.agents.runtime.clients import throttle_aiokafka
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.settings import STALL_SECONDS
 
 logger = logging.getLogger("tidemill.runtime")
 

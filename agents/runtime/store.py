@@ -16,9 +16,9 @@ import faust
 from faust.stores.base import Store
 from faust.types import TP
 
-from agents import clocks
-from agents.runtime.errors import NotRestoredError
-from agents.runtime.failstop import fail_stop
+from tidemill.agents import clocks
+from tidemill.agents.runtime.errors import NotRestoredError
+from tidemill.agents.runtime.failstop import fail_stop
 
 logger = logging.getLogger("tidemill.runtime")
 

@@ -1,7 +1,7 @@
 """One Kafka transaction per group of records: what the ledger writes with.
 
 Owns the steps of a transaction, and what each answer of its coordinator means. Refuses to know what
-a record says, and how batches travel (`agents.runtime.batch_writer`).
+a record says, and how batches travel (`tidemill.agents.runtime.batch_writer`).
 
     init     take the transactional id over; an older owner is fenced
     send     name the partitions to the coordinator (one request), then write all their batches
@@ -27,8 +27,8 @@ from aiokafka.protocol.transaction import (
     InitProducerIdRequest,
 )
 
-from agents import clocks
-from agents.runtime.batch_writer import (
+from tidemill.agents import clocks
+from tidemill.agents.runtime.batch_writer import (
     AWAY_SECONDS,
     REQUEST_TIMEOUT_MS,
     BatchWriter,
@@ -36,10 +36,10 @@ from agents.runtime.batch_writer import (
     error_of,
     pauses,
 )
-from agents.runtime.batches_out import NO_CODECS, OutBatch, Target, transactional_batches
-from agents.runtime.clients import client_logger
-from agents.runtime.errors import AbortableError, FatalError
-from schemas.record_pages import OutGroup
+from tidemill.agents.runtime.batches_out import NO_CODECS, OutBatch, Target, transactional_batches
+from tidemill.agents.runtime.clients import client_logger
+from tidemill.agents.runtime.errors import AbortableError, FatalError
+from tidemill.schemas.record_pages import OutGroup
 
 # A longer open transaction is aborted by the broker; till then it holds up all readers.
 TRANSACTION_TIMEOUT_MS: Final = 10_000

@@ -29,15 +29,15 @@ from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 from faust.transport.drivers.aiokafka import server_list
 from faust.types import TP
 
-from agents import clocks
-from agents.runtime.batches import readable_batches
-from agents.runtime.commits import commit_as_owner
-from agents.runtime.errors import FatalError
-from agents.runtime.failstop import fail_stop
-from agents.runtime.handover import Handovers
-from agents.runtime.inputs import Gap, InputPartition, InputPolicy
-from agents.runtime.membership import FitKeeper, Subscriptions
-from agents.runtime.rebalances import RebalanceListener
+from tidemill.agents import clocks
+from tidemill.agents.runtime.batches import readable_batches
+from tidemill.agents.runtime.commits import commit_as_owner
+from tidemill.agents.runtime.errors import FatalError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.handover import Handovers
+from tidemill.agents.runtime.inputs import Gap, InputPartition, InputPolicy
+from tidemill.agents.runtime.membership import FitKeeper, Subscriptions
+from tidemill.agents.runtime.rebalances import RebalanceListener
 
 logger = logging.getLogger("tidemill.runtime")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from agents.runtime.batches import RECORD_OVERHEAD_BYTES, size_of
-from agents.runtime.chunk import Chunk, Record
+from tidemill.agents.runtime.batches import RECORD_OVERHEAD_BYTES, size_of
+from tidemill.agents.runtime.chunk import Chunk, Record
 
 # Bytes of the values of one insert: some 30,000 events of the usual size.
 BATCH_BYTES_MAX: Final = 16 * 1024 * 1024

@@ -20,9 +20,9 @@ from typing import Final
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from agents.runtime.app import RoleApp
-from agents.runtime.commits import commit_as_owner
-from agents.sink.batches import Begun, Insert
+from tidemill.agents.runtime.app import RoleApp
+from tidemill.agents.runtime.commits import commit_as_owner
+from tidemill.agents.sink.batches import Begun, Insert
 
 _NOTE: Final = re.compile(
     r"^tidemill-sink/2 last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"

@@ -12,12 +12,12 @@ from typing import Final
 
 import orjson
 
-from agents.runtime.chunk import Record
-from agents.sink.records import Encoded
-from schemas.codec import COUNT_MAX, INTEGER_MAX
-from schemas.dead import PREFIX
-from schemas.instants import instant_text
-from schemas.safe_text import safe_text
+from tidemill.agents.runtime.chunk import Record
+from tidemill.agents.sink.records import Encoded
+from tidemill.schemas.codec import COUNT_MAX, INTEGER_MAX
+from tidemill.schemas.dead import PREFIX
+from tidemill.schemas.instants import instant_text
+from tidemill.schemas.safe_text import safe_text
 
 COLUMNS: Final = (
     "kafka_partition", "kafka_offset", "refused_at", "stage", "code", "message", "field",

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agents.runtime.chunk import Record
-from agents.sink import dead_records, records
-from agents.sink.records import Encoded
-from schemas.topics import Topics
+from tidemill.agents.runtime.chunk import Record
+from tidemill.agents.sink import dead_records, records
+from tidemill.agents.sink.records import Encoded
+from tidemill.schemas.topics import Topics
 
 
 class Encode(Protocol):

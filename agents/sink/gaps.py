@@ -1,8 +1,8 @@
 """Gaps in what the sink reads, told in `log_gaps` before anything behind them is committed.
 
 Owns which gaps wait to be told and their rows. Refuses to know how one is noticed
-(`agents.runtime.transport`). A gap means rows that will never be there: retention took records
-before the sink had read them.
+(`tidemill.agents.runtime.transport`). A gap means rows that will never be there: retention took
+records before the sink had read them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 
 import orjson
 
-from agents.clickhouse.engine import Engine
-from agents.runtime.inputs import Gap
-from agents.sink.feeds import Feed
+from tidemill.agents.clickhouse.engine import Engine
+from tidemill.agents.runtime.inputs import Gap
+from tidemill.agents.sink.feeds import Feed
 
 logger = logging.getLogger("tidemill.sink")
 

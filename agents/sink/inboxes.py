@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from agents.runtime.chunk import Chunk
-from agents.sink.batches import (
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.sink.batches import (
     INSERT_PARTITIONS_MAX,
     Batch,
     BatchLimits,

@@ -1,8 +1,8 @@
 """The sink's processes: the sink alone, or with page, API and ClickHouse port around one folder.
 
 Owns the wiring, the wait for ClickHouse at the start, and the order of start and stop. Refuses to
-know how rows get in (`writer`), what the page shows (`agents.api`) and what a reader may ask
-(`agents.clickhouse`).
+know how rows get in (`writer`), what the page shows (`tidemill.agents.api`) and what a reader may
+ask (`tidemill.agents.clickhouse`).
 
 The sink yields to everything else (`NICENESS`): on a small machine the ledger, the workers and the
 broker get the processor first, and the rows catch up when there is time. No job waits for it.
@@ -22,24 +22,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from agents import exit_codes
-from agents.callers import http_address
-from agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError, open_engine
-from agents.clickhouse.migrate import migrate
-from agents.clickhouse.port import ClickHousePort
-from agents.logging import announce_ready, configure_logging
-from agents.runtime.app import RoleApp, create_app
-from agents.runtime.chunk import Chunk
-from agents.runtime.inputs import Gap, InputPolicy
-from agents.runtime.producer import CallThread, OutboxProducer
-from agents.runtime.run import WatchdogLimits, run_app
-from agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
-from agents.sink.batches import BatchLimits
-from agents.sink.borders import Borders
-from agents.sink.feeds import events_of, refused_of
-from agents.sink.writer import SinkWriter
-from agents.topics import await_topics, check_partitions, end_on_conflict
-from schemas.topics import Topics
+from tidemill.agents import exit_codes
+from tidemill.agents.callers import http_address
+from tidemill.agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError, open_engine
+from tidemill.agents.clickhouse.migrate import migrate
+from tidemill.agents.clickhouse.port import ClickHousePort
+from tidemill.agents.logging import announce_ready, configure_logging
+from tidemill.agents.runtime.app import RoleApp, create_app
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.inputs import Gap, InputPolicy
+from tidemill.agents.runtime.producer import CallThread, OutboxProducer
+from tidemill.agents.runtime.run import WatchdogLimits, run_app
+from tidemill.agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
+from tidemill.agents.sink.batches import BatchLimits
+from tidemill.agents.sink.borders import Borders
+from tidemill.agents.sink.feeds import events_of, refused_of
+from tidemill.agents.sink.writer import SinkWriter
+from tidemill.agents.topics import await_topics, check_partitions, end_on_conflict
+from tidemill.schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.sink")
 
@@ -255,7 +255,7 @@ def run_stack(settings: StackSettings) -> int:
     configure_logging("sink", settings.log_format, settings.log_level)
     _yield_to_others()
     # Late, since the sink alone needs no web framework.
-    from agents.api.main import ApiServer, build_api
+    from tidemill.agents.api.main import ApiServer, build_api
 
     try:
         engine = open_migrated(settings.clickhouse, give_up_seconds=FOLDER_WAIT_SECONDS)

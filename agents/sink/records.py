@@ -19,9 +19,9 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from agents.runtime.chunk import Record
-from schemas import SCHEMA_VERSION
-from schemas.codec import (
+from tidemill.agents.runtime.chunk import Record
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.codec import (
     COUNT_MAX,
     EVENT_DEPTH_MAX,
     INTEGER_MAX,
@@ -29,10 +29,10 @@ from schemas.codec import (
     owner_of,
     parse_json,
 )
-from schemas.events import JobEvent
-from schemas.instants import instant_text
-from schemas.requests import INSTANT_MAX, INSTANT_MIN
-from schemas.words import ErrorCode, EventKind
+from tidemill.schemas.events import JobEvent
+from tidemill.schemas.instants import instant_text
+from tidemill.schemas.requests import INSTANT_MAX, INSTANT_MIN
+from tidemill.schemas.words import ErrorCode, EventKind
 
 COLUMNS: Final = (
     "kafka_partition", "kafka_offset", "schema_version", "event_id", "event", "job_id", "user_id",

@@ -20,23 +20,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError
-from agents.crash import crash_point
-from agents.runtime.app import RoleApp
-from agents.runtime.chunk import Chunk, Record
-from agents.runtime.errors import RecoverableError
-from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import Gap
-from agents.runtime.producer import CallThread, OutboxProducer
-from agents.sink.batches import Batch, BatchLimits, Insert
-from agents.sink.borders import Borders
-from agents.sink.feeds import Feed
-from agents.sink.gaps import Gaps
-from agents.sink.inboxes import Inboxes
-from agents.sink.records import INSERT_SETTINGS, Encoded
-from schemas.codec import Refusal
-from schemas.dead import dead_headers
-from schemas.record_pages import OutRecord
+from tidemill.agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError
+from tidemill.agents.crash import crash_point
+from tidemill.agents.runtime.app import RoleApp
+from tidemill.agents.runtime.chunk import Chunk, Record
+from tidemill.agents.runtime.errors import RecoverableError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.inputs import Gap
+from tidemill.agents.runtime.producer import CallThread, OutboxProducer
+from tidemill.agents.sink.batches import Batch, BatchLimits, Insert
+from tidemill.agents.sink.borders import Borders
+from tidemill.agents.sink.feeds import Feed
+from tidemill.agents.sink.gaps import Gaps
+from tidemill.agents.sink.inboxes import Inboxes
+from tidemill.agents.sink.records import INSERT_SETTINGS, Encoded
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.dead import dead_headers
+from tidemill.schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.sink")
 

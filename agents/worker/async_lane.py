@@ -20,14 +20,14 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from agents import clocks
-from agents.worker import ends
-from agents.worker.attempts import Attempt
-from agents.worker.copies import leave_if_copy
-from agents.worker.ends import End
-from agents.worker.failure_log import FAILURES
-from agents.worker.lanes import Host
-from agents.worker.stacks import frames_of
+from tidemill.agents import clocks
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.attempts import Attempt
+from tidemill.agents.worker.copies import leave_if_copy
+from tidemill.agents.worker.ends import End
+from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.lanes import Host
+from tidemill.agents.worker.stacks import frames_of
 
 TURN_SECONDS: Final = 0.002  # jobs run back to back for this long; then the loop gets on
 

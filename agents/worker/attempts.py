@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from agents.worker.context import Context, Signal
-from agents.worker.handlers import Handler
-from schemas.wire import RunsAs
+from tidemill.agents.worker.context import Context, Signal
+from tidemill.agents.worker.handlers import Handler
+from tidemill.schemas.wire import RunsAs
 
 # Why a running attempt was told to end. None while nobody has told it.
 TIMED_OUT: Final = "timed_out"

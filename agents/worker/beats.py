@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from confluent_kafka import KafkaException, Producer
 
-from agents.runtime.clients import client_settings
+from tidemill.agents.runtime.clients import client_settings
 
 MESSAGE_TIMEOUT_MS: Final = 5_000  # an old beat says nothing; it is dropped
 CLOSE_SECONDS: Final = 1.0  # the last beat gets this long

@@ -24,20 +24,20 @@ from typing import Any, Final, NoReturn
 import orjson
 from pydantic import ValidationError
 
-from agents import clocks
-from agents.logging import configure_logging
-from agents.worker import ends
-from agents.worker.context import Context, Signal
-from agents.worker.ends import End
-from agents.worker.errors import TidemillError
-from agents.worker.failure_log import FAILURES
-from agents.worker.framing import frame, receive
-from agents.worker.handlers import REGISTRY, Handler
-from agents.worker.loading import load
-from agents.worker.module_names import LoadPlan
-from agents.worker.stacks import frames_of
-from agents.worker.surroundings import Surroundings
-from schemas.safe_text import safe_line
+from tidemill.agents import clocks
+from tidemill.agents.logging import configure_logging
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.context import Context, Signal
+from tidemill.agents.worker.ends import End
+from tidemill.agents.worker.errors import TidemillError
+from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.framing import frame, receive
+from tidemill.agents.worker.handlers import REGISTRY, Handler
+from tidemill.agents.worker.loading import load
+from tidemill.agents.worker.module_names import LoadPlan
+from tidemill.agents.worker.stacks import frames_of
+from tidemill.agents.worker.surroundings import Surroundings
+from tidemill.schemas.safe_text import safe_line
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.2  # the parent publishes at most two a second
 AGAIN_SECONDS: Final = 0.01  # after a fork that hid the word to end

@@ -17,8 +17,8 @@ import orjson
 import structlog
 from pydantic import BaseModel
 
-from schemas.doors import Refused, encode_request
-from schemas.requests import ID_LENGTH_MAX, RESULT_BYTES_MAX
+from tidemill.schemas.doors import Refused, encode_request
+from tidemill.schemas.requests import ID_LENGTH_MAX, RESULT_BYTES_MAX
 
 STAGE_LENGTH_MAX: Final = 128  # characters
 MESSAGE_LENGTH_MAX: Final = 500  # characters

@@ -13,9 +13,9 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pydantic import ValidationError
 
-from agents import clocks
-from agents.runtime.clients import client_settings
-from schemas.wire import ControlWord
+from tidemill.agents import clocks
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.schemas.wire import ControlWord
 
 POLL_SECONDS: Final = 0.5  # how long a stop may wait for the thread
 METADATA_SECONDS: Final = 10.0  # one request for the topic's partitions

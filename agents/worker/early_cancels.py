@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agents import clocks
+from tidemill.agents import clocks
 
 CANCEL_WORDS_MAX: Final = 10_000  # words kept for jobs that have not arrived yet
 CANCEL_WORD_SECONDS: Final = 120.0  # a word is kept for so long; its job arrives within a lease

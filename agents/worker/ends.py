@@ -3,7 +3,7 @@
 Owns the wording and the codes of ends, and the bounds of a result. Refuses to know where the
 handler ran: the loop, a thread and a child process give the same ends.
 
-An end is a dict with the fields of `schemas.wire.Outcome` beside the attempt's identity.
+An end is a dict with the fields of `tidemill.schemas.wire.Outcome` beside the attempt's identity.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from agents.worker import results
-from agents.worker.context import Context, children_of, valid_text
-from agents.worker.errors import NonRetryable, Retry, Skip, Steer
-from agents.worker.failure_log import FAILURES
-from agents.worker.handlers import Handler
-from agents.worker.steering import causes_text, name_and_text, steering_word
-from agents.worker.traces import class_name
-from schemas.portable import DUMP_OPTIONS
-from schemas.requests import RESULT_BYTES_MAX, holds_nan
-from schemas.words import ErrorCode, Reason
+from tidemill.agents.worker import results
+from tidemill.agents.worker.context import Context, children_of, valid_text
+from tidemill.agents.worker.errors import NonRetryable, Retry, Skip, Steer
+from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.handlers import Handler
+from tidemill.agents.worker.steering import causes_text, name_and_text, steering_word
+from tidemill.agents.worker.traces import class_name
+from tidemill.schemas.portable import DUMP_OPTIONS
+from tidemill.schemas.requests import RESULT_BYTES_MAX, holds_nan
+from tidemill.schemas.words import ErrorCode, Reason
 
 MESSAGE_LENGTH_MAX: Final = 500  # characters of an error's message
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from schemas.words import ErrorCode
+from tidemill.schemas.words import ErrorCode
 
 CODE_LENGTH_MAX: Final = 64  # characters of an error's code; codes are grouped by in SQL
 REASON_LENGTH_MAX: Final = 128  # characters of a skip's reason; reasons are grouped by in SQL

@@ -15,35 +15,42 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-from agents import clocks
-from agents.worker import ends
-from agents.worker.async_lane import AsyncLane
-from agents.worker.attempts import CANCELLED, STOPPING, TIMED_OUT, Attempt, Pack, QueueState
-from agents.worker.context import has_seen_cancel
-from agents.worker.early_cancels import EarlyCancels
-from agents.worker.ends import End
-from agents.worker.failure_log import FAILURES
-from agents.worker.graces import NO_GRACES, Graces, tell_forced
-from agents.worker.handlers import Handler
-from agents.worker.lanes import Lane, ThreadLane, line_up
-from agents.worker.module_names import LoadPlan
-from agents.worker.packs import read_pack
-from agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
-from agents.worker.pulse import Pulse
-from agents.worker.standstill import Standstill, put_off
-from agents.worker.surroundings import Surroundings
-from agents.worker.suspects import Suspects
-from agents.worker.telling import Teller
-from agents.worker.verdicts import end_of_verdict
-from agents.worker.writer import OutcomeWriter
-from schemas.wire import (
+from tidemill.agents import clocks
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.async_lane import AsyncLane
+from tidemill.agents.worker.attempts import (
+    CANCELLED,
+    STOPPING,
+    TIMED_OUT,
+    Attempt,
+    Pack,
+    QueueState,
+)
+from tidemill.agents.worker.context import has_seen_cancel
+from tidemill.agents.worker.early_cancels import EarlyCancels
+from tidemill.agents.worker.ends import End
+from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.graces import NO_GRACES, Graces, tell_forced
+from tidemill.agents.worker.handlers import Handler
+from tidemill.agents.worker.lanes import Lane, ThreadLane, line_up
+from tidemill.agents.worker.module_names import LoadPlan
+from tidemill.agents.worker.packs import read_pack
+from tidemill.agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
+from tidemill.agents.worker.pulse import Pulse
+from tidemill.agents.worker.standstill import Standstill, put_off
+from tidemill.agents.worker.surroundings import Surroundings
+from tidemill.agents.worker.suspects import Suspects
+from tidemill.agents.worker.telling import Teller
+from tidemill.agents.worker.verdicts import end_of_verdict
+from tidemill.agents.worker.writer import OutcomeWriter
+from tidemill.schemas.wire import (
     HANDBACK_SECONDS,
     LATE_START_SECONDS,
     PACK_JOBS_MAX,
     KindSlots,
     RunsAs,
 )
-from schemas.words import Reason
+from tidemill.schemas.words import Reason
 
 SWEEP_SECONDS: Final = 0.1  # the grain of time-outs, late starts, progress and hand-backs
 PROGRESS_SECONDS: Final = 0.5  # at most one progress of a job in this time

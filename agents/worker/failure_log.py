@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from agents import clocks
-from agents.tally import LINES_A_SECOND, Tally
-from agents.worker.stacks import Frames, place_of_frames, stack_text
-from agents.worker.traces import class_name, place_of, trace_text
-from schemas.safe_text import safe_line
-from schemas.words import ErrorCode
+from tidemill.agents import clocks
+from tidemill.agents.tally import LINES_A_SECOND, Tally
+from tidemill.agents.worker.stacks import Frames, place_of_frames, stack_text
+from tidemill.agents.worker.traces import class_name, place_of, trace_text
+from tidemill.schemas.safe_text import safe_line
+from tidemill.schemas.words import ErrorCode
 
 TRACES_A_SECOND: Final = LINES_A_SECOND  # in the log, of failures of one kind
 # In events, of one kind: at 8 KiB each less than half a megabyte a second.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from agents.settings import CANCEL_GRACE_SECONDS, CHILD_START_SECONDS
+from tidemill.agents.settings import CANCEL_GRACE_SECONDS, CHILD_START_SECONDS
 
 logger = logging.getLogger("tidemill.worker")
 

@@ -1,7 +1,8 @@
 """Handlers: a user's function with its policies, and the registry of all of them.
 
 Owns what a definition may say and the registry by type. Refuses to know how a handler is run
-(`agents.worker.executor`) and how its signature is read (`agents.worker.signature`).
+(`tidemill.agents.worker.executor`) and how its signature is read
+(`tidemill.agents.worker.signature`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any, Final, Literal, Protocol
 
 import orjson
 
-from agents.worker.context import Context
-from agents.worker.errors import JobDefinitionError
-from agents.worker.results import Writer, writer_of
-from agents.worker.signature import Signature, base_of, place_of, read_signature
-from schemas import SCHEMA_VERSION
-from schemas.portable import Reader
-from schemas.requests import (
+from tidemill.agents.worker.context import Context
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.agents.worker.results import Writer, writer_of
+from tidemill.agents.worker.signature import Signature, base_of, place_of, read_signature
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.portable import Reader
+from tidemill.schemas.requests import (
     ATTEMPTS_MAX,
     QUEUE_LENGTH_MAX,
     QUEUE_PATTERN,
@@ -31,7 +32,7 @@ from schemas.requests import (
     TYPE_LENGTH_MAX,
     TYPE_PATTERN,
 )
-from schemas.wire import BackoffSpec, Definition, LimitSpec, RunsAs
+from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec, RunsAs
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault

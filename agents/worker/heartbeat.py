@@ -6,7 +6,7 @@ the loop left.
 A loop that stands still (an `async def` handler computes or sleeps without awaiting) is alive: the
 process lives, its jobs run, and a rescue would only run them twice. But it can take nothing. So
 after STILL_SECONDS the beat says that it is stalled, and what it began last. When this thread
-cannot run either, because somebody holds the interpreter, `agents.worker.stand_in` beats.
+cannot run either, because somebody holds the interpreter, `tidemill.agents.worker.stand_in` beats.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agents import clocks
-from agents.worker.beats import CLOSE_SECONDS, BeatSink
-from agents.worker.pulse import STILL_SECONDS, Pulse
-from schemas import SCHEMA_VERSION
-from schemas.wire import (
+from tidemill.agents import clocks
+from tidemill.agents.worker.beats import CLOSE_SECONDS, BeatSink
+from tidemill.agents.worker.pulse import STILL_SECONDS, Pulse
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.wire import (
     HEARTBEAT_SECONDS,
     Heartbeat,
     KindSlots,

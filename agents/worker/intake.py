@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from agents.runtime.app import RoleApp
-from agents.runtime.chunk import Chunk, Record
-from agents.runtime.commits import is_member
-from agents.runtime.handover import Handover
-from agents.runtime.inputs import InputPolicy
-from agents.worker.attempts import Pack
-from agents.worker.executor import Executor
-from agents.worker.writer import OutcomeWriter
-from schemas.topics import Topics
-from schemas.words import Reason
+from tidemill.agents.runtime.app import RoleApp
+from tidemill.agents.runtime.chunk import Chunk, Record
+from tidemill.agents.runtime.commits import is_member
+from tidemill.agents.runtime.handover import Handover
+from tidemill.agents.runtime.inputs import InputPolicy
+from tidemill.agents.worker.attempts import Pack
+from tidemill.agents.worker.executor import Executor
+from tidemill.agents.worker.writer import OutcomeWriter
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.words import Reason
 
 PACKS_KEPT_MAX: Final = 20_000  # packs remembered; a commit is half a second behind at most
 REVOKE_SECONDS_MAX: Final = 2.0  # a rebalance waits this long for outcomes to be durable

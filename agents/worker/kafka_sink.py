@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from agents import clocks
-from agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooLarge, pauses
-from agents.runtime.batches_out import ZSTD, OutBatch
-from agents.runtime.errors import AbortableError, EngineError
-from agents.runtime.failstop import fail_stop
-from schemas.record_pages import RecordPage
+from tidemill.agents import clocks
+from tidemill.agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooLarge, pauses
+from tidemill.agents.runtime.batches_out import ZSTD, OutBatch
+from tidemill.agents.runtime.errors import AbortableError, EngineError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.schemas.record_pages import RecordPage
 
-RECORD_BYTES_MAX: Final = 2 * 1_048_576  # as `schemas.topics` makes the topic
+RECORD_BYTES_MAX: Final = 2 * 1_048_576  # as `tidemill.schemas.topics` makes the topic
 LOG_SECONDS: Final = 10.0  # one line in this time about outcomes that cannot be written
 
 Done = Callable[[bool], None]

@@ -1,4 +1,4 @@
-"""Loading the modules that hold handlers, as `agents.worker.module_names` has named them.
+"""Loading the modules that hold handlers, as `tidemill.agents.worker.module_names` has named them.
 
 Owns the import itself, that one file is never imported twice, and the words for what goes wrong.
 Refuses to know what is in a module.
@@ -17,16 +17,16 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Final
 
-from agents.worker.errors import MissingModule, ModuleLoadError, TidemillError
-from agents.worker.handlers import REGISTRY, Handler
-from agents.worker.module_names import (
+from tidemill.agents.worker.errors import MissingModule, ModuleLoadError, TidemillError
+from tidemill.agents.worker.handlers import REGISTRY, Handler
+from tidemill.agents.worker.module_names import (
     LoadPlan,
     Target,
     is_installed,
     is_path,
     plan_modules,
 )
-from agents.worker.signature import base_of
+from tidemill.agents.worker.signature import base_of
 
 __all__ = ["is_path", "load", "load_modules", "loaded_files"]
 

@@ -16,32 +16,37 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from agents import clocks, exit_codes, own_streams
-from agents.logging import REFUSED_EVENT, announce_ready, configure_logging, tell_supervisor
-from agents.runtime.app import RoleApp, create_app
-from agents.runtime.failstop import leave_within
-from agents.runtime.run import WatchdogLimits, new_event_loop, run_through_exits, serve
-from agents.runtime.threads import call_aside
-from agents.settings import WorkerSettings
-from agents.supervisor import former_end_told
-from agents.topics import TopicRefused
-from agents.worker.beats import KafkaBeats
-from agents.worker.control import ControlReader
-from agents.worker.copies import watch_forks
-from agents.worker.errors import MissingModule, TidemillError
-from agents.worker.executor import STOP_FORCE_SECONDS, Executor
-from agents.worker.failure_log import FAILURES
-from agents.worker.graces import Graces
-from agents.worker.heartbeat import HeartbeatThread, Snapshot
-from agents.worker.intake import Intake
-from agents.worker.kafka_sink import KafkaSink
-from agents.worker.pulse import Pulse, open_memory
-from agents.worker.stand_in import limit_of
-from agents.worker.start import Loaded, explain_refusal, load_worker, prepare
-from agents.worker.watch import Watch
-from agents.worker.writer import OutcomeWriter
-from schemas.topics import READY_PARTITIONS, Topics
-from schemas.wire import ControlWord, QueueSlots
+from tidemill.agents import clocks, exit_codes, own_streams
+from tidemill.agents.logging import (
+    REFUSED_EVENT,
+    announce_ready,
+    configure_logging,
+    tell_supervisor,
+)
+from tidemill.agents.runtime.app import RoleApp, create_app
+from tidemill.agents.runtime.failstop import leave_within
+from tidemill.agents.runtime.run import WatchdogLimits, new_event_loop, run_through_exits, serve
+from tidemill.agents.runtime.threads import call_aside
+from tidemill.agents.settings import WorkerSettings
+from tidemill.agents.supervisor import former_end_told
+from tidemill.agents.topics import TopicRefused
+from tidemill.agents.worker.beats import KafkaBeats
+from tidemill.agents.worker.control import ControlReader
+from tidemill.agents.worker.copies import watch_forks
+from tidemill.agents.worker.errors import MissingModule, TidemillError
+from tidemill.agents.worker.executor import STOP_FORCE_SECONDS, Executor
+from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.graces import Graces
+from tidemill.agents.worker.heartbeat import HeartbeatThread, Snapshot
+from tidemill.agents.worker.intake import Intake
+from tidemill.agents.worker.kafka_sink import KafkaSink
+from tidemill.agents.worker.pulse import Pulse, open_memory
+from tidemill.agents.worker.stand_in import limit_of
+from tidemill.agents.worker.start import Loaded, explain_refusal, load_worker, prepare
+from tidemill.agents.worker.watch import Watch
+from tidemill.agents.worker.writer import OutcomeWriter
+from tidemill.schemas.topics import READY_PARTITIONS, Topics
+from tidemill.schemas.wire import ControlWord, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
 # A job makes some fifty objects and no cycles; handlers may make some, so not much more rarely.

@@ -1,7 +1,7 @@
 """Which module each word of a worker's command line means, settled before anything is imported.
 
 Owns the one name of each file, the folders that modules are found in, and the words for names that
-cannot work. Refuses to import a user's code: `agents.worker.loading` does.
+cannot work. Refuses to import a user's code: `tidemill.agents.worker.loading` does.
 
 One file is one module, and its name is one that any fresh process can import: a child of ours, one
 of `multiprocessing`, whoever reads a pickle. So a file in a package has the package's dotted name.
@@ -21,7 +21,7 @@ from json import dumps, loads  # by name: a handler may have put others into the
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agents.worker.errors import MissingModule, ModuleLoadError
+from tidemill.agents.worker.errors import MissingModule, ModuleLoadError
 
 SUFFIX: Final = ".py"
 PACKAGE_FILE: Final = "__init__.py"

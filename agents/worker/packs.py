@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from schemas import SCHEMA_VERSION
-from schemas.wire import ReadyJob
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.wire import ReadyJob
 
 # What a job of a pack must have; the rest is left out where it says nothing.
 _JOB_FIELDS: Final = frozenset(

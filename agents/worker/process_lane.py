@@ -21,15 +21,15 @@ from typing import Any, Final
 
 import orjson
 
-from agents import clocks, own_streams
-from agents.logging import log_words
-from agents.supervisor import describe_exit
-from agents.worker import ends
-from agents.worker.attempts import Attempt
-from agents.worker.framing import LENGTH_BYTES, frame
-from agents.worker.graces import NO_GRACES, Graces
-from agents.worker.lanes import Host
-from agents.worker.module_names import LoadPlan, plan_modules
+from tidemill.agents import clocks, own_streams
+from tidemill.agents.logging import log_words
+from tidemill.agents.supervisor import describe_exit
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.attempts import Attempt
+from tidemill.agents.worker.framing import LENGTH_BYTES, frame
+from tidemill.agents.worker.graces import NO_GRACES, Graces
+from tidemill.agents.worker.lanes import Host
+from tidemill.agents.worker.module_names import LoadPlan, plan_modules
 
 TERM_GRACE_SECONDS: Final = 2.0  # from the word to end to SIGKILL: time for a handler's `finally`
 READY_LOOK_SECONDS: Final = 1.0  # between two looks whether a child that starts is ready
@@ -41,7 +41,7 @@ REAP_LOOK_SECONDS: Final = 0.005  # between two looks whether it is
 # process that `multiprocessing` spawns in the child imports no main module.
 CHILD_CODE: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2])['search']; "
-    "from agents.worker.child import main; sys.exit(main(sys.argv[1:]))"
+    "from tidemill.agents.worker.child import main; sys.exit(main(sys.argv[1:]))"
 )
 # As they are before any handler ran: one may put others into their modules.
 EXECUTABLE: Final = sys.executable

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from agents import clocks
+from tidemill.agents import clocks
 
 # Attempts of which the ledger may not know yet that they began: a start is told after half a
 # second, so this holds at 8,000 quick jobs a second.

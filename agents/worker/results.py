@@ -3,7 +3,8 @@
 Owns the forms of results and the look at a return annotation. Refuses to know what becomes of them.
 
 Plain JSON values cost nothing here: orjson asks only for what it does not know. A model is written
-so that its own class reads it back (`schemas.portable`), computed fields included where it can.
+so that its own class reads it back (`tidemill.schemas.portable`), computed fields included where it
+can.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import orjson
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
-from agents.worker.annotations import resolved
-from agents.worker.errors import JobDefinitionError
-from schemas.portable import DUMP_OPTIONS, TOLD_FORMS, NotPortable, reader_of
-from schemas.requests import NESTED_MAX, holds_nan
+from tidemill.agents.worker.annotations import resolved
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.schemas.portable import DUMP_OPTIONS, TOLD_FORMS, NotPortable, reader_of
+from tidemill.schemas.requests import NESTED_MAX, holds_nan
 
 TOLD_TYPES_MAX: Final = 1_000  # types that a line has told of; programs have few
 _NAN: Final = "it holds NaN or infinity, which JSON has not; return None or a text there"

@@ -20,10 +20,10 @@ from typing import Any, Final
 import typing_extensions
 from pydantic import BaseModel
 
-from agents.worker.annotations import members_of, resolved
-from agents.worker.context import Context
-from agents.worker.errors import JobDefinitionError
-from schemas.portable import Reader
+from tidemill.agents.worker.annotations import members_of, resolved
+from tidemill.agents.worker.context import Context
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.schemas.portable import Reader
 
 CONTEXT_NAME: Final = "ctx"
 CONTEXT_NAMES: Final = (CONTEXT_NAME, "context")  # the second one only without an annotation

@@ -14,8 +14,8 @@ from collections.abc import Coroutine
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from agents.worker.traces import FRAMES_MAX, cut
-from schemas.safe_text import safe_text
+from tidemill.agents.worker.traces import FRAMES_MAX, cut
+from tidemill.schemas.safe_text import safe_text
 
 TITLE: Final = "Where it stood when its time was over (most recent call last):\n"
 AWAITS_MAX: Final = 1_000  # a longer chain of awaits is one that turns in a circle

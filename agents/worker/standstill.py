@@ -10,10 +10,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agents import clocks
-from agents.worker.attempts import Attempt
-from agents.worker.pulse import PAUSE_SECONDS, Pulse
-from schemas.marks import mark_of
+from tidemill.agents import clocks
+from tidemill.agents.worker.attempts import Attempt
+from tidemill.agents.worker.pulse import PAUSE_SECONDS, Pulse
+from tidemill.schemas.marks import mark_of
 
 logger = logging.getLogger("tidemill.worker")
 

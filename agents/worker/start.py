@@ -14,25 +14,25 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from agents import clocks
-from agents.logging import LOAD_FAILED_EVENT, LOADED_EVENT, tell_supervisor
-from agents.runtime.clients import client_settings
-from agents.settings import WorkerSettings
-from agents.supervisor import SUPERVISED
-from agents.topics import (
+from tidemill.agents import clocks
+from tidemill.agents.logging import LOAD_FAILED_EVENT, LOADED_EVENT, tell_supervisor
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.settings import WorkerSettings
+from tidemill.agents.supervisor import SUPERVISED
+from tidemill.agents.topics import (
     FINAL_KAFKA_ERRORS,
     TopicRefused,
     TopicsError,
     await_topics,
     ensure_ready_topics,
 )
-from agents.worker.errors import ModuleLoadError, TidemillError
-from agents.worker.handlers import Handler
-from agents.worker.loading import load, loaded_files
-from agents.worker.module_names import LoadPlan, plan_modules
-from agents.worker.signature import place_of
-from schemas.topics import Topics
-from schemas.wire import DEFINITION_BYTES_MAX
+from tidemill.agents.worker.errors import ModuleLoadError, TidemillError
+from tidemill.agents.worker.handlers import Handler
+from tidemill.agents.worker.loading import load, loaded_files
+from tidemill.agents.worker.module_names import LoadPlan, plan_modules
+from tidemill.agents.worker.signature import place_of
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import DEFINITION_BYTES_MAX
 
 START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
 PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable

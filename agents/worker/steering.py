@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from agents.worker.errors import NonRetryable, Retry, Skip, Steer
-from agents.worker.traces import class_name
+from tidemill.agents.worker.errors import NonRetryable, Retry, Skip, Steer
+from tidemill.agents.worker.traces import class_name
 
 EXCEPTIONS_MAX: Final = 1_000  # looked at; a group may hold any number
 NAMED_MAX: Final = 5  # causes in a message; the trace has them all

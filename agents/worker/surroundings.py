@@ -7,7 +7,7 @@ them: who looks right after a job knows, who looks now and then names those that
 A child of `process=True` runs one job at a time, so what a job changed is put back after it. The
 worker itself runs many at once, and one of them may need what it has set: there a change is told
 of, once a kind, and stays. A clock that was replaced in C, which reaches ours too
-(`agents.clocks`), is told of as well: instants of attempts are wrong by as much.
+(`tidemill.agents.clocks`), is told of as well: instants of attempts are wrong by as much.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from agents import clocks, own_streams
+from tidemill.agents import clocks, own_streams
 
 CLOCK_ERROR_SECONDS: Final = 2.0  # between two questions of a moment the clock may go on
 MASK_OF_LOOK: Final = 0o077  # while the umask is read, which cannot be read without being set

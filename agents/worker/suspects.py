@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from agents.worker.attempts import Attempt
-from schemas.wire import RunsAs
+from tidemill.agents.worker.attempts import Attempt
+from tidemill.schemas.wire import RunsAs
 
 PROBATION_SECONDS: Final = 1.0  # who has run for so long holds up nobody any more
 # Into so many turns those that wait are divided: a take-over of a hundred long jobs fills its slots

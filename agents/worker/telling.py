@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agents import clocks
-from agents.worker import ends
-from agents.worker.attempts import Attempt, Permit, Settled
-from agents.worker.ends import End
-from agents.worker.writer import OutcomeWriter
+from tidemill.agents import clocks
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.attempts import Attempt, Permit, Settled
+from tidemill.agents.worker.ends import End
+from tidemill.agents.worker.writer import OutcomeWriter
 
 
 class Teller:

@@ -10,7 +10,7 @@ import traceback
 from types import TracebackType
 from typing import Final
 
-from schemas.safe_text import safe_text
+from tidemill.schemas.safe_text import safe_text
 
 TRACE_LENGTH_MAX: Final = 8_192  # characters; more is a recursion or a chain that nobody reads
 FRAMES_MAX: Final = 40  # of one exception, those nearest to where it was raised

@@ -5,11 +5,11 @@ Owns that mapping. Refuses to know who passed the verdict and when.
 
 from __future__ import annotations
 
-from agents import clocks
-from agents.worker import ends
-from agents.worker.attempts import Attempt
-from agents.worker.ends import End
-from schemas.words import Reason
+from tidemill.agents import clocks
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.attempts import Attempt
+from tidemill.agents.worker.ends import End
+from tidemill.schemas.words import Reason
 
 
 def end_of_verdict(attempt: Attempt, end: End | None) -> End:

@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import confluent_kafka
 
-import agents
-from agents import own_streams
-from agents.worker.pulse import Pulse
+import tidemill.agents
+from tidemill.agents import own_streams
+from tidemill.agents.worker.pulse import Pulse
 
 # Nothing of the user's: Python's own modules first, then ours and the Kafka client.
 CODE: Final = (
-    "import sys; sys.path += sys.argv[3:]; from agents.worker.stand_in import main; main()"
+    "import sys; sys.path += sys.argv[3:]; from tidemill.agents.worker.stand_in import main; main()"
 )
 END_SECONDS: Final = 1.0  # it ends with its pipe, within a moment
 FAILED_MAX: Final = 5  # ends in a row, without a beat between, after which it is given up

@@ -1,7 +1,7 @@
 """Outcomes out: gathered into packs, one stream per ledger partition, durable before anything acks.
 
 Owns the gathering and the order. Refuses to know what an outcome says and which client sends it:
-`OutcomeSink` is the port, `agents.worker.kafka_sink` and `MemorySink` are its adapters.
+`OutcomeSink` is the port, `tidemill.agents.worker.kafka_sink` and `MemorySink` are its adapters.
 
 The first outcome leaves at once; while its record is on the way the next ones gather. So a quiet
 worker adds no delay and a busy one writes few, full records.
@@ -16,11 +16,11 @@ from typing import Final, Protocol
 
 import orjson
 
-from agents.crash import crash_point
-from agents.worker.attempts import Attempt, Settled
-from agents.worker.ends import too_large
-from schemas import SCHEMA_VERSION
-from schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX
+from tidemill.agents.crash import crash_point
+from tidemill.agents.worker.attempts import Attempt, Settled
+from tidemill.agents.worker.ends import too_large
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX
 
 IN_FLIGHT_MAX: Final = 4  # records of one partition on the way; idempotence keeps order up to 5
 

@@ -4,6 +4,6 @@ Owns the state and its rows. Refuses to decide. Read `table` first, then `state`
 all.
 """
 
-from schemas.native import prefer_compiled
+from tidemill.schemas.native import prefer_compiled
 
 prefer_compiled(__name__, __path__)

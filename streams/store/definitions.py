@@ -6,9 +6,9 @@ from.
 
 from __future__ import annotations
 
-from schemas.wire import Definition
-from streams.policy import Policy
-from streams.store.table import Table
+from tidemill.schemas.wire import Definition
+from tidemill.streams.policy import Policy
+from tidemill.streams.store.table import Table
 
 KIND = b"d"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from schemas.words import State
-from streams.job import JobKey
+from tidemill.schemas.words import State
+from tidemill.streams.job import JobKey
 
 COUNT_MAX: Final = 2_000_000  # ended jobs a partition remembers
 _DIGEST_BYTES: Final = 16

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.record_pages import RecordPages
-from schemas.words import TERMINAL_STATES, State
-from streams.job import Job, JobKey
-from streams.store import rows
-from streams.store.finished import COUNT_MAX, Ended, FinishedJobs, digest_of
-from streams.store.position import Position
-from streams.store.table import AnyTable
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.words import TERMINAL_STATES, State
+from tidemill.streams.job import Job, JobKey
+from tidemill.streams.store import rows
+from tidemill.streams.store.finished import COUNT_MAX, Ended, FinishedJobs, digest_of
+from tidemill.streams.store.position import Position
+from tidemill.streams.store.table import AnyTable
 
 DEDUPE_RETENTION_MS: Final = 86_400_000  # ms that an ended job's id is remembered, a day
 DEAD_LETTERS_MAX: Final = 200_000  # dead letters a partition keeps whole, the oldest go first
@@ -25,7 +25,7 @@ _OVER: Final = TERMINAL_STATES
 
 
 class Jobs(AnyTable):
-    """Jobs by key. Rows: see `streams.store.rows`."""
+    """Jobs by key. Rows: see `tidemill.streams.store.rows`."""
 
     def __init__(self, position: Position, dedupe_retention_ms: int) -> None:
         super().__init__(rows.KIND)

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.record_pages import RecordPages
-from streams.commands import Cause
-from streams.job import JobKey
-from streams.store.finished import digest_of
-from streams.store.table import AnyTable, UnknownRow
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.streams.commands import Cause
+from tidemill.streams.job import JobKey
+from tidemill.streams.store.finished import digest_of
+from tidemill.streams.store.table import AnyTable, UnknownRow
 
 KIND: Final = b"c"
 VERSION: Final = 1  # first element of a kept cancel's row

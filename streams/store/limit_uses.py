@@ -1,6 +1,7 @@
 """What each user has used of each type's limits.
 
-Owns the rows and when a use is forgotten. Refuses to know the arithmetic: `streams.limits`.
+Owns the rows and when a use is forgotten. Refuses to know the arithmetic:
+`tidemill.streams.limits`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Final
 
 import orjson
 
-from streams import limits
-from streams.job import Job
-from streams.limits import NOTHING_USED, LimitState
-from streams.policy import Limit
-from streams.store.definitions import Definitions
-from streams.store.table import Table
+from tidemill.streams import limits
+from tidemill.streams.job import Job
+from tidemill.streams.limits import NOTHING_USED, LimitState
+from tidemill.streams.policy import Limit
+from tidemill.streams.store.definitions import Definitions
+from tidemill.streams.store.table import Table
 
 KIND: Final = b"l"
 FORGET_AT_ONCE_MAX: Final = 1_000  # uses looked at in one group, so that no group grows long

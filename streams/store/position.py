@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.record_pages import RecordPages
-from streams.store.table import AnyTable
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.streams.store.table import AnyTable
 
 KIND: Final = b"p"
 

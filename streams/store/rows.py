@@ -21,10 +21,10 @@ import orjson
 from librt.strings import BytesWriter
 from mypy_extensions import i64
 
-from schemas.event_writer import STATE_JSON
-from schemas.numbers import put_decimal
-from schemas.words import Reason, State
-from streams.job import (
+from tidemill.schemas.event_writer import STATE_JSON
+from tidemill.schemas.numbers import put_decimal
+from tidemill.schemas.words import Reason, State
+from tidemill.streams.job import (
     HANDED_BACK,
     NO_WORKER,
     RATE_LIMIT,
@@ -34,8 +34,8 @@ from streams.job import (
     Spec,
     WaitKey,
 )
-from streams.store.finished import Ended, digest_of
-from streams.store.table import UnknownRow
+from tidemill.streams.store.finished import Ended, digest_of
+from tidemill.streams.store.table import UnknownRow
 
 _dumps: Final = orjson.dumps  # constants of this module: compiled code need not look them up
 _loads: Final = orjson.loads

@@ -1,7 +1,7 @@
 """Everything that one ledger partition knows: its tables, and what a group does to all of them.
 
 Owns the list of tables. Refuses to know the order among waiting jobs and when timers fire
-(`streams.schedule`), and what is in a table.
+(`tidemill.streams.schedule`), and what is in a table.
 
 A group of decisions changes the tables at once, so that each decision sees the ones before it; the
 old values are kept until `commit` (the transaction was committed) or `rollback` (it was not).
@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.record_pages import RecordPages
-from schemas.wire import Definition
-from streams.decision import NeedsNewer
-from streams.job import Job, JobKey
-from streams.limits import NOTHING_USED, LimitState
-from streams.policy import Policy
-from streams.store.definitions import Definitions
-from streams.store.finished import Ended
-from streams.store.jobs import DEDUPE_RETENTION_MS, Jobs
-from streams.store.kept_cancels import KeptCancel, KeptCancels
-from streams.store.limit_uses import LimitUses
-from streams.store.position import KIND as POSITION_KEY
-from streams.store.position import Position, needs_in
-from streams.store.table import AnyTable, UnknownRow
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.wire import Definition
+from tidemill.streams.decision import NeedsNewer
+from tidemill.streams.job import Job, JobKey
+from tidemill.streams.limits import NOTHING_USED, LimitState
+from tidemill.streams.policy import Policy
+from tidemill.streams.store.definitions import Definitions
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS, Jobs
+from tidemill.streams.store.kept_cancels import KeptCancel, KeptCancels
+from tidemill.streams.store.limit_uses import LimitUses
+from tidemill.streams.store.position import KIND as POSITION_KEY
+from tidemill.streams.store.position import Position, needs_in
+from tidemill.streams.store.table import AnyTable, UnknownRow
 
 # Stops of its workers that a run survives while it runs: a deploy a day for three months. A job
 # that is longer than the stop grace begins anew with each, so it must not do so for ever.

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from mypy_extensions import mypyc_attr
 
-from schemas.record_pages import RecordPages
+from tidemill.schemas.record_pages import RecordPages
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import Decoded, Refusal, decode_command, decode_request
-from schemas.words import ErrorCode
 from tests.badinput.mutants import FIELDS, Headers, mutant, random_bytes
+from tidemill.schemas.codec import Decoded, Refusal, decode_command, decode_request
+from tidemill.schemas.words import ErrorCode
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -20,7 +20,6 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from schemas.words import ErrorCode
 from tests.badinput.mutants import Headers, mutant, random_bytes
 from tests.badinput.test_codec import CASES
 from tests.chaos.checker import check_installation
@@ -31,6 +30,7 @@ from tests.chaos.rawlog import RawRecord, read_topic, record_count
 from tests.chaos.receipts import Receipt
 from tests.chaos.running import PARTITIONS, Ends, Tail, running_engine
 from tests.waiting import wait_until
+from tidemill.schemas.words import ErrorCode
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from agents.embedded.broker import free_port
 from tests.chaos.engine import Engine, EngineFailed
 from tests.chaos.mutations import MUTATIONS, Mutation, scratch_copy
 from tests.chaos.run import SEED, Outcome, Plan, run
+from tidemill.agents.embedded.broker import free_port
 
 SOURCE: Final = Path(__file__).resolve().parents[2]
 LONG_JOBS: Final = 200_000

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from agents.embedded.broker import Broker
+from tidemill.agents.embedded.broker import Broker
 
 RESTART_SECONDS: Final = 0.3  # the first backoff of a supervisor
 READY_SECONDS: Final = 60.0  # a role on a busy machine, restore included

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.crash import CRASH_EXIT_CODE, UnknownCrashPoint, crash_function, crash_point
+from tidemill.agents.crash import CRASH_EXIT_CODE, UnknownCrashPoint, crash_function, crash_point
 
 
 def test_nothing_is_asked_for() -> None:

@@ -12,13 +12,13 @@ from typing import Final
 import pytest
 from confluent_kafka import Producer
 
-from agents.crash import CRASH_EXIT_CODE, CRASH_POINTS, CRASH_VARIABLE
 from tests.chaos.checker import Expectations, check_installation
 from tests.chaos.engine import LEDGERS, STACK, WORKERS, Engine
 from tests.chaos.handlers import EXPECT
 from tests.chaos.run import wait_history
 from tests.chaos.running import Ends, running_engine
 from tests.waiting import wait_until
+from tidemill.agents.crash import CRASH_EXIT_CODE, CRASH_POINTS, CRASH_VARIABLE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from agents.crash import CRASH_POINTS
+from tidemill.agents.crash import CRASH_POINTS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXT: Final = (ROOT / "docs" / "DELIVERY.md").read_text()

@@ -10,11 +10,11 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from agents.topics import admin_client
-from agents.worker import kafka_sink
-from agents.worker.kafka_sink import KafkaSink
-from agents.worker.writer import MemorySink, OutcomeSink
 from tests.unit.worker_harness import until
+from tidemill.agents.topics import admin_client
+from tidemill.agents.worker import kafka_sink
+from tidemill.agents.worker.kafka_sink import KafkaSink
+from tidemill.agents.worker.writer import MemorySink, OutcomeSink
 
 PARTITIONS = 2
 BYTES_MAX = 10_000

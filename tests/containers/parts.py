@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import yaml
 from confluent_kafka import KafkaException
 
-from agents import topics
-from agents.clickhouse.engine import EngineError, open_engine
-from agents.embedded.broker import free_port
+from tidemill.agents import topics
+from tidemill.agents.clickhouse.engine import EngineError, open_engine
+from tidemill.agents.embedded.broker import free_port
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer

@@ -1,10 +1,11 @@
 """ClickHouse's HTTP interface, read and write, over the embedded engine: a server for tests of the
 adapter that speaks to servers, where `TIDEMILL_TEST_CLICKHOUSE` names none.
 
-Owns the answers of the interface as far as `agents.clickhouse.server_engine` relies on them: query
-in the address or in the body, `param_*`, `database`, settings of a call, status, summary, error
-text. Refuses to know SQL: the engine below is ClickHouse's own. It proves our side of the contract
-and nothing about a server's version, its users and its limits; the same suite runs over a server.
+Owns the answers of the interface as far as `tidemill.agents.clickhouse.server_engine` relies on
+them: query in the address or in the body, `param_*`, `database`, settings of a call, status,
+summary, error text. Refuses to know SQL: the engine below is ClickHouse's own. It proves our side
+of the contract and nothing about a server's version, its users and its limits; the same suite runs
+over a server.
 
     python clickhouse_stand_in.py FOLDER PORT        prints "serving" when it is asked to come
 """
@@ -24,7 +25,7 @@ import chdb
 import orjson
 from chdb.state import sqlitelike
 
-from agents.clickhouse.engine import parse_error, settings_text
+from tidemill.agents.clickhouse.engine import parse_error, settings_text
 
 USER, PASSWORD = "test", "s&cret"
 # What a server takes for itself and not for a setting of the query.

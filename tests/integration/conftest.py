@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 
-from agents.embedded.broker import free_port
 from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.integration import clickhouse_stand_in
+from tidemill.agents.embedded.broker import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS: Final = 60.0

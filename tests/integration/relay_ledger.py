@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.ledger import main as ledger_
-from schemas.topics import Topics
-from streams.partition import Partition
-from streams.store.state import PartitionState
 from tests.unit.message_kit import relays
+from tidemill.agents.ledger import main as ledger_
 from tidemill.cli import main
+from tidemill.schemas.topics import Topics
+from tidemill.streams.partition import Partition
+from tidemill.streams.store.state import PartitionState
 
 
 def with_relay(

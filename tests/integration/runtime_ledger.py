@@ -15,15 +15,15 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from agents.runtime.app import RoleApp, create_app
-from agents.runtime.chunk import Chunk
-from agents.runtime.errors import AbortableError
-from agents.runtime.failstop import fail_stop
-from agents.runtime.inputs import InputPolicy
-from agents.runtime.restore import read_compacted
-from agents.runtime.run import run_app
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup, OutRecord
+from tidemill.agents.runtime.app import RoleApp, create_app
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.errors import AbortableError
+from tidemill.agents.runtime.failstop import fail_stop
+from tidemill.agents.runtime.inputs import InputPolicy
+from tidemill.agents.runtime.restore import read_compacted
+from tidemill.agents.runtime.run import run_app
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup, OutRecord
 
 PARTITIONS = 4
 GROUP_RECORDS_MAX = 1_500

@@ -13,9 +13,9 @@ import sys
 import time
 from typing import Any
 
-import agents.sink.main as sink
-from agents.clickhouse.engine import Engine, EngineUnavailable, open_engine
-from agents.settings import SinkSettings, StackSettings
+import tidemill.agents.sink.main as sink
+from tidemill.agents.clickhouse.engine import Engine, EngineUnavailable, open_engine
+from tidemill.agents.settings import SinkSettings, StackSettings
 
 FAULT = "SINK_FAULT"
 

@@ -19,17 +19,17 @@ from confluent_kafka.cimpl import NewTopic
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from agents.api.main import ApiServer, build_api
-from agents.api.problems import MEDIA_TYPE, Problem
-from agents.api.producer import Enqueuer
-from agents.api.routes import job_path
-from agents.api.security import safe_next
-from agents.clickhouse.engine import Engine, EngineUnavailable, open_engine
-from agents.embedded.broker import Broker
-from agents.settings import ApiSettings, SettingsError
-from schemas.topics import Topics
 from tests.page.sample import Sample, engine_with, insert, make_sample, request
 from tests.waiting import wait_until
+from tidemill.agents.api.main import ApiServer, build_api
+from tidemill.agents.api.problems import MEDIA_TYPE, Problem
+from tidemill.agents.api.producer import Enqueuer
+from tidemill.agents.api.routes import job_path
+from tidemill.agents.api.security import safe_next
+from tidemill.agents.clickhouse.engine import Engine, EngineUnavailable, open_engine
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.settings import ApiSettings, SettingsError
+from tidemill.schemas.topics import Topics
 
 NOW = datetime.now(UTC)
 TOKEN = "a token of nobody"
@@ -248,7 +248,7 @@ def test_bad_requests_name_the_field(
 
 
 async def test_an_absent_kafka_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.api.producer.DELIVERY_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("tidemill.agents.api.producer.DELIVERY_TIMEOUT_MS", 1_000)
     enqueuer = Enqueuer("127.0.0.1:1", "")
     try:
         with pytest.raises(Exception, match="not accepted") as caught:

@@ -22,13 +22,13 @@ from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnReque
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from agents.runtime import batch_writer
-from agents.runtime.batch_writer import BatchWriter, TooLarge, TopicMissing
-from agents.runtime.batches_out import OutBatch
-from agents.runtime.errors import AbortableError, FatalError
-from agents.runtime.transaction import TransactionalProducer
-from agents.topics import admin_client
-from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
+from tidemill.agents.runtime import batch_writer
+from tidemill.agents.runtime.batch_writer import BatchWriter, TooLarge, TopicMissing
+from tidemill.agents.runtime.batches_out import OutBatch
+from tidemill.agents.runtime.errors import AbortableError, FatalError
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.agents.topics import admin_client
+from tidemill.schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
 
 PARTITIONS = 2
 SMALL_BYTES = 2_000  # what the topic `small` takes

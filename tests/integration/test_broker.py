@@ -16,11 +16,18 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from agents.embedded import broker as broker_module
-from agents.embedded import jars as jars_module
-from agents.embedded import java as java_module
-from agents.embedded.broker import Broker, free_port, start_background, status, stop_background
-from agents.embedded.errors import (
+from tests.waiting import wait_until
+from tidemill.agents.embedded import broker as broker_module
+from tidemill.agents.embedded import jars as jars_module
+from tidemill.agents.embedded import java as java_module
+from tidemill.agents.embedded.broker import (
+    Broker,
+    free_port,
+    start_background,
+    status,
+    stop_background,
+)
+from tidemill.agents.embedded.errors import (
     EmbeddedError,
     FolderInUseError,
     JarError,
@@ -28,9 +35,8 @@ from agents.embedded.errors import (
     PortInUseError,
     StartError,
 )
-from agents.embedded.jars import ensure_jars, kafka_version, pinned_jars
-from agents.embedded.java import find_java
-from tests.waiting import wait_until
+from tidemill.agents.embedded.jars import ensure_jars, kafka_version, pinned_jars
+from tidemill.agents.embedded.java import find_java
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -153,7 +159,7 @@ def test_background_broker_start_status_stop(tmp_path: Path) -> None:
 
 STARTS_AND_WAITS = """
 import sys
-from agents.embedded.broker import Broker
+from tidemill.agents.embedded.broker import Broker
 broker = Broker(sys.argv[1], int(sys.argv[2]))
 broker.start()
 print(broker.pid, flush=True)

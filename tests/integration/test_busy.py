@@ -20,11 +20,11 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from agents import exit_codes
 from tests.chaos.engine import Role
 from tests.chaos.running import Tail
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import orjson
 import pytest
 
-from agents import topics as topics_
-from agents.embedded.broker import Broker
-from agents.ledger import claim as claim_
-from agents.ledger.claim import Claim
-from agents.runtime.errors import FencedError
-from agents.runtime.restore import read_compacted
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup
-from schemas.topics import Topics
+from tidemill.agents import topics as topics_
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.ledger import claim as claim_
+from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.runtime.errors import FencedError
+from tidemill.agents.runtime.restore import read_compacted
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.topics import Topics
 
 PARTITIONS = 2
 

@@ -25,11 +25,11 @@ import pyarrow.parquet
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from agents.clickhouse.engine import Engine, EngineError, EngineUnavailable, open_engine
-from agents.clickhouse.guard_lists import ALLOWED_SYSTEM_TABLES
-from agents.clickhouse.migrate import MigrationError, migrate, pending_migrations
-from agents.clickhouse.port import ClickHousePort
-from agents.clickhouse.port_settings import PortLimits
+from tidemill.agents.clickhouse.engine import Engine, EngineError, EngineUnavailable, open_engine
+from tidemill.agents.clickhouse.guard_lists import ALLOWED_SYSTEM_TABLES
+from tidemill.agents.clickhouse.migrate import MigrationError, migrate, pending_migrations
+from tidemill.agents.clickhouse.port import ClickHousePort
+from tidemill.agents.clickhouse.port_settings import PortLimits
 
 ROWS = 5_000
 START_SECONDS_MAX = 30.0
@@ -115,7 +115,7 @@ def test_a_file_of_the_working_folder_is_no_table(tmp_path: Path) -> None:
     project.mkdir()
     (project / "users").write_text("name\tsecret\nada\t1815\n")
     code = (
-        "import sys; from agents.clickhouse.engine import EngineError, open_engine\n"
+        "import sys; from tidemill.agents.clickhouse.engine import EngineError, open_engine\n"
         "engine = open_engine(sys.argv[1])\n"
         "for sql in 'SELECT * FROM users', 'DESCRIBE users', '(SELECT 1 FROM users)':\n"
         "    try: print(engine.query(sql))\n"
@@ -522,7 +522,7 @@ class TestEngine:
 
     def test_another_process_is_told_who_holds_the_folder(self, engine: Engine) -> None:
         code = (
-            "import sys; from agents.clickhouse.engine import open_engine\n"
+            "import sys; from tidemill.agents.clickhouse.engine import open_engine\n"
             "try: open_engine(sys.argv[1])\n"
             "except Exception as error: print(type(error).__name__, error)"
         )

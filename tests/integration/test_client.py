@@ -22,15 +22,6 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewPartitions
 from pydantic import BaseModel
 
-from agents import exit_codes
-from agents import topics as topics_
-from agents.embedded.broker import Broker
-from agents.topics import PartitionsMismatch, TopicsError
-from schemas.codec import Decoded, decode_command, decode_request
-from schemas.instants import instant_text
-from schemas.requests import Command
-from schemas.topics import Topics
-from streams.partitioner import Partitioner
 from tests.waiting import wait_until
 from tidemill import (
     AsyncClient,
@@ -45,6 +36,15 @@ from tidemill import (
     sending,
 )
 from tidemill import client as client_module
+from tidemill.agents import exit_codes
+from tidemill.agents import topics as topics_
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.topics import PartitionsMismatch, TopicsError
+from tidemill.schemas.codec import Decoded, decode_command, decode_request
+from tidemill.schemas.instants import instant_text
+from tidemill.schemas.requests import Command
+from tidemill.schemas.topics import Topics
+from tidemill.streams.partitioner import Partitioner
 
 PARTITIONS = 4
 SECONDS = 30.0

@@ -21,12 +21,12 @@ from typing import Any, TextIO
 import psutil
 import pytest
 
-from agents import exit_codes
-from agents.embedded.broker import free_port
-from agents.sink.main import NICENESS
-from agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
 from tests.waiting import wait_until
 from tidemill import Client, Request
+from tidemill.agents import exit_codes
+from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.sink.main import NICENESS
+from tidemill.agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
 from tidemill.sql import SqlError, query_rows
 
 START_SECONDS = 90.0

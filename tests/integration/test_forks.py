@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from agents import topics as topics_
-from schemas.topics import Topics
+from tidemill.agents import topics as topics_
+from tidemill.schemas.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0  # far above what any case takes; a hang fails here

@@ -21,15 +21,15 @@ from typing import Any
 import orjson
 import pytest
 
-from agents import topics as topics_
-from agents.clickhouse.port import ClickHousePort
-from agents.plain_text import LINES, plain
-from schemas.topics import Topics
 from tests.page.sample import Life, Sample, engine_with, request
 from tests.waiting import wait_until
 from tidemill import AsyncClient, Client, JobHandle, WaitTimeout
+from tidemill.agents import topics as topics_
+from tidemill.agents.clickhouse.port import ClickHousePort
+from tidemill.agents.plain_text import LINES, plain
 from tidemill.cli.app import run as cli
 from tidemill.history import find_completed, story_rows
+from tidemill.schemas.topics import Topics
 from tidemill.sql import SqlError, query_rows
 
 FIRST = datetime(2026, 3, 1, 9, tzinfo=UTC)

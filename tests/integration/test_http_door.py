@@ -17,11 +17,11 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from agents.api.main import ApiServer, build_api
-from agents.clickhouse.engine import Engine, open_engine
-from agents.clickhouse.port import ClickHousePort
-from agents.http_door import DoorLimits, DoorProtocol
-from agents.settings import ApiSettings
+from tidemill.agents.api.main import ApiServer, build_api
+from tidemill.agents.clickhouse.engine import Engine, open_engine
+from tidemill.agents.clickhouse.port import ClickHousePort
+from tidemill.agents.http_door import DoorLimits, DoorProtocol
+from tidemill.agents.settings import ApiSettings
 
 SECONDS = 20.0
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from agents.embedded.broker import free_port
 from tests.integration.test_dev import Dev
 from tests.waiting import wait_until
 from tidemill import Client, Request
+from tidemill.agents.embedded.broker import free_port
 from tidemill.sql import query_rows
 
 NEIGHBOURS = 10

@@ -25,16 +25,16 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions
 
-from agents import exit_codes
-from agents.settings import CommonSettings, load
-from agents.topics import TopicConflict, apply, plan
-from schemas.topics import Topics
 from tests.chaos.rawlog import read_topic
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
+from tidemill.agents.settings import CommonSettings, load
+from tidemill.agents.topics import TopicConflict, apply, plan
 from tidemill.doctor.finding import Finding
 from tidemill.doctor.kafka import as_planned, partitions
 from tidemill.doctor.ledger import gaps, owned
 from tidemill.doctor.workers import heard
+from tidemill.schemas.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
@@ -206,7 +206,7 @@ def test_queues_that_change_between_two_starts_of_a_worker(
 LATE_PLACES = """
 import asyncio
 import sys
-from agents.runtime.transport import ChunkConsumer
+from tidemill.agents.runtime.transport import ChunkConsumer
 begun, asked = asyncio.Event(), asyncio.Event()
 seek, revoke = ChunkConsumer.perform_seek, ChunkConsumer.on_partitions_revoked
 

@@ -19,18 +19,6 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from agents import exit_codes
-from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
-from agents.topics import apply
-from schemas.topics import BIG_RECORD_BYTES, Topics
-from streams.envelope import (
-    KIND_HEADER,
-    MESSAGE_BYTES_MAX,
-    ORIGIN_HEADER,
-    POLICY_HEADER,
-    message_headers,
-)
-from streams.partitioner import Partitioner
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import Tail
 from tests.unit.message_kit import (
@@ -45,6 +33,18 @@ from tests.unit.message_kit import (
     read_message,
 )
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
+from tidemill.agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
+from tidemill.agents.topics import apply
+from tidemill.schemas.topics import BIG_RECORD_BYTES, Topics
+from tidemill.streams.envelope import (
+    KIND_HEADER,
+    MESSAGE_BYTES_MAX,
+    ORIGIN_HEADER,
+    POLICY_HEADER,
+    message_headers,
+)
+from tidemill.streams.partitioner import Partitioner
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PARTITIONS: Final = 4

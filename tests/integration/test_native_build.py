@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from schemas.native import HOME, PLACES, VARIABLE, folder_name
+from tidemill.schemas.native import HOME, PLACES, VARIABLE, folder_name
 from tools import native
 
 TINY: Final = """from typing import Final
@@ -74,7 +74,7 @@ def test_a_wheel_carries_the_core_when_asked_to(tmp_path: Path) -> None:
     assert not wheel.name.endswith("-none-any.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
     said = subprocess.run(
-        [sys.executable, "-c", "import streams.lifecycle as it; print(it.__file__)"],
+        [sys.executable, "-c", "import tidemill.streams.lifecycle as it; print(it.__file__)"],
         env={**os.environ, VARIABLE: "1", "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, text=True,
         capture_output=True, timeout=60, check=True,
     ).stdout

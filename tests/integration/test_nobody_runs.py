@@ -19,11 +19,11 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from agents import exit_codes
-from agents.embedded.broker import free_port
 from tests.chaos.running import Tail
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
+from tidemill.agents.embedded.broker import free_port
 
 pytestmark = pytest.mark.timeout(300)
 

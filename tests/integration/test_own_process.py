@@ -17,15 +17,15 @@ SECONDS = 60.0  # far above what any case takes
 
 HEAD = """
 import io, logging, logging.config, os, subprocess, sys
-from agents import own_streams
+from tidemill.agents import own_streams
 own_streams.keep()
-from agents.logging import configure_logging, announce_ready
+from tidemill.agents.logging import configure_logging, announce_ready
 ours = logging.getLogger("tidemill.worker")
 configure_logging("worker", "console", "info")
 """
 TAIL = """
 logging.getLogger("tidemill.worker").info("line of ours")
-logging.getLogger("agents.dev").warning("another of ours")
+logging.getLogger("tidemill.agents.dev").warning("another of ours")
 announce_ready("worker")
 assert subprocess.run(["cat"], capture_output=True, timeout=30).stdout == b""
 assert own_streams.words().readline() == "go\\n"

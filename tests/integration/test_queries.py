@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from agents import queries
-from agents.clickhouse.engine import Engine, open_engine
-from agents.queries.grafana import expand, to_grafana
 from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.page.sample import NOT_RUN, NOT_SERVED, Sample, engine_with, insert, make_sample
+from tidemill.agents import queries
+from tidemill.agents.clickhouse.engine import Engine, open_engine
+from tidemill.agents.queries.grafana import expand, to_grafana
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 WINDOW = queries.Window.last(15, NOW)

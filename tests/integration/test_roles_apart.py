@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 import pytest
 
-from agents import exit_codes
-from agents.clickhouse.engine import open_engine
-from agents.embedded.broker import free_port
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
+from tidemill.agents.clickhouse.engine import open_engine
+from tidemill.agents.embedded.broker import free_port
 
 SECONDS = 60.0
 JOBS = """

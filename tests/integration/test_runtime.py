@@ -21,17 +21,17 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from faust.types import TP
 
-from agents import exit_codes
-from agents.runtime import restore
-from agents.runtime.batches_out import RECORD_BYTES_MAX
-from agents.runtime.clients import client_settings, take_arrived
-from agents.runtime.commits import commit_as_owner
-from agents.runtime.errors import FencedError, PoisonMessage
-from agents.runtime.failstop import EXIT_FAIL_STOP
-from agents.runtime.producer import OutboxProducer
-from agents.runtime.restore import read_compacted
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup
+from tidemill.agents import exit_codes
+from tidemill.agents.runtime import restore
+from tidemill.agents.runtime.batches_out import RECORD_BYTES_MAX
+from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.agents.runtime.commits import commit_as_owner
+from tidemill.agents.runtime.errors import FencedError, PoisonMessage
+from tidemill.agents.runtime.failstop import EXIT_FAIL_STOP
+from tidemill.agents.runtime.producer import OutboxProducer
+from tidemill.agents.runtime.restore import read_compacted
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER = Path(__file__).with_name("runtime_ledger.py")

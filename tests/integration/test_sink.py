@@ -26,18 +26,18 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from agents import topics as topics_
-from agents.clickhouse.engine import open_engine
-from agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
-from agents.embedded.broker import free_port
-from agents.settings import CommonSettings
 from benchmarks.event_log import make_events
-from schemas.dead import dead_headers
-from schemas.event_writer import Event
-from schemas.topics import Topics
 from tests.unit.bounds_kit import TAKEN, events_of_life, nested, value_with
 from tests.waiting import wait_until
+from tidemill.agents import topics as topics_
+from tidemill.agents.clickhouse.engine import open_engine
+from tidemill.agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
+from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.clickhouse import gaps as gaps_check
+from tidemill.schemas.dead import dead_headers
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("sink_process.py")

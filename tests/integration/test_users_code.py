@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from schemas.topics import Topics
 from tests.integration.test_worker import (  # noqa: F401  # fixtures
     SECONDS,
     Ledger,
@@ -20,6 +19,7 @@ from tests.integration.test_worker import (  # noqa: F401  # fixtures
     topics,
 )
 from tests.waiting import wait_until
+from tidemill.schemas.topics import Topics
 
 JOBS = Path(__file__).with_name("users_code_jobs.py")
 HOW = ("multiprocessing", "fork", "preexec", "popen")

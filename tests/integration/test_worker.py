@@ -20,12 +20,12 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from agents.embedded.broker import Broker
-from agents.topics import apply
-from agents.worker.loading import load_modules
-from agents.worker.start import definition_value, publish_definitions
-from schemas.topics import READY_PARTITIONS, Topics
 from tests.waiting import wait_until
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.topics import apply
+from tidemill.agents.worker.loading import load_modules
+from tidemill.agents.worker.start import definition_value, publish_definitions
+from tidemill.schemas.topics import READY_PARTITIONS, Topics
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(__file__).with_name("worker_jobs.py")
@@ -34,8 +34,8 @@ SECONDS = 40.0
 # What a reader is told while a broker is away.
 AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
 RUN = (
-    "import sys; from agents.settings import WorkerSettings, load; "
-    "from agents.worker.main import run_worker; import json; "
+    "import sys; from tidemill.agents.settings import WorkerSettings, load; "
+    "from tidemill.agents.worker.main import run_worker; import json; "
     "sys.exit(run_worker(load(WorkerSettings, **json.loads(sys.argv[1])), sys.argv[2:]))"
 )
 

@@ -15,11 +15,11 @@ from typing import Any, Final, Literal
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from agents.api.main import ApiServer, build_api
-from agents.clickhouse.engine import Engine
-from agents.settings import ApiSettings
 from tests.debian import find
 from tests.page.sample import Sample, engine_with, make_sample
+from tidemill.agents.api.main import ApiServer, build_api
+from tidemill.agents.clickhouse.engine import Engine
+from tidemill.agents.settings import ApiSettings
 
 # Chromium tells its maker nothing, and needs neither a sandbox nor a graphics card here.
 FLAGS: Final = (

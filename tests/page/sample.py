@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import orjson
 
-from agents.clickhouse.engine import Engine, open_engine
-from agents.clickhouse.migrate import migrate
-from schemas.rows import JOB_EVENTS
+from tidemill.agents.clickhouse.engine import Engine, open_engine
+from tidemill.agents.clickhouse.migrate import migrate
+from tidemill.schemas.rows import JOB_EVENTS
 
 TYPES: Final = (
     # type, queue, usual run in ms, share of attempts that fail, code, message

@@ -11,11 +11,11 @@ from typing import Final
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from agents.api.routes import job_path
-from agents.embedded.broker import free_port
 from tests.integration.test_dev import Dev
 from tests.page.conftest import Watched
 from tests.waiting import wait_until
+from tidemill.agents.api.routes import job_path
+from tidemill.agents.embedded.broker import free_port
 from tidemill.client import Client
 
 pytestmark = pytest.mark.timeout(180)

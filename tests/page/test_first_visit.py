@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import expect
 
-from agents.api import view
-from agents.clickhouse.engine import Engine
 from tests.page.conftest import Open
 from tests.page.sample import engine_with
+from tidemill.agents.api import view
+from tidemill.agents.clickhouse.engine import Engine
 
 
 @pytest.fixture(scope="module")

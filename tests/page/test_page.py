@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from agents import queries
-from agents.api import view
-from agents.api.main import STATIC
-from agents.api.routes import job_path
-from agents.clickhouse.engine import Engine, EngineUnavailable
 from tests.page.conftest import Open
 from tests.page.sample import Sample, insert, request
+from tidemill.agents import queries
+from tidemill.agents.api import view
+from tidemill.agents.api.main import STATIC
+from tidemill.agents.api.routes import job_path
+from tidemill.agents.clickhouse.engine import Engine, EngineUnavailable
 
 AXE: Final = (Path(__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 CHARTS: Final = 5

@@ -11,9 +11,9 @@ from typing import Any, Final
 import orjson
 from hypothesis import strategies as st
 
-from schemas.wire import BackoffSpec, Definition, LimitSpec
-from streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER, VERSION_HEADER
 from tests.property.rig import TOPICS, WORKER, Input
+from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER, VERSION_HEADER
 
 USERS: Final = ("u", 'ü/"2\\', "\u2028\U0001f409", "a" * 256)
 JOBS: Final = ("1", 'q"', "x/y", "%s%d")

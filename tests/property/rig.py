@@ -12,24 +12,24 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.record_pages import OutRecord
-from schemas.topics import Topics
-from schemas.wire import Definition
-from schemas.words import IN_FLIGHT_STATES
-from streams.job import Job
-from streams.limits import NOTHING_USED
-from streams.partition import Capacity, Partition
-from streams.schedule import LineName
-from streams.store import rows
-from streams.store.finished import Ended
-from streams.store.kept_cancels import cancel_value
-from streams.store.state import PartitionState
 from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 from tests.unit.message_kit import relays
 from tests.unit.partition_kit import decided, keep, restored
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import Definition
+from tidemill.schemas.words import IN_FLIGHT_STATES
+from tidemill.streams.job import Job
+from tidemill.streams.limits import NOTHING_USED
+from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedule import LineName
+from tidemill.streams.store import rows
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.kept_cancels import cancel_value
+from tidemill.streams.store.state import PartitionState
 
 TOPICS: Final = Topics()
 WORKER: Final = "worker-1"

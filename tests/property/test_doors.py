@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import Decoded, decode_request
 from tests.unit.test_doors import BASE, DOORS, NOON, WRONG
+from tidemill.schemas.codec import Decoded, decode_request
 
 FIELDS = sorted({name for name, _ in WRONG})
 LETTERS = st.text("aä \n{[\"0", max_size=4)

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas.events import CompletedJob, JobEvent
-from schemas.record_pages import OutRecord
-from schemas.topics import DEAD_RECORD_BYTES, RECORD_BYTES
-from schemas.wire import ControlWord, Definition, ReadyPack
 from tests.property.hostile import DEFINITIONS, INPUTS, JOBS, TYPES, USERS, to_json
 from tests.property.rig import START_MS, TOPICS, Input, Rig, observable, outcome_of, pack
+from tidemill.schemas.events import CompletedJob, JobEvent
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.topics import DEAD_RECORD_BYTES, RECORD_BYTES
+from tidemill.schemas.wire import ControlWord, Definition, ReadyPack
 
 EXAMPLES: Final = 150
 # All groups together stay within the day for which ended jobs are remembered.

@@ -13,8 +13,6 @@ from typing import Final
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.topics import Topics
-from streams.partition import Partition
 from tests.simulation.ledger import Fate
 from tests.simulation.memory_log import MemoryLog
 from tests.unit.core_kit import NOW
@@ -30,6 +28,8 @@ from tests.unit.message_kit import (
     relays,
 )
 from tests.unit.partition_kit import restored
+from tidemill.schemas.topics import Topics
+from tidemill.streams.partition import Partition
 
 TOPICS: Final = Topics()
 EXAMPLES: Final = 300

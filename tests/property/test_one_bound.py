@@ -9,8 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.sink.records import check, encode
-from schemas.codec import COUNT_MAX, Refusal
 from tests.unit.bounds_kit import (
     LAST_MS,
     REFUSED,
@@ -22,6 +20,8 @@ from tests.unit.bounds_kit import (
 )
 from tests.unit.partition_kit import TOPICS, request
 from tests.unit.test_sink_records import Fake
+from tidemill.agents.sink.records import check, encode
+from tidemill.schemas.codec import COUNT_MAX, Refusal
 
 
 def assert_stored(events: list[bytes]) -> None:

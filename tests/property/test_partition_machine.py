@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from schemas.wire import BackoffSpec, Definition, LimitSpec
-from schemas.words import State
-from streams.job import JobKey
 from tests.chaos.promises import Asked, Limit
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, observable, outcome_of, pack
+from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.schemas.words import State
+from tidemill.streams.job import JobKey
 
 EXAMPLES: Final = 250
 STEPS: Final = 50

@@ -11,13 +11,13 @@ from enum import Enum
 from random import Random
 from typing import Final
 
-from schemas.topics import Topics
-from schemas.wire import Definition
-from streams.partition import Capacity, Partition
-from streams.schedule import Groups, LineName
 from tests.chaos.rawlog import RawRecord
 from tests.simulation.memory_log import MemoryLog
 from tests.unit.partition_kit import Policies, decided, no_policies, restored
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import Definition
+from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedule import Groups, LineName
 
 CHUNK_RECORDS_MAX: Final = 12  # records of one input in one group: small, so that groups are many
 

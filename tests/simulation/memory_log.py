@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from schemas.record_pages import OutRecord
 from tests.chaos.rawlog import RawRecord
+from tidemill.schemas.record_pages import OutRecord
 
 Place = tuple[str, int]
 """(topic, partition)"""

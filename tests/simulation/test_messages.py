@@ -13,7 +13,6 @@ from typing import Final
 
 import pytest
 
-from streams.partition import Partition
 from tests.chaos.checker import Evidence
 from tests.simulation.ledger import Fate, Ledger
 from tests.simulation.world import PARTITIONS, World
@@ -28,6 +27,7 @@ from tests.unit.message_kit import (
     read_message,
     relays,
 )
+from tidemill.streams.partition import Partition
 
 RUNS: Final = 8
 SEEDS_PER_RUN: Final = 4

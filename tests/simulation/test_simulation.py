@@ -10,13 +10,13 @@ from typing import Final
 import orjson
 import pytest
 
-from schemas.record_pages import RecordPages
-from streams.decisions import RESCUES_MAX
-from streams.limits import NOTHING_USED
-from streams.store.limit_uses import LimitUses
-from streams.store.position import Position
-from streams.store.state import PartitionState
 from tests.simulation.world import World
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.streams.decisions import RESCUES_MAX
+from tidemill.streams.limits import NOTHING_USED
+from tidemill.streams.store.limit_uses import LimitUses
+from tidemill.streams.store.position import Position
+from tidemill.streams.store.state import PartitionState
 
 RUNS: Final = 20  # tests, so that a failure shows early
 SEEDS_PER_RUN: Final = 8

@@ -15,12 +15,12 @@ from zlib import crc32
 
 import orjson
 
-from agents.ledger.workers import groups_of
-from schemas.topics import READY_PARTITIONS, Topics
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
-from streams.partition import Capacity
-from streams.schedule import Groups, LineName
 from tests.simulation.memory_log import MemoryLog, Place
+from tidemill.agents.ledger.workers import groups_of
+from tidemill.schemas.topics import READY_PARTITIONS, Topics
+from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
+from tidemill.streams.partition import Capacity
+from tidemill.streams.schedule import Groups, LineName
 
 SLOTS: Final = 4  # jobs that one worker runs at once
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)

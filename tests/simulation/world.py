@@ -11,10 +11,6 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.topics import Topics
-from schemas.wire import BackoffSpec, Definition, LimitSpec
-from schemas.words import State
-from streams.partitioner import partition_of
 from tests.chaos.checker import Checker, Evidence, Expectations
 from tests.chaos.promises import Limit
 from tests.chaos.receipts import Receipt
@@ -31,6 +27,10 @@ from tests.simulation.worker import (
     told_of,
 )
 from tests.unit.partition_kit import Policies, no_policies
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.schemas.words import State
+from tidemill.streams.partitioner import partition_of
 
 START_MS: Final = 1_760_000_000_000
 PARTITIONS: Final = 3

@@ -17,11 +17,11 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from agents import exit_codes
 from tests.chaos.engine import Engine
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import PARTITIONS, Ends, Job
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
 from tidemill.client import Client
 
 pytestmark = pytest.mark.timeout(240)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 from confluent_kafka import Producer
 
-from agents import exit_codes
 from tests.chaos.engine import Engine
 from tests.chaos.running import Ends
+from tidemill.agents import exit_codes
 
 pytestmark = pytest.mark.timeout(240)
 

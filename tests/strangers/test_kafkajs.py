@@ -15,11 +15,11 @@ from confluent_kafka import Producer
 
 from benchmarks.processes import cache_folder, copy_sources, mark_installed, run_step
 from benchmarks.program import MissingError
-from schemas.topics import Topics
 from tests.chaos.engine import Engine
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import Ends
 from tests.waiting import wait_until
+from tidemill.schemas.topics import Topics
 
 pytestmark = pytest.mark.timeout(240)
 

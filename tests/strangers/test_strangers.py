@@ -18,12 +18,12 @@ from cloudevents.core.bindings.kafka import to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import Producer
 
-from agents.embedded.jars import class_path
-from agents.embedded.java import find_java
 from tests.chaos.engine import Engine
 from tests.chaos.rawlog import read_topic
 from tests.chaos.running import PARTITIONS, Ends, Job
 from tests.waiting import wait_until
+from tidemill.agents.embedded.jars import class_path
+from tidemill.agents.embedded.java import find_java
 
 pytestmark = pytest.mark.timeout(240)
 

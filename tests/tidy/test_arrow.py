@@ -144,10 +144,10 @@ def test_impure_code_is_caught(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("package", "text"),
     [
-        ("schemas", "from streams import lifecycle"),
-        ("streams", "def f() -> None:\n    import agents.ledger"),
+        ("schemas", "from tidemill.streams import lifecycle"),
+        ("streams", "def f() -> None:\n    import tidemill.agents.ledger"),
         ("agents", "import tidemill"),
-        ("systems", "from agents import worker"),
+        ("systems", "from tidemill.agents import worker"),
     ],
 )
 def test_import_against_the_arrow_is_caught(package: str, text: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from agents import settings
-from agents.embedded.kafka_settings import server_properties
-from schemas.topics import DEV_PARTITIONS
 from tests.tidy.sources import ROOT
+from tidemill.agents import settings
+from tidemill.agents.embedded.kafka_settings import server_properties
+from tidemill.schemas.topics import DEV_PARTITIONS
 
 COMPOSE: Final = ROOT / "docker-compose.yml"
 GRAFANA: Final = ROOT / "deploy" / "grafana"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from agents.worker.handlers import REGISTRY
 from tests.tidy.sources import ROOT, sources_of, text_of, tracked_files
+from tidemill.agents.worker.handlers import REGISTRY
 from tidemill.cli.app import app
 
 DOCUMENTS = tuple(path for path in tracked_files() if path.suffix == ".md")

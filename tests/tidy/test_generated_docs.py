@@ -12,17 +12,17 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator, Draft202012Validator
 
-from agents import exit_codes
-from schemas import SCHEMA_VERSION
-from schemas.codec import Refusal, decode_request
-from schemas.dead import dead_headers
-from schemas.event_writer import Event, EventWriter
-from schemas.events import JobEvent
-from schemas.instants import InstantCache
-from schemas.topics import Topics
-from schemas.words import ErrorCode, EventKind, Reason, State
-from streams.lifecycle import TRANSITIONS
 from tests.tidy.sources import ROOT
+from tidemill.agents import exit_codes
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.codec import Refusal, decode_request
+from tidemill.schemas.dead import dead_headers
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.events import JobEvent
+from tidemill.schemas.instants import InstantCache
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.words import ErrorCode, EventKind, Reason, State
+from tidemill.streams.lifecycle import TRANSITIONS
 from tools.generate import json_schemas, render_all, stale, words
 from tools.generate.grafana import COLUMNS, DASHBOARDS, dashboard
 

@@ -1,6 +1,6 @@
 """No reader of Kafka waits for a full batch: `consume(n, timeout)` does, however early a record is.
 
-`agents.runtime.clients.take_arrived` hands on what has come as soon as anything has.
+`tidemill.agents.runtime.clients.take_arrived` hands on what has come as soon as anything has.
 """
 
 from __future__ import annotations
@@ -29,4 +29,4 @@ def test_no_reader_waits_for_a_full_batch() -> None:
         and node.func.attr == "consume"
         and _waits(node)
     ]
-    assert not waiting, f"use take_arrived of agents.runtime.clients instead: {waiting}"
+    assert not waiting, f"use take_arrived of tidemill.agents.runtime.clients instead: {waiting}"

@@ -1,6 +1,8 @@
-"""The tables that the migrations make have the columns that `schemas.rows` promises, and no others.
+"""The tables that the migrations make have the columns that `tidemill.schemas.rows` promises, and
+no others.
 
-Owns the comparison, column by column: name, type, order. The meanings are in `schemas.rows` alone.
+Owns the comparison, column by column: name, type, order. The meanings are in
+`tidemill.schemas.rows` alone.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from agents.clickhouse.engine import Engine, open_engine
-from agents.clickhouse.migrate import load_migrations, migrate, statements_of
-from agents.sink.records import COLUMNS
-from schemas.events import JobEvent
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.agents.clickhouse.engine import Engine, open_engine
+from tidemill.agents.clickhouse.migrate import load_migrations, migrate, statements_of
+from tidemill.agents.sink.records import COLUMNS
+from tidemill.schemas.events import JobEvent
+from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
 
 TABLES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "job_events": JOB_EVENTS,

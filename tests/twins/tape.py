@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.record_pages import OutGroup
-from schemas.wire import Definition
-from streams.partition import Capacity, Partition
-from streams.schedule import Groups, LineName
-from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.partition_kit import restored
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.wire import Definition
+from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.store.state import PartitionState
 
 Place = tuple[int, int]
 """(world, partition): whose rows a new owner restores."""

@@ -15,8 +15,6 @@ import orjson
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from streams.partition import Capacity
-from streams.schedule import LineName
 from tests.chaos.rawlog import RawRecord
 from tests.property import rig, test_hostile_input, test_partition_machine
 from tests.property.rig import START_MS, TOPICS, Rig, outcome_of, pack
@@ -26,6 +24,8 @@ from tests.simulation.world import World
 from tests.twins.tape import Tape
 from tests.unit import partition_kit
 from tests.unit.partition_kit import decided, plain
+from tidemill.streams.partition import Capacity
+from tidemill.streams.schedule import LineName
 
 MACHINES_AT_ONCE: Final = 20  # runs of the property machine between two looks at the count
 HOSTILE_AT_ONCE: Final = 50

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.codec import Decoded, decode_request
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
     TOPICS,
@@ -23,6 +22,7 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.codec import Decoded, decode_request
 
 LAST_MS: Final = round(datetime.fromisoformat("2299-12-31T00:00:00Z").timestamp() * 1000)
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.codec import Decoded, Refusal, check_request
-from schemas.event_writer import Event
-from schemas.wire import Definition
-from schemas.words import ErrorCode, EventKind, Reason, State
-from streams.commands import (
+from tidemill.schemas.codec import Decoded, Refusal, check_request
+from tidemill.schemas.event_writer import Event
+from tidemill.schemas.wire import Definition
+from tidemill.schemas.words import ErrorCode, EventKind, Reason, State
+from tidemill.streams.commands import (
     Cancel,
     Cause,
     CoreCommand,
@@ -27,15 +27,15 @@ from streams.commands import (
     Resolve,
     Submit,
 )
-from streams.decision import Accepted
-from streams.decisions import decide
-from streams.job import RATE_LIMIT, Job, JobKey, Spec
-from streams.lifecycle import evolve
-from streams.limits import NOTHING_USED, LimitState
-from streams.policy import Policy
-from streams.schedule import LineName
-from streams.store.finished import Ended
-from streams.store.kept_cancels import KeptCancel
+from tidemill.streams.decision import Accepted
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import RATE_LIMIT, Job, JobKey, Spec
+from tidemill.streams.lifecycle import evolve
+from tidemill.streams.limits import NOTHING_USED, LimitState
+from tidemill.streams.policy import Policy
+from tidemill.streams.schedule import LineName
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.kept_cancels import KeptCancel
 
 NOW: Final = 1_760_000_000_000
 DEFAULT: Final = LineName("default", "async")

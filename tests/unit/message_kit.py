@@ -13,11 +13,17 @@ from typing import Any, Final
 
 import orjson
 
-from streams.envelope import KIND_HEADER, NEEDS_HEADER, ORIGIN_HEADER, POLICY_HEADER, VERSION_HEADER
-from streams.messages import Addressee, CannotTake, Turn
-from streams.partitioner import partition_of
-from streams.store.state import PartitionState
-from streams.store.table import Table
+from tidemill.streams.envelope import (
+    KIND_HEADER,
+    NEEDS_HEADER,
+    ORIGIN_HEADER,
+    POLICY_HEADER,
+    VERSION_HEADER,
+)
+from tidemill.streams.messages import Addressee, CannotTake, Turn
+from tidemill.streams.partitioner import partition_of
+from tidemill.streams.store.state import PartitionState
+from tidemill.streams.store.table import Table
 
 RELAY: Final = "relay"
 SINCE: Final = "0.3.0"

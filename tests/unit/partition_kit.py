@@ -11,18 +11,18 @@ from typing import Any, Final
 
 import orjson
 
-from schemas.record_pages import OutGroup, OutRecord
-from schemas.topics import Topics
-from schemas.wire import Definition, LimitSpec
-from streams.job import JobKey
-from streams.messages import Addressee
-from streams.partition import Capacity, Partition
-from streams.schedule import Groups, LineName
-from streams.stalls import NO_STALLS, Stall
-from streams.store.jobs import DEDUPE_RETENTION_MS
-from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
+from tidemill.schemas.record_pages import OutGroup, OutRecord
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.job import JobKey
+from tidemill.streams.messages import Addressee
+from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.stalls import NO_STALLS, Stall
+from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
+from tidemill.streams.store.state import PartitionState
 
 TOPICS: Final = Topics()
 #: The worker that is alive unless a test says otherwise.

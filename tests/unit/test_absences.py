@@ -8,14 +8,6 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from agents.ledger.workers import groups_of
-from schemas.record_pages import OutRecord
-from schemas.wire import Definition, LimitSpec
-from streams.absences import NOT_SERVED_MS, NOT_SERVED_TOLD_MAX, PORTION, TELL_AFTER_MS
-from streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
-from streams.decisions import UNKNOWN_TYPE_WAIT_MS
-from streams.partition import Capacity
-from streams.schedule import Groups, LineName
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
     TOPICS,
@@ -26,6 +18,14 @@ from tests.unit.partition_kit import (
     outcomes,
     request,
 )
+from tidemill.agents.ledger.workers import groups_of
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.absences import NOT_SERVED_MS, NOT_SERVED_TOLD_MAX, PORTION, TELL_AFTER_MS
+from tidemill.streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
+from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
+from tidemill.streams.partition import Capacity
+from tidemill.streams.schedule import Groups, LineName
 
 Event = dict[str, Any]
 

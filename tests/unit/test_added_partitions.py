@@ -5,13 +5,13 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from agents.topics import count_problem, too_many
-from schemas.topics import Topics
-from streams.partitioner import partition_of
-from streams.store.position import input_name, input_place
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import TOPICS, restored
+from tidemill.agents.topics import count_problem, too_many
+from tidemill.schemas.topics import Topics
+from tidemill.streams.partitioner import partition_of
+from tidemill.streams.store.position import input_name, input_place
 
 PARTITIONS = 4
 HOME = 1

@@ -9,9 +9,9 @@ import orjson
 import pytest
 from fastapi import APIRouter, FastAPI
 
-from agents.answers import AnswerError, AnswerTimeout, CommandAnswer, CommandReceipt
-from agents.api import commands, problems
-from agents.api.commands import Commander, add_commands
+from tidemill.agents.answers import AnswerError, AnswerTimeout, CommandAnswer, CommandReceipt
+from tidemill.agents.api import commands, problems
+from tidemill.agents.api.commands import Commander, add_commands
 
 ODD_IDS = ("j", "a/b", "..", "a b", "ü?#%", "x/cancel", "cancel")
 

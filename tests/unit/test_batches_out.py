@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 from aiokafka.record.memory_records import MemoryRecords
 
-from agents.runtime.batches_out import (
+from tidemill.agents.runtime.batches_out import (
     CODECS,
     RECORD_BYTES_MAX,
     ZSTD,
@@ -16,10 +16,16 @@ from agents.runtime.batches_out import (
     public_codecs,
     transactional_batches,
 )
-from agents.runtime.errors import FatalError, PoisonMessage
-from agents.settings import LedgerSettings
-from schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage, RecordPages
-from schemas.topics import Topics
+from tidemill.agents.runtime.errors import FatalError, PoisonMessage
+from tidemill.agents.settings import LedgerSettings
+from tidemill.schemas.record_pages import (
+    PAGE_BYTES_MAX,
+    OutGroup,
+    OutRecord,
+    RecordPage,
+    RecordPages,
+)
+from tidemill.schemas.topics import Topics
 
 AT_MS = 1_790_000_000_000
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.embedded import broker
-from agents.embedded.broken_start import end_told, start_error
-from agents.embedded.broker import Broker
-from agents.embedded.errors import DamagedFolderError, EmbeddedError, JavaError
-from agents.embedded.java import find_java
-from agents.private_files import DISK_BYTES_MIN, disk_fault
+from tidemill.agents.embedded import broker
+from tidemill.agents.embedded.broken_start import end_told, start_error
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.embedded.errors import DamagedFolderError, EmbeddedError, JavaError
+from tidemill.agents.embedded.java import find_java
+from tidemill.agents.private_files import DISK_BYTES_MIN, disk_fault
 
 EARLIER = "2026-01-01 00:00:00.000 ERROR An old failure (KafkaServer)\n"
 NOISE = "2026-01-01 00:00:01.000 INFO starting (Kafka$)\n\tadvertised.listeners = x\n"
@@ -74,7 +74,7 @@ def test_a_full_disk_is_the_reason_even_if_the_log_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert disk_fault(tmp_path) is None
-    monkeypatch.setattr("agents.private_files.DISK_BYTES_MIN", 1 << 62)
+    monkeypatch.setattr("tidemill.agents.private_files.DISK_BYTES_MIN", 1 << 62)
     assert "free some space" in str(
         start_error(tmp_path, exit_code=1, log_begin=0, waited_seconds=90)
     )
@@ -100,7 +100,7 @@ def test_a_java_that_is_none_is_passed_over_or_told(
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
     candidates = [(java, "JAVA_HOME")]
-    monkeypatch.setattr("agents.embedded.java._candidates", lambda: iter(candidates))
+    monkeypatch.setattr("tidemill.agents.embedded.java._candidates", lambda: iter(candidates))
     with pytest.raises(JavaError) as failure:
         find_java()
     assert told in str(failure.value)

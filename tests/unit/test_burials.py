@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from agents.ledger.burials import BurialLog
-from agents.tally import KIND_SECONDS, LINES_A_SECOND, Tally
-from streams.outbox import Buried
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, decided, events_in, outcome, outcomes, plain, request
+from tidemill.agents.ledger.burials import BurialLog
+from tidemill.agents.tally import KIND_SECONDS, LINES_A_SECOND, Tally
+from tidemill.streams.outbox import Buried
 
 FAILED = Buried("attempt", "TIMEOUT", "u\x1b[2J", "j", "t", 3, "attempts_exhausted", "", "")
 REFUSED = Buried("request", "INVALID_FIELD", "", "", "", 0, "", "priority", "jobs.requested/1/2")

@@ -9,14 +9,6 @@ from typing import Any, Final
 
 import pytest
 
-from agents.ledger.workers import WorkerBook
-from agents.worker.main import GROUP_BEAT_SECONDS, SESSION_SECONDS
-from agents.worker.pulse import PAUSE_SECONDS, RING, STILL_SECONDS, Pulse
-from agents.worker.stand_in import GRACE_SECONDS, POLL_SECONDS, limit_of, state_of
-from schemas.marks import mark_of
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, Heartbeat, KindSlots, QueueSlots
-from streams.partition import DISPATCH_LOST_MS
-from streams.stalls import Stall
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
     INCARNATION,
@@ -29,6 +21,14 @@ from tests.unit.partition_kit import (
     request,
 )
 from tests.unit.worker_harness import bench_of, pack_of
+from tidemill.agents.ledger.workers import WorkerBook
+from tidemill.agents.worker.main import GROUP_BEAT_SECONDS, SESSION_SECONDS
+from tidemill.agents.worker.pulse import PAUSE_SECONDS, RING, STILL_SECONDS, Pulse
+from tidemill.agents.worker.stand_in import GRACE_SECONDS, POLL_SECONDS, limit_of, state_of
+from tidemill.schemas.marks import mark_of
+from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, Heartbeat, KindSlots, QueueSlots
+from tidemill.streams.partition import DISPATCH_LOST_MS
+from tidemill.streams.stalls import Stall
 
 KEY: Final = ("u", "j")
 AGAIN: Final = outcome(KEY, "returned", reason="redelivered")

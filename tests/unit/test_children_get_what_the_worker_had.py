@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from agents.worker import process_lane
-from agents.worker.executor import Executor
-from agents.worker.module_names import LoadPlan, plan_modules
-from agents.worker.writer import MemorySink, OutcomeWriter
 from tests.unit.worker_harness import Bench, handlers_of, pack_of
+from tidemill.agents.worker import process_lane
+from tidemill.agents.worker.executor import Executor
+from tidemill.agents.worker.module_names import LoadPlan, plan_modules
+from tidemill.agents.worker.writer import MemorySink, OutcomeWriter
 
 MODULE = """
 import logging, os, sys
@@ -57,7 +57,7 @@ async def test_children_get_what_the_worker_had(
     monkeypatch.delenv("TIDEMILL_TEST_WORD")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr("agents.logging._words", "json:info")
+    monkeypatch.setattr("tidemill.agents.logging._words", "json:info")
     sink = MemorySink()
     loop = asyncio.get_running_loop()
     writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)

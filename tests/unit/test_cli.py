@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import exit_codes, own_streams
+from tidemill.agents import exit_codes, own_streams
 from tidemill.cli.app import run
 
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1

@@ -18,23 +18,23 @@ import mode.services
 import pytest
 import time_machine
 
-import agents.worker.main  # noqa: F401  # and all that it loads
-from agents import clocks
-from agents.ledger.workers import WorkerBook
-from agents.runtime import run
-from agents.worker.heartbeat import Snapshot, beat_of
-from agents.worker.surroundings import Surroundings
-from schemas.wire import KindSlots, QueueSlots
-from streams.schedule import LineName
+import tidemill.agents.worker.main  # noqa: F401  # and all that it loads
 from tests.unit.freezing import AT, Freezer
 from tests.unit.worker_harness import LOOK_SECONDS, Bench, bench_of, pack_of
+from tidemill.agents import clocks
+from tidemill.agents.ledger.workers import WorkerBook
+from tidemill.agents.runtime import run
+from tidemill.agents.worker.heartbeat import Snapshot, beat_of
+from tidemill.agents.worker.surroundings import Surroundings
+from tidemill.schemas.wire import KindSlots, QueueSlots
+from tidemill.streams.schedule import LineName
 
 SOON_SECONDS = 10.0
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": run.new_event_loop, "asyncio": run._Loop,
 }
-#: Everything that a worker's process loads of ours reads a clock through `agents.clocks`.
-OURS = ("agents.worker", "agents.runtime", "agents.clocks", "agents.logging", "agents.tally")
+#: Everything that a worker's process loads of ours reads a clock through `tidemill.agents.clocks`.
+OURS = ("tidemill.agents.worker", "tidemill.agents.runtime", "tidemill.agents.clocks", "tidemill.agents.logging", "tidemill.agents.tally")
 
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from schemas.codec import (
+from tidemill.schemas.codec import (
     DEPTH_MAX,
     Decoded,
     PlainRequest,
@@ -19,8 +19,8 @@ from schemas.codec import (
     owner_of,
     parse_json,
 )
-from schemas.requests import REQUEST_BYTES_MAX, Command, JobRequest
-from schemas.words import ErrorCode
+from tidemill.schemas.requests import REQUEST_BYTES_MAX, Command, JobRequest
+from tidemill.schemas.words import ErrorCode
 
 Headers = list[tuple[str, bytes | None]]
 CE: Final[Headers] = [

@@ -21,7 +21,7 @@ from aiokafka.errors import (
 )
 from faust.types import TP
 
-from agents.runtime.commits import commit_as_owner, is_member
+from tidemill.agents.runtime.commits import commit_as_owner, is_member
 
 WANTED = {TP("events", 0): (7, "a note"), TP("events", 1): (8, "")}
 

@@ -7,16 +7,16 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.sink.dead_records import (
+from tests.unit.test_sink_records import Fake
+from tidemill.agents.sink.dead_records import (
     COLUMNS,
     KEY_LENGTH_MAX,
     NAME_LENGTH_MAX,
     VALUE_LENGTH_MAX,
     encode_dead,
 )
-from schemas.dead import dead_headers
-from schemas.rows import REFUSED_REQUESTS
-from tests.unit.test_sink_records import Fake
+from tidemill.schemas.dead import dead_headers
+from tidemill.schemas.rows import REFUSED_REQUESTS
 
 NOW = 1_764_000_000_000
 Headers = tuple[tuple[str, bytes | None], ...]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agents.settings import CommonSettings
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.doors import address, data_folder
 
 

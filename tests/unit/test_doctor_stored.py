@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agents.settings import CommonSettings
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor import CHECKS, clickhouse
+from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
 from tidemill.sql import SqlError
 
 Rows = list[dict[str, Any]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.settings import CommonSettings
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor import CHECKS, waiting
 
 

@@ -18,10 +18,11 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from agents.worker.context import Context, Signal, children_of
-from schemas.codec import DEPTH_MAX, Decoded, decode_command, decode_request
-from schemas.doors import Refused, encode_command, encode_request
-from schemas.requests import (
+from tidemill.agents.worker.context import Context, Signal, children_of
+from tidemill.requests import InvalidRequest, Request, encode
+from tidemill.schemas.codec import DEPTH_MAX, Decoded, decode_command, decode_request
+from tidemill.schemas.doors import Refused, encode_command, encode_request
+from tidemill.schemas.requests import (
     ID_LENGTH_MAX,
     QUEUE_LENGTH_MAX,
     REQUEST_BYTES_MAX,
@@ -31,7 +32,6 @@ from schemas.requests import (
     TYPE_LENGTH_MAX,
     Command,
 )
-from tidemill.requests import InvalidRequest, Request, encode
 
 JOB = {"user_id": "u", "job_id": "j", "type": "t", "run": 1, "attempt": 1, "max_attempts": 3}
 BASE: dict[str, Any] = {"type": "t", "user_id": "u", "job_id": "j"}

@@ -10,9 +10,6 @@ from typing import Final
 
 import pytest
 
-from schemas.wire import Definition, LimitSpec
-from streams.partition import DECISIONS_MAX, Capacity
-from streams.schedule import LineName
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
     INCARNATION,
@@ -24,6 +21,9 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.partition import DECISIONS_MAX, Capacity
+from tidemill.streams.schedule import LineName
 
 EXPIRES_AT: Final = NOW + 2_000
 MANY: Final = DECISIONS_MAX + 11  # more than the timers of one group

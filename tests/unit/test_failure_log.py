@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from agents.tally import KIND_SECONDS
-from agents.worker.failure_log import TRACES_A_SECOND, TRACES_KEPT_A_SECOND, FailureLog
+from tidemill.agents.tally import KIND_SECONDS
+from tidemill.agents.worker.failure_log import TRACES_A_SECOND, TRACES_KEPT_A_SECOND, FailureLog
 
 JOB = {"attempt": 1, "job_id": "j", "type": "t", "user_id": "u"}
 

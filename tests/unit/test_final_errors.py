@@ -10,18 +10,18 @@ import pytest
 from aiokafka.errors import CorruptRecordException
 from confluent_kafka import KafkaError
 
-from agents import exit_codes
-from agents import supervisor as supervisor_module
-from agents.embedded.errors import DamagedFolderError, JavaError
-from agents.runtime.errors import final_code, to_fatal
-from agents.supervisor import FAILED_STARTS_MAX, Supervisor
-from agents.worker import start
-from agents.worker.errors import ModuleLoadError
-from agents.worker.handlers import build_handler
-from agents.worker.start import check_topics, definition_value
-from schemas.wire import Definition
 from tests.unit.test_supervisor import Child, Clock
+from tidemill.agents import exit_codes
+from tidemill.agents import supervisor as supervisor_module
+from tidemill.agents.embedded.errors import DamagedFolderError, JavaError
+from tidemill.agents.runtime.errors import final_code, to_fatal
+from tidemill.agents.supervisor import FAILED_STARTS_MAX, Supervisor
+from tidemill.agents.worker import start
+from tidemill.agents.worker.errors import ModuleLoadError
+from tidemill.agents.worker.handlers import build_handler
+from tidemill.agents.worker.start import check_topics, definition_value
 from tidemill.cli.app import exit_code_of
+from tidemill.schemas.wire import Definition
 
 FAR_SECONDS = 60.0
 

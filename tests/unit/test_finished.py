@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.words import TERMINAL_STATES, State
-from streams.store.finished import Ended, FinishedJobs, digest_of
+from tidemill.schemas.words import TERMINAL_STATES, State
+from tidemill.streams.store.finished import Ended, FinishedJobs, digest_of
 
 
 def digest(n: int) -> bytes:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from schemas.words import TERMINAL_STATES
-from streams import desk as desk_
-from streams.commands import Cancel
-from streams.decision import Accepted, Decision, FollowUp, FollowUpsWithoutEnd
-from streams.decisions import decide
-from streams.job import Job
-from streams.partition import DECISIONS_MAX
 from tests.unit.core_kit import CAUSE, NOW
 from tests.unit.partition_kit import TOPICS, Scene, events_in, plain, request
+from tidemill.schemas.words import TERMINAL_STATES
+from tidemill.streams import desk as desk_
+from tidemill.streams.commands import Cancel
+from tidemill.streams.decision import Accepted, Decision, FollowUp, FollowUpsWithoutEnd
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import Job
+from tidemill.streams.partition import DECISIONS_MAX
 
 pytestmark = pytest.mark.interpreted  # puts a policy of its own behind `decide`
 

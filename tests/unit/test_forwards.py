@@ -6,18 +6,18 @@ from typing import Final
 
 import pytest
 
-from streams.decision import NeedsNewer
-from streams.envelope import (
+from tests.chaos.rawlog import RawRecord
+from tests.unit.core_kit import NOW
+from tests.unit.partition_kit import TOPICS, Scene, events_in, events_of, plain, request, restored
+from tidemill.streams.decision import NeedsNewer
+from tidemill.streams.envelope import (
     KIND_HEADER,
     NEEDS_HEADER,
     ORIGIN_HEADER,
     POLICY_HEADER,
     VERSION_HEADER,
 )
-from streams.partitioner import partition_of
-from tests.chaos.rawlog import RawRecord
-from tests.unit.core_kit import NOW
-from tests.unit.partition_kit import TOPICS, Scene, events_in, events_of, plain, request, restored
+from tidemill.streams.partitioner import partition_of
 
 ORIGIN: Final = (ORIGIN_HEADER, b"jobs.requested/3/17")
 VALUE: Final = request("j")[1]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from agents.clickhouse.engine import Engine
-from agents.runtime.inputs import Gap, InputPartition, InputPolicy
-from agents.sink.feeds import events_of, refused_of
-from agents.sink.gaps import Gaps
-from schemas.topics import Topics
 from tests.unit.test_sink_records import Fake
+from tidemill.agents.clickhouse.engine import Engine
+from tidemill.agents.runtime.inputs import Gap, InputPartition, InputPolicy
+from tidemill.agents.sink.feeds import events_of, refused_of
+from tidemill.agents.sink.gaps import Gaps
+from tidemill.schemas.topics import Topics
 
 HERE = TP("jobs.events", 2)
 TOPICS = Topics()

@@ -11,8 +11,8 @@ import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 
-from agents.runtime.app import create_app
-from agents.runtime.membership import COUNTS, SUBSCRIBED, GroupAssignor, Subscriptions
+from tidemill.agents.runtime.app import create_app
+from tidemill.agents.runtime.membership import COUNTS, SUBSCRIBED, GroupAssignor, Subscriptions
 
 INPUTS = ("changelog", "outcomes", "requested")
 

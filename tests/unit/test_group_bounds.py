@@ -9,11 +9,6 @@ from typing import Any, Final
 
 import pytest
 
-from schemas.wire import LimitSpec
-from streams.decision import DECISION_BYTES
-from streams.job import JobKey
-from streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, NO_END, Capacity
-from streams.schedule import STALE_MAX
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
     TOPICS,
@@ -26,6 +21,11 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.wire import LimitSpec
+from tidemill.streams.decision import DECISION_BYTES
+from tidemill.streams.job import JobKey
+from tidemill.streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, NO_END, Capacity
+from tidemill.streams.schedule import STALE_MAX
 
 Event = dict[str, Any]
 

@@ -11,8 +11,8 @@ import pytest
 from aiokafka.errors import IllegalGenerationError
 from faust.types import TP
 
-from agents.runtime.handover import LET_GO, UNKNOWN_OFFSET, Handover, Handovers
-from agents.runtime.tracker import OffsetTracker
+from tidemill.agents.runtime.handover import LET_GO, UNKNOWN_OFFSET, Handover, Handovers
+from tidemill.agents.runtime.tracker import OffsetTracker
 
 HERE = TP("jobs.ready.default", 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.http_door import DoorLimits, early_fault, head_fault, size_fault
+from tidemill.agents.http_door import DoorLimits, early_fault, head_fault, size_fault
 
 LIMITS = DoorLimits(line_bytes_max=200, header_bytes_max=200, headers_max=5)
 GOOD = "POST /api/jobs HTTP/1.1\r\nHost: localhost\r\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agents import exit_codes
 from tidemill import installed
+from tidemill.agents import exit_codes
 from tidemill.installed import ROLE_EXTRAS, WrongVersion, check_installed, fits
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0
 DOWNLOADS_FOR_EVER = """
 import os, pathlib, signal, sys, time
-from agents.embedded import jars
+from tidemill.agents.embedded import jars
 
 # A shell's job in the background has Ctrl-C switched off.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.api.kafka_watch import FRESH_SECONDS, KafkaWatch, look
+from tidemill.agents.api.kafka_watch import FRESH_SECONDS, KafkaWatch, look
 
 
 class Clock:

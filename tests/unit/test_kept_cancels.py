@@ -8,12 +8,6 @@ from typing import Final
 import orjson
 import pytest
 
-from schemas.record_pages import OutRecord
-from streams.partition import FORGET_EVERY_MS, Partition
-from streams.partitioner import partition_of
-from streams.store import kept_cancels
-from streams.store.kept_cancels import KEPT_MS, KeptCancel, KeptCancels, cancel_value, read_cancel
-from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
@@ -26,6 +20,18 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.streams.partition import FORGET_EVERY_MS, Partition
+from tidemill.streams.partitioner import partition_of
+from tidemill.streams.store import kept_cancels
+from tidemill.streams.store.kept_cancels import (
+    KEPT_MS,
+    KeptCancel,
+    KeptCancels,
+    cancel_value,
+    read_cancel,
+)
+from tidemill.streams.store.state import PartitionState
 
 PLACE: Final = {"topic": TOPICS.commands, "partition": 0, "offset": 0}
 BINARY: Final = (

@@ -8,13 +8,13 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from schemas.words import EventKind, Reason, State
-from streams.commands import Dispatch, Report, Rescue
-from streams.decision import Accepted, Rejected
-from streams.decisions import RESCUES_MAX, decide
-from streams.job import Job
-from streams.store.rows import live_value, read_job
 from tests.unit.core_kit import KNOWN, NOW, WAYS, after, job_in, report
+from tidemill.schemas.words import EventKind, Reason, State
+from tidemill.streams.commands import Dispatch, Report, Rescue
+from tidemill.streams.decision import Accepted, Rejected
+from tidemill.streams.decisions import RESCUES_MAX, decide
+from tidemill.streams.job import Job
+from tidemill.streams.store.rows import live_value, read_job
 
 AGAIN = Reason.REDELIVERED.value
 HOW = "its worker ended by SIGSEGV (signal 11)"

@@ -14,19 +14,19 @@ from typing import cast
 
 import pytest
 
-from agents import exit_codes
-from agents.ledger import lane as lane_
-from agents.ledger.lane import (
+from tidemill.agents import exit_codes
+from tidemill.agents.ledger import lane as lane_
+from tidemill.agents.ledger.lane import (
     GROUP_EVERY_SECONDS_MAX,
     GROUP_EVERY_SECONDS_MIN,
     SHARED_OUT_RECORDS,
     Lane,
 )
-from agents.ledger.runner import PartitionRunner
-from agents.runtime.errors import AbortableError
-from agents.runtime.transaction import TransactionalProducer
-from schemas.record_pages import OutGroup
-from streams.decision import NeedsNewer
+from tidemill.agents.ledger.runner import PartitionRunner
+from tidemill.agents.runtime.errors import AbortableError
+from tidemill.agents.runtime.transaction import TransactionalProducer
+from tidemill.schemas.record_pages import OutGroup
+from tidemill.streams.decision import NeedsNewer
 
 Log = list[tuple[str, str]]
 

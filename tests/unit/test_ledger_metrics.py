@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from agents.api.main import ApiServer
-from agents.ledger.metrics import LedgerCounts, LedgerMetrics, open_door
-from agents.settings import LedgerSettings, SettingsError
-from streams.outbox import Buried
-from streams.store.kept_cancels import USER_COUNT_MAX
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import TOPICS, Scene, decided, plain
+from tidemill.agents.api.main import ApiServer
+from tidemill.agents.ledger.metrics import LedgerCounts, LedgerMetrics, open_door
+from tidemill.agents.settings import LedgerSettings, SettingsError
+from tidemill.streams.outbox import Buried
+from tidemill.streams.store.kept_cancels import USER_COUNT_MAX
 
 FAILED = Buried("attempt", "A_CODE_OF_A_USER", "ada-l", "job-1", "mail", 3, "", "", "")
 REFUSED = Buried("request", "UNKNOWN_FIELD", "ada-l", "job-2", "", 0, "", "x", "jobs.requested/0/1")

@@ -7,16 +7,16 @@ from typing import Any, Final, cast
 import orjson
 import pytest
 
-from agents.ledger.runner import PartitionRunner
-from agents.ledger.workers import WorkerBook
-from agents.runtime.chunk import Chunk
-from agents.runtime.tracker import OffsetTracker
-from streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER
-from streams.partition import DECISIONS_MAX
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.message_kit import RELAY, TakenMessages, relays
 from tests.unit.partition_kit import TOPICS, restored
+from tidemill.agents.ledger.runner import PartitionRunner
+from tidemill.agents.ledger.workers import WorkerBook
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.tracker import OffsetTracker
+from tidemill.streams.envelope import KIND_HEADER, ORIGIN_HEADER, POLICY_HEADER
+from tidemill.streams.partition import DECISIONS_MAX
 
 CHUNK_RECORDS: Final = 40
 EVERYTHING: Final = 10**9

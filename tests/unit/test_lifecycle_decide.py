@@ -6,14 +6,6 @@ from typing import Any
 
 import pytest
 
-from schemas.requests import RESULT_BYTES_MAX
-from schemas.wire import DELAY_MS_MAX, BackoffSpec
-from schemas.words import Reason, State
-from streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
-from streams.decision import Accepted, InvalidTransition, Kept, Rejected, repeat_of
-from streams.decisions import RESCUES_MAX, UNKNOWN_TYPE_WAIT_MS, EventBuilder, decide
-from streams.job import Job
-from streams.limits import LimitState
 from tests.unit.core_kit import (
     CANCEL,
     CAUSE,
@@ -32,6 +24,14 @@ from tests.unit.core_kit import (
     report,
     submit,
 )
+from tidemill.schemas.requests import RESULT_BYTES_MAX
+from tidemill.schemas.wire import DELAY_MS_MAX, BackoffSpec
+from tidemill.schemas.words import Reason, State
+from tidemill.streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
+from tidemill.streams.decision import Accepted, InvalidTransition, Kept, Rejected, repeat_of
+from tidemill.streams.decisions import RESCUES_MAX, UNKNOWN_TYPE_WAIT_MS, EventBuilder, decide
+from tidemill.streams.job import Job
+from tidemill.streams.limits import LimitState
 
 LATER = NOW + 5_000
 ONE_A_MINUTE = {"limit": 1, "window_ms": 60_000}

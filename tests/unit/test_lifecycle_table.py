@@ -6,12 +6,12 @@ from typing import Final
 
 import pytest
 
-from schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
-from streams.decision import Accepted, Effect, InvalidTransition, Kept, react
-from streams.decisions import decide
-from streams.lifecycle import NOTES, TRANSITIONS, evolve
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
 from tests.unit.core_kit import KNOWN, NOW, command_named, event_of, job_in
+from tidemill.schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
+from tidemill.streams.decision import Accepted, Effect, InvalidTransition, Kept, react
+from tidemill.streams.decisions import decide
+from tidemill.streams.lifecycle import NOTES, TRANSITIONS, evolve
 
 STATES: Final[tuple[State | None, ...]] = (None, *State)
 

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from schemas.wire import LimitSpec
-from streams import limits
-from streams.limits import NOTHING_USED, LimitState
-from streams.policy import Limit
+from tidemill.schemas.wire import LimitSpec
+from tidemill.streams import limits
+from tidemill.streams.limits import NOTHING_USED, LimitState
+from tidemill.streams.policy import Limit
 
 SKIP_2 = Limit(LimitSpec(limit=2, window_ms=100, over="skip"))
 DELAY_2 = Limit(LimitSpec(limit=2, window_ms=100, over="delay"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agents import line_files
-from agents.line_files import LineFile
+from tidemill.agents import line_files
+from tidemill.agents.line_files import LineFile
 
 
 def test_lines_are_appended_for_their_owner_alone_and_rotated(

@@ -6,12 +6,12 @@ from typing import Final
 
 import orjson
 
-from schemas.wire import Definition, RunsAs
-from streams.job import JobKey
-from streams.partition import DECISIONS_MAX, Capacity
-from streams.schedule import STALE_MAX, LineName
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import TOPICS, Input, Scene, outcome, outcomes, request
+from tidemill.schemas.wire import Definition, RunsAs
+from tidemill.streams.job import JobKey
+from tidemill.streams.partition import DECISIONS_MAX, Capacity
+from tidemill.streams.schedule import STALE_MAX, LineName
 
 QUICK: Final = LineName("default", "async")
 SLOW: Final = LineName("default", "process")

@@ -9,29 +9,6 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from schemas.record_pages import OutRecord
-from schemas.words import EventKind
-from streams import messages as messages_
-from streams.commands import Cancel
-from streams.decision import DECISION_BYTES, NeedsNewer
-from streams.envelope import (
-    KIND_HEADER,
-    MESSAGE_BYTES_MAX,
-    NEEDS_HEADER,
-    ORIGIN_HEADER,
-    POLICY_HEADER,
-    VERSION_HEADER,
-    message_headers,
-)
-from streams.messages import (
-    Addressee,
-    MessagesWithoutEnd,
-    Turn,
-    UnsendableMessage,
-)
-from streams.partition import DECISIONS_MAX, Partition
-from streams.partitioner import partition_of
-from streams.store.state import PartitionState
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.message_kit import RELAY, TakenMessages, read_message, relays
@@ -46,6 +23,29 @@ from tests.unit.partition_kit import (
     request,
     restored,
 )
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.words import EventKind
+from tidemill.streams import messages as messages_
+from tidemill.streams.commands import Cancel
+from tidemill.streams.decision import DECISION_BYTES, NeedsNewer
+from tidemill.streams.envelope import (
+    KIND_HEADER,
+    MESSAGE_BYTES_MAX,
+    NEEDS_HEADER,
+    ORIGIN_HEADER,
+    POLICY_HEADER,
+    VERSION_HEADER,
+    message_headers,
+)
+from tidemill.streams.messages import (
+    Addressee,
+    MessagesWithoutEnd,
+    Turn,
+    UnsendableMessage,
+)
+from tidemill.streams.partition import DECISIONS_MAX, Partition
+from tidemill.streams.partitioner import partition_of
+from tidemill.streams.store.state import PartitionState
 
 PARTITIONS: Final = 4
 NUMBER: Final = 1

@@ -20,9 +20,9 @@ import pytest
 SERVER = """
 import json, os, sys
 sys.path[:] = [entry for entry in sys.path if entry]
-from agents.worker.errors import TidemillError
-from agents.worker.loading import load
-from agents.worker.module_names import LoadPlan, plan_modules
+from tidemill.agents.worker.errors import TidemillError
+from tidemill.agents.worker.loading import load
+from tidemill.agents.worker.module_names import LoadPlan, plan_modules
 
 for line in sys.stdin:
     if (copy := os.fork()) == 0:
@@ -198,7 +198,7 @@ def test_where_a_module_fails_is_said(
 
 FRESH = """
 import multiprocessing, os, pickle, sys
-from agents.worker.loading import load_modules
+from tidemill.agents.worker.loading import load_modules
 
 if __name__ == "__main__":
     [handler] = load_modules(sys.argv[1:])

@@ -13,14 +13,14 @@ from typing import Final
 
 import pytest
 
-from agents import exit_codes
-from schemas.native import HOME, LIBRARY, PACKAGES, PLACES, VARIABLE, core, folder_name
 from tests.chaos.mutations import MUTATIONS, scratch_copy
+from tidemill.agents import exit_codes
+from tidemill.schemas.native import HOME, LIBRARY, PACKAGES, PLACES, VARIABLE, core, folder_name
 from tools import native
 
 BUILT: Final = HOME / PLACES[0] / folder_name(HOME)
 SAY: Final = (
-    "from schemas.native import core; import streams.lifecycle as it; "
+    "from tidemill.schemas.native import core; import tidemill.streams.lifecycle as it; "
     "print(core, it.__file__, sep='|')"
 )
 

@@ -10,10 +10,10 @@ import orjson
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from agents.ledger.workers import WorkerBook, WorkerReader
-from schemas import wire
-from schemas.topics import Topics
+from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
 from tidemill.doctor import workers
+from tidemill.schemas import wire
+from tidemill.schemas.topics import Topics
 
 TOPICS = Topics()
 SLOTS = {"slots": 4, "free": 4}

@@ -9,14 +9,14 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from schemas.wire import Definition, LimitSpec
-from schemas.words import State
-from streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, WaitKey
-from streams.partition import Capacity
-from streams.schedule import LineName
-from streams.store.rows import LIVE, live_value, read_job
 from tests.unit.core_kit import DEFAULT
 from tests.unit.partition_kit import Scene, events_in, outcome, outcomes, request
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.schemas.words import State
+from tidemill.streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, WaitKey
+from tidemill.streams.partition import Capacity
+from tidemill.streams.schedule import LineName
+from tidemill.streams.store.rows import LIVE, live_value, read_job
 
 FIXTURE: Final = orjson.loads(
     (Path(__file__).parent.parent / "data/job_rows_v1.json").read_bytes()

@@ -7,20 +7,6 @@ from typing import Any
 import orjson
 import pytest
 
-from schemas.codec import Refusal
-from schemas.dead import HEADER_MEANINGS, ORIGINAL_HEADERS_MAX
-from schemas.event_writer import Event, EventWriter
-from schemas.events import CompletedJob, JobEvent
-from schemas.instants import InstantCache, instant_text
-from schemas.record_pages import OutRecord
-from schemas.topics import Topics
-from schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
-from schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
-from streams.commands import Dispatch
-from streams.decision import Accepted
-from streams.decisions import decide
-from streams.job import Job
-from streams.outbox import Outbox
 from tests.unit.core_kit import (
     CAUSE,
     DEFAULT,
@@ -34,6 +20,20 @@ from tests.unit.core_kit import (
     submit,
 )
 from tests.unit.partition_kit import Scene, events_in, outcome, outcomes, plain, request
+from tidemill.schemas.codec import Refusal
+from tidemill.schemas.dead import HEADER_MEANINGS, ORIGINAL_HEADERS_MAX
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.events import CompletedJob, JobEvent
+from tidemill.schemas.instants import InstantCache, instant_text
+from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
+from tidemill.schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
+from tidemill.streams.commands import Dispatch
+from tidemill.streams.decision import Accepted
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import Job
+from tidemill.streams.outbox import Outbox
 
 TOPICS = Topics("p.")
 FACTS: dict[str, Any] = {

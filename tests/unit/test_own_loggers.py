@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agents import own_loggers
-from agents.own_loggers import take_loggers
+from tidemill.agents import own_loggers
+from tidemill.agents.own_loggers import take_loggers
 
-NAMES = ("tidemill.worker", "agents.runtime.test", "aiokafka.test", "asyncio", "faust.test")
+NAMES = ("tidemill.worker", "tidemill.agents.runtime.test", "aiokafka.test", "asyncio", "faust.test")
 
 
 class Kept(logging.Handler):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from streams.partitioner import Partitioner, murmur2, partition_of
+from tidemill.streams.partitioner import Partitioner, murmur2, partition_of
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_home_is_found_once_and_stays() -> None:
 
 @pytest.mark.interpreted
 def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.partitioner._CACHE_MAX", 3)
+    monkeypatch.setattr("tidemill.streams.partitioner._CACHE_MAX", 3)
     partitioner = Partitioner(5)
     for n in range(20):
         assert partitioner.of(str(n)) == partition_of(str(n), 5)

@@ -8,8 +8,8 @@ import logging
 import pytest
 import structlog
 
-from agents.logging import configure_logging
-from agents.plain_text import LINES, plain, plain_json
+from tidemill.agents.logging import configure_logging
+from tidemill.agents.plain_text import LINES, plain, plain_json
 
 HOSTILE = {
     "colour": "\x1b[31mred",

@@ -37,8 +37,15 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from schemas.doors import Refused, encode_request
-from schemas.portable import SENT_FORMS, TOLD_FORMS, NotPortable, Reader, is_same, reader_of
+from tidemill.schemas.doors import Refused, encode_request
+from tidemill.schemas.portable import (
+    SENT_FORMS,
+    TOLD_FORMS,
+    NotPortable,
+    Reader,
+    is_same,
+    reader_of,
+)
 
 T = TypeVar("T")
 BASE = {"type": "t", "user_id": "u", "job_id": "j"}

@@ -8,9 +8,9 @@ from typing import Any
 
 from faust.types import TP
 
-from agents.runtime.batches import PartitionBuffer
-from agents.runtime.inputs import PREFETCH_BYTES_MAX, InputPartition, InputPolicy
-from agents.runtime.transport import ChunkConsumer
+from tidemill.agents.runtime.batches import PartitionBuffer
+from tidemill.agents.runtime.inputs import PREFETCH_BYTES_MAX, InputPartition, InputPolicy
+from tidemill.agents.runtime.transport import ChunkConsumer
 
 HERE = TP("jobs.ready.default", 0)
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.private_files import folder_fault, make_data_folder, make_private, private_umask
+from tidemill.agents.private_files import (
+    folder_fault,
+    make_data_folder,
+    make_private,
+    private_umask,
+)
 
 
 @pytest.fixture(params=[0o000, 0o002, 0o022, 0o077], ids=oct, autouse=True)

@@ -7,10 +7,10 @@ import random
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from agents.runtime.batches_out import OutBatch
-from schemas.event_writer import Event, EventWriter
-from schemas.instants import InstantCache
-from schemas.record_pages import (
+from tidemill.agents.runtime.batches_out import OutBatch
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.instants import InstantCache
+from tidemill.schemas.record_pages import (
     PAGE_BYTES_MAX,
     Header,
     OutGroup,
@@ -21,7 +21,7 @@ from schemas.record_pages import (
     put_bytes,
     read_page,
 )
-from schemas.words import EventKind, State
+from tidemill.schemas.words import EventKind, State
 
 AT_MS = 1_790_000_000_000
 SIZES = (0, 1, 63, 64, 127, 128, 8_190, 8_191, 8_192, 70_000)

@@ -6,11 +6,6 @@ from typing import Any, Final
 
 import pytest
 
-from schemas.words import State
-from streams.partition import FORGET_EVERY_MS
-from streams.store.finished import Ended, FinishedJobs
-from streams.store.jobs import DEDUPE_RETENTION_MS
-from streams.store.rows import read_job
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import (
     TOPICS,
@@ -23,6 +18,11 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.words import State
+from tidemill.streams.partition import FORGET_EVERY_MS
+from tidemill.streams.store.finished import Ended, FinishedJobs
+from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
+from tidemill.streams.store.rows import read_job
 
 REFUSALS: Final[dict[str, dict[str, Any]]] = {
     "an unknown field": {"surprise": 1},

@@ -9,16 +9,6 @@ from typing import Final
 import orjson
 import pytest
 
-from agents.ledger.workers import WorkerBook
-from schemas.topics import BIG_RECORD_BYTES
-from schemas.wire import (
-    HEARTBEAT_MISSING_SECONDS,
-    Heartbeat,
-    KindSlots,
-    LimitSpec,
-    QueueSlots,
-)
-from streams.partition import DISPATCH_LOST_MS
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
 from tests.unit.partition_kit import (
@@ -31,6 +21,16 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.agents.ledger.workers import WorkerBook
+from tidemill.schemas.topics import BIG_RECORD_BYTES
+from tidemill.schemas.wire import (
+    HEARTBEAT_MISSING_SECONDS,
+    Heartbeat,
+    KindSlots,
+    LimitSpec,
+    QueueSlots,
+)
+from tidemill.streams.partition import DISPATCH_LOST_MS
 
 HOUR_MS: Final = 3_600_000
 
@@ -209,7 +209,7 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
 
 @pytest.mark.interpreted
 def test_a_dead_letter_that_gives_way_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.store.jobs.DEAD_LETTERS_MAX", 0)
+    monkeypatch.setattr("tidemill.streams.store.jobs.DEAD_LETTERS_MAX", 0)
     scene = Scene(plain())
     scene.group(NOW, request("j"))
     error = {"code": "X", "message": "", "retryable": False}

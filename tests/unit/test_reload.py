@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.dev_lines import QuietStart, tell_handlers
-from agents.reload import POLL_SECONDS, SETTLE_SECONDS, FileWatch
+from tidemill.agents.dev_lines import QuietStart, tell_handlers
+from tidemill.agents.reload import POLL_SECONDS, SETTLE_SECONDS, FileWatch
 
 
 class Clock:

@@ -13,14 +13,14 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from agents import exit_codes
-from agents.ledger import lane as lane_
-from agents.ledger import main as main_
-from agents.ledger.main import Ledger
-from agents.settings import LedgerSettings
-from streams.store import rows
 from tests.unit.core_kit import NOW, after, submit
 from tests.unit.partition_kit import Scene, plain, request
+from tidemill.agents import exit_codes
+from tidemill.agents.ledger import lane as lane_
+from tidemill.agents.ledger import main as main_
+from tidemill.agents.ledger.main import Ledger
+from tidemill.agents.settings import LedgerSettings
+from tidemill.streams.store import rows
 
 Row = tuple[bytes | None, bytes | None]
 PARTITION: Final = 2

@@ -35,9 +35,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from agents.worker import ends, results
-from agents.worker.errors import JobDefinitionError
-from agents.worker.handlers import Handler, build_handler
+from tidemill.agents.worker import ends, results
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.agents.worker.handlers import Handler, build_handler
 
 if TYPE_CHECKING:
     pass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.wire import BACKOFF_FACTOR_MAX, DELAY_MS_MAX, BackoffSpec
-from streams.retry import backoff_ms
+from tidemill.schemas.wire import BACKOFF_FACTOR_MAX, DELAY_MS_MAX, BackoffSpec
+from tidemill.streams.retry import backoff_ms
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,6 @@ from typing import Any
 
 import pytest
 
-from schemas.record_pages import RecordPages
-from schemas.words import State
-from streams.commands import Dispatch, Resolve
-from streams.decision import Accepted
-from streams.decisions import decide
-from streams.job import Job, Spec
-from streams.limits import LimitState
-from streams.policy import Policy
-from streams.store import rows
-from streams.store.finished import Ended
-from streams.store.jobs import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS
-from streams.store.limit_uses import limit_key
-from streams.store.state import PartitionState
 from tests.unit.core_kit import (
     CANCEL,
     FATAL,
@@ -31,6 +18,19 @@ from tests.unit.core_kit import (
     report,
     submit,
 )
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.words import State
+from tidemill.streams.commands import Dispatch, Resolve
+from tidemill.streams.decision import Accepted
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import Job, Spec
+from tidemill.streams.limits import LimitState
+from tidemill.streams.policy import Policy
+from tidemill.streams.store import rows
+from tidemill.streams.store.finished import Ended
+from tidemill.streams.store.jobs import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS
+from tidemill.streams.store.limit_uses import limit_key
+from tidemill.streams.store.state import PartitionState
 
 SKIP = define(limits=[{"limit": 2, "window_ms": 60_000, "over": "skip"}])
 
@@ -217,7 +217,7 @@ def test_a_dead_letter_that_runs_again_is_not_forgotten(monkeypatch: pytest.Monk
 
 @pytest.mark.interpreted
 def test_too_many_dead_letters_go_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.store.jobs.DEAD_LETTERS_MAX", 0)
+    monkeypatch.setattr("tidemill.streams.store.jobs.DEAD_LETTERS_MAX", 0)
     store = Store()
     job = failed(store)
     store.state.begin(NOW)

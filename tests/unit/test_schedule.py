@@ -7,20 +7,20 @@ from typing import Any
 import orjson
 import pytest
 
-from schemas.wire import Definition, LimitSpec
-from schemas.words import Reason, State
-from streams.commands import Defer, Dispatch, Resolve
-from streams.decisions import UNKNOWN_TYPE_WAIT_MS
-from streams.intake import derived_job_id
-from streams.job import UNKNOWN_TYPE
-from streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
-from streams.partitioner import partition_of
-from streams.policy import Policy
-from streams.schedule import Schedule, TimerKind
-from streams.store.jobs import DEDUPE_RETENTION_MS
-from streams.store.state import PartitionState
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
 from tests.unit.core_kit import DEFAULT, HELD, NOW, Around, after, define, job_in, submit
+from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.schemas.words import Reason, State
+from tidemill.streams.commands import Defer, Dispatch, Resolve
+from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
+from tidemill.streams.intake import derived_job_id
+from tidemill.streams.job import UNKNOWN_TYPE
+from tidemill.streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
+from tidemill.streams.partitioner import partition_of
+from tidemill.streams.policy import Policy
+from tidemill.streams.schedule import Schedule, TimerKind
+from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
+from tidemill.streams.store.state import PartitionState
 
 WINDOW_MS = 10_000
 

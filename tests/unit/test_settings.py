@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.callers import http_address, is_loopback
-from agents.settings import (
+from tidemill.agents.callers import http_address, is_loopback
+from tidemill.agents.settings import (
     MASK,
     ApiSettings,
     CommonSettings,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import exit_codes
+from tidemill.agents import exit_codes
 from tidemill.shadowing import OUR_PACKAGES, shadowed
 
 

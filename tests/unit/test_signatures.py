@@ -13,11 +13,11 @@ import pytest
 from pydantic import BaseModel, Field, RootModel
 from typing_extensions import TypedDict
 
-from agents.worker.attempts import Attempt, Pack, QueueState
-from agents.worker.context import Context
-from agents.worker.errors import JobDefinitionError
-from agents.worker.handlers import Handler, build_handler
-from agents.worker.lanes import run_blocking
+from tidemill.agents.worker.attempts import Attempt, Pack, QueueState
+from tidemill.agents.worker.context import Context
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.agents.worker.handlers import Handler, build_handler
+from tidemill.agents.worker.lanes import run_blocking
 
 if TYPE_CHECKING:
     import tidemill as mill

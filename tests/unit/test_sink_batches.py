@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from agents.runtime.chunk import Chunk
-from agents.runtime.tracker import OffsetTracker
-from agents.sink.batches import (
+from tests.unit.test_sink_records import Fake
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.runtime.tracker import OffsetTracker
+from tidemill.agents.sink.batches import (
     Batch,
     BatchLimits,
     Begun,
@@ -13,8 +14,7 @@ from agents.sink.batches import (
     PartitionInbox,
     are_due,
 )
-from agents.sink.borders import begun_of, note_of
-from tests.unit.test_sink_records import Fake
+from tidemill.agents.sink.borders import begun_of, note_of
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
 

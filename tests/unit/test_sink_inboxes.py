@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agents.runtime.chunk import Chunk
-from agents.sink.batches import BatchLimits, Begun, Insert
-from agents.sink.inboxes import CREDIT_RECORDS, WAITING_BYTES_MAX, Inboxes
 from tests.unit.test_sink_batches import Partition
+from tidemill.agents.runtime.chunk import Chunk
+from tidemill.agents.sink.batches import BatchLimits, Begun, Insert
+from tidemill.agents.sink.inboxes import CREDIT_RECORDS, WAITING_BYTES_MAX, Inboxes
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
 

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.sink.records import check, encode
 from benchmarks.event_log import make_events
-from schemas.codec import Refusal
+from tidemill.agents.sink.records import check, encode
+from tidemill.schemas.codec import Refusal
 
 EVENTS = [value for _, _, value in make_events(200)]
 EVENT: dict[str, Any] = orjson.loads(EVENTS[0])

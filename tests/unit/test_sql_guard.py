@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from agents.clickhouse.engine import Engine, EngineError, open_engine
-from agents.clickhouse.guard import Guard, Refused
-from agents.clickhouse.guard_lists import (
+from tidemill.agents.clickhouse.engine import Engine, EngineError, open_engine
+from tidemill.agents.clickhouse.guard import Guard, Refused
+from tidemill.agents.clickhouse.guard_lists import (
     ALLOWED_FUNCTION_CATEGORIES,
     ALLOWED_FUNCTIONS,
     ALLOWED_SYSTEM_TABLES,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agents.worker.failure_log import FAILURES, TRACES_KEPT_A_SECOND
-from agents.worker.stacks import frames_of
-from agents.worker.traces import TRACE_LENGTH_MAX
 from tests.unit.worker_harness import bench_of, pack_of
+from tidemill.agents.worker.failure_log import FAILURES, TRACES_KEPT_A_SECOND
+from tidemill.agents.worker.stacks import frames_of
+from tidemill.agents.worker.traces import TRACE_LENGTH_MAX
 
 LET_GO = threading.Event()
 CHILDS = '''

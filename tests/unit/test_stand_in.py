@@ -13,13 +13,13 @@ from typing import Any, Final
 import orjson
 import pytest
 
-from agents.worker import stand_in as stand_in_module
-from agents.worker.pulse import STILL_SECONDS, Pulse, open_memory
-from agents.worker.stand_in import StandIn
-from agents.worker.watch import Watch
-from schemas.marks import mark_of
-from schemas.wire import Heartbeat, KindSlots, QueueSlots
 from tests.waiting import wait_until
+from tidemill.agents.worker import stand_in as stand_in_module
+from tidemill.agents.worker.pulse import STILL_SECONDS, Pulse, open_memory
+from tidemill.agents.worker.stand_in import StandIn
+from tidemill.agents.worker.watch import Watch
+from tidemill.schemas.marks import mark_of
+from tidemill.schemas.wire import Heartbeat, KindSlots, QueueSlots
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WORDS: Final[dict[str, Any]] = {
@@ -34,8 +34,8 @@ BEAT: Final = Heartbeat(
 SECONDS: Final = 20.0
 PARENT: Final = """
 import os, sys
-from agents.worker.pulse import Pulse, open_memory
-from agents.worker.watch import Watch
+from tidemill.agents.worker.pulse import Pulse, open_memory
+from tidemill.agents.worker.watch import Watch
 watch = Watch({words!r}, Pulse(open_memory()))
 watch.start()
 print(watch.pid, flush=True)

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.worker import ends
-from agents.worker.errors import NonRetryable, Retry, Skip
-from agents.worker.steering import EXCEPTIONS_MAX, steering_word
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.errors import NonRetryable, Retry, Skip
+from tidemill.agents.worker.steering import EXCEPTIONS_MAX, steering_word
 
 JOB = {"user_id": "u", "job_id": "j", "run": 1, "attempt": 1, "epoch": 1, "type": "t"}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from faust.types import TP
 
-from agents.runtime.app import RoleApp, create_app
-from agents.runtime.store import PartitionStore
+from tidemill.agents.runtime.app import RoleApp, create_app
+from tidemill.agents.runtime.store import PartitionStore
 
 PARTITIONS = 2
 

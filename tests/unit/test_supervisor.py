@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from agents import exit_codes
-from agents import supervisor as supervisor_module
-from agents.supervisor import BACKOFF_SECONDS, LOOK_SECONDS, Supervisor
+from tidemill.agents import exit_codes
+from tidemill.agents import supervisor as supervisor_module
+from tidemill.agents.supervisor import BACKOFF_SECONDS, LOOK_SECONDS, Supervisor
 
 # The recovery benchmark kills a worker about this often; each kill stands for itself.
 BETWEEN_KILLS_SECONDS = 15.0

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from agents.worker import process_lane
-from agents.worker.surroundings import Surroundings
 from tests.unit.worker_harness import bench_of, pack_of, until
+from tidemill.agents.worker import process_lane
+from tidemill.agents.worker.surroundings import Surroundings
 
 WORDS = "C" if locale.setlocale(locale.LC_ALL) != "C" else "C.UTF-8"
 CHILDS = '''

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
-from agents.worker import suspects
-from schemas.words import Reason
 from tests.unit.worker_harness import Bench, bench_of, pack_of, until
+from tidemill.agents.worker import suspects
+from tidemill.schemas.words import Reason
 
 
 def rescued(*jobs: tuple[str, Any, int]) -> bytes:

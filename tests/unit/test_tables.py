@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.record_pages import RecordPages
-from streams.decision import NeedsNewer
-from streams.store.rows import job_key
-from streams.store.state import PartitionState
-from streams.store.table import Table
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, plain, request
+from tidemill.schemas.record_pages import RecordPages
+from tidemill.streams.decision import NeedsNewer
+from tidemill.streams.store.rows import job_key
+from tidemill.streams.store.state import PartitionState
+from tidemill.streams.store.table import Table
 
 
 class Tokens(Table[str, int]):

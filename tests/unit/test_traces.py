@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agents.worker.traces import TRACE_LENGTH_MAX, place_of, trace_text
-from schemas.safe_text import safe_line, safe_text
+from tidemill.agents.worker.traces import TRACE_LENGTH_MAX, place_of, trace_text
+from tidemill.schemas.safe_text import safe_line, safe_text
 
 
 def caught(function: object) -> BaseException:

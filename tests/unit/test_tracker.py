@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from agents.runtime.tracker import OffsetTracker
+from tidemill.agents.runtime.tracker import OffsetTracker
 
 
 @dataclass(frozen=True)

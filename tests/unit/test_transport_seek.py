@@ -10,10 +10,10 @@ import pytest
 from faust.tables.recovery import RebalanceAgain
 from faust.types import TP
 
-from agents import exit_codes
-from agents.runtime import inputs
-from agents.runtime.inputs import Gap, InputPartition, InputPolicy
-from agents.runtime.transport import ChunkConsumer
+from tidemill.agents import exit_codes
+from tidemill.agents.runtime import inputs
+from tidemill.agents.runtime.inputs import Gap, InputPartition, InputPolicy
+from tidemill.agents.runtime.transport import ChunkConsumer
 
 HERE = TP("jobs.outcomes", 2)
 

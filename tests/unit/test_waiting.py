@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from streams.job import JobKey
-from streams.waiting import TURNS, WaitingQueue
+from tidemill.streams.job import JobKey
+from tidemill.streams.waiting import TURNS, WaitingQueue
 
 
 def popped(line: WaitingQueue, count: int = 10**6) -> list[JobKey]:

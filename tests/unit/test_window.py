@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.window import (
+from tidemill.streams.window import (
     GROW_EVERY_MS,
     GROW_FACTOR,
     IDLE_MS,

@@ -6,11 +6,6 @@ from typing import Any, Final
 
 import pytest
 
-from schemas.words import State
-from streams.commands import Dispatch
-from streams.decision import Accepted
-from streams.decisions import decide
-from streams.job import Job
 from tests.unit.core_kit import KNOWN, NOW, after, report, submit
 from tests.unit.partition_kit import (
     Scene,
@@ -20,6 +15,11 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.schemas.words import State
+from tidemill.streams.commands import Dispatch
+from tidemill.streams.decision import Accepted
+from tidemill.streams.decisions import decide
+from tidemill.streams.job import Job
 
 HOUR: Final = 3_600_000
 DAY: Final = 24 * HOUR

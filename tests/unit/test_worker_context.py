@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from agents.worker.context import (
+from tidemill.agents.worker.context import (
     CHILDREN_MAX,
     Context,
     Signal,
     children_of,
     has_seen_cancel,
 )
-from schemas.codec import Decoded, check_request
-from schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
+from tidemill.schemas.codec import Decoded, check_request
+from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
 
 JOB = {
     "user_id": "ann", "job_id": "j-1", "type": "t", "run": 2, "attempt": 3, "max_attempts": 5,

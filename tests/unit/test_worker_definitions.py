@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agents.worker import handlers
-from agents.worker.errors import JobDefinitionError
-from agents.worker.handlers import Registry
 from tidemill import jobs
+from tidemill.agents.worker import handlers
+from tidemill.agents.worker.errors import JobDefinitionError
+from tidemill.agents.worker.handlers import Registry
 from tidemill.context import Context
 from tidemill.jobs import job
 from tidemill.policies import Backoff, RateLimit

@@ -13,12 +13,12 @@ import orjson
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from agents.worker import ends
-from agents.worker.errors import NonRetryable, Retry, Skip
-from agents.worker.handlers import build_handler
-from schemas.requests import RESULT_BYTES_MAX
-from schemas.wire import Outcome
-from schemas.words import Reason
+from tidemill.agents.worker import ends
+from tidemill.agents.worker.errors import NonRetryable, Retry, Skip
+from tidemill.agents.worker.handlers import build_handler
+from tidemill.schemas.requests import RESULT_BYTES_MAX
+from tidemill.schemas.wire import Outcome
+from tidemill.schemas.words import Reason
 
 JOB = {"user_id": "u", "job_id": "null", "run": 1, "attempt": 2, "epoch": 3, "type": "t"}
 
@@ -100,12 +100,12 @@ def test_the_largest_result_passes_and_one_byte_more_does_not() -> None:
 
 def test_what_a_handler_raises() -> None:
     retry = encoded(ends.error(Retry("later", after_seconds=1.5, code="BUSY"), JOB))
-    assert retry["error"].pop("trace") == "agents.worker.errors.Retry: later"
+    assert retry["error"].pop("trace") == "tidemill.agents.worker.errors.Retry: later"
     assert retry["error"] == {"code": "BUSY", "message": "later", "retryable": True}
     assert retry["retry_after_ms"] == 1_500
     assert "retry_after_ms" not in encoded(ends.error(Retry(), JOB))
     gone = encoded(ends.error(NonRetryable(code="GONE"), JOB))
-    assert gone["error"].pop("trace").startswith("agents.worker.errors.NonRetryable: ")
+    assert gone["error"].pop("trace").startswith("tidemill.agents.worker.errors.NonRetryable: ")
     assert gone["error"] == {
         "code": "GONE", "message": "the handler gave up with GONE", "retryable": False
     }

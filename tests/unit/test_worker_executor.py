@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from agents.worker import async_lane, early_cancels
-from agents.worker import executor as executor_module
-from agents.worker.context import Context
-from agents.worker.errors import NonRetryable, Skip
-from schemas.wire import OutcomePack
-from schemas.words import Reason
 from tests.unit.worker_harness import Bench, bench_of, pack_of, until
+from tidemill.agents.worker import async_lane, early_cancels
+from tidemill.agents.worker import executor as executor_module
+from tidemill.agents.worker.context import Context
+from tidemill.agents.worker.errors import NonRetryable, Skip
+from tidemill.schemas.wire import OutcomePack
+from tidemill.schemas.words import Reason
 
 LONG_SECONDS = 300.0  # longer than any test
 word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="clean")

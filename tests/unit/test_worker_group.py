@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agents.settings import WorkerSettings
-from agents.worker.main import worker_app
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
+from tidemill.agents.settings import WorkerSettings
+from tidemill.agents.worker.main import worker_app
+from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
 
 
 def test_little_comes_again_after_a_kill_and_heirs_are_quick() -> None:

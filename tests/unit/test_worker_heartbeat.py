@@ -6,16 +6,16 @@ import threading
 
 import pytest
 
-from agents.worker.heartbeat import (
+from tests.waiting import wait_until
+from tidemill.agents.worker.heartbeat import (
     HeartbeatThread,
     Snapshot,
     beat_of,
     is_big_change,
 )
-from agents.worker.pulse import STILL_SECONDS, Pulse
-from schemas.marks import mark_of
-from schemas.wire import Heartbeat, KindSlots, QueueSlots, RunsAs
-from tests.waiting import wait_until
+from tidemill.agents.worker.pulse import STILL_SECONDS, Pulse
+from tidemill.schemas.marks import mark_of
+from tidemill.schemas.wire import Heartbeat, KindSlots, QueueSlots, RunsAs
 
 
 def room(free: int, *partitions: int, slots: int = 10, kind: RunsAs = "async") -> QueueSlots:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.worker import handlers, loading
-from agents.worker.errors import JobDefinitionError, ModuleLoadError
-from agents.worker.handlers import Registry
-from agents.worker.loading import load_modules
-from agents.worker.start import queues_of
 from tidemill import jobs
+from tidemill.agents.worker import handlers, loading
+from tidemill.agents.worker.errors import JobDefinitionError, ModuleLoadError
+from tidemill.agents.worker.handlers import Registry
+from tidemill.agents.worker.loading import load_modules
+from tidemill.agents.worker.start import queues_of
 
 GOOD = """
 from __future__ import annotations

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agents.worker.errors import JobDefinitionError
-from schemas.wire import BackoffSpec, LimitSpec
+from tidemill.agents.worker.errors import JobDefinitionError
 from tidemill.policies import Backoff, RateLimit, seconds_of
+from tidemill.schemas.wire import BackoffSpec, LimitSpec
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from agents.worker.attempts import Attempt, Pack, QueueState
-from agents.worker.writer import MemorySink, OutcomeWriter
-from schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX, OutcomePack
 from tests.unit.worker_harness import until
+from tidemill.agents.worker.attempts import Attempt, Pack, QueueState
+from tidemill.agents.worker.writer import MemorySink, OutcomeWriter
+from tidemill.schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX, OutcomePack
 
 
 def writer_of(sink: MemorySink) -> OutcomeWriter:

@@ -13,13 +13,13 @@ from typing import Any
 
 import orjson
 
-from agents.worker.attempts import Pack
-from agents.worker.executor import Executor
-from agents.worker.graces import Graces
-from agents.worker.handlers import Handler, build_handler
-from agents.worker.module_names import plan_modules
-from agents.worker.writer import MemorySink, OutcomeWriter
-from schemas.wire import KindSlots
+from tidemill.agents.worker.attempts import Pack
+from tidemill.agents.worker.executor import Executor
+from tidemill.agents.worker.graces import Graces
+from tidemill.agents.worker.handlers import Handler, build_handler
+from tidemill.agents.worker.module_names import plan_modules
+from tidemill.agents.worker.writer import MemorySink, OutcomeWriter
+from tidemill.schemas.wire import KindSlots
 
 DEADLINE_SECONDS = 60.0  # a child starts in a second, and in many on a busy machine
 LOOK_SECONDS = 0.005

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with a code of `agents.exit_codes`."""
+    """Run the command line and exit with a code of `tidemill.agents.exit_codes`."""
     # Kafka's client is native code: a crash there shall say where.
     faulthandler.enable()
     from tidemill.cli import streams
@@ -29,8 +29,8 @@ def main() -> NoReturn:
     except (ShadowedPackage, WrongVersion) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(78)
-    from agents.supervisor import is_supervised, tie_to_supervisor
-    from schemas.native import NativeCoreMissing
+    from tidemill.agents.supervisor import is_supervised, tie_to_supervisor
+    from tidemill.schemas.native import NativeCoreMissing
 
     tie_to_supervisor()
     streams.prepare(is_supervised=is_supervised())

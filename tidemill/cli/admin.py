@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from agents import exit_codes
+from tidemill.agents import exit_codes
 from tidemill.cli import options as o
 from tidemill.cli.output import print_json, print_table
 
@@ -26,7 +26,7 @@ Queues = Annotated[
 
 
 def _broker_folder(data: str | None) -> Path:
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
 
     folder = load(CommonSettings, data=data).data
     # Messages of the broker name its own folder, so that is taken as well.
@@ -36,9 +36,9 @@ def _broker_folder(data: str | None) -> Path:
 @broker_app.command("start")
 def broker_start(data: o.Data = None, kafka_port: o.KafkaPort = None) -> None:
     """Start a broker that stays when this command has ended."""
-    from agents.embedded.broker import free_port, start_background
-    from agents.private_files import make_data_folder
-    from agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT, CommonSettings, load
+    from tidemill.agents.embedded.broker import free_port, start_background
+    from tidemill.agents.private_files import make_data_folder
+    from tidemill.agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT, CommonSettings, load
 
     with contextlib.suppress(OSError):  # what is in the way is told by the broker's own start
         make_data_folder(load(CommonSettings, data=data).data)
@@ -50,7 +50,7 @@ def broker_start(data: o.Data = None, kafka_port: o.KafkaPort = None) -> None:
 @broker_app.command("stop")
 def broker_stop(data: o.Data = None) -> None:
     """Stop the broker of a folder."""
-    from agents.embedded.broker import status, stop_background
+    from tidemill.agents.embedded.broker import status, stop_background
 
     folder = _broker_folder(data)
     if not status(folder).is_running:
@@ -63,7 +63,7 @@ def broker_stop(data: o.Data = None) -> None:
 @broker_app.command("status")
 def broker_status(data: o.Data = None, as_json: o.AsJson = False) -> None:
     """What runs in a folder; exit code 3 when nothing does."""
-    from agents.embedded.broker import status
+    from tidemill.agents.embedded.broker import status
 
     found = status(_broker_folder(data))
     row = {**dataclasses.asdict(found), "data_dir": str(found.data_dir),
@@ -85,10 +85,10 @@ def topics_plan(
     as_json: o.AsJson = False,
 ) -> None:
     """Show what `apply` would do; exit code 5 when there is anything."""
-    from agents import topics
-    from agents.settings import WorkerSettings, load
-    from schemas.topics import Topics
+    from tidemill.agents import topics
+    from tidemill.agents.settings import WorkerSettings, load
     from tidemill.looking import reach
+    from tidemill.schemas.topics import Topics
 
     settings = load(WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
                     queues=queues)
@@ -109,10 +109,10 @@ def topics_apply(
     as_json: o.AsJson = False,
 ) -> None:
     """Create missing topics, mend settings that drifted."""
-    from agents import topics
-    from agents.settings import WorkerSettings, load
-    from schemas.topics import Topics
+    from tidemill.agents import topics
+    from tidemill.agents.settings import WorkerSettings, load
     from tidemill.looking import reach
+    from tidemill.schemas.topics import Topics
 
     settings = load(WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
                     queues=queues)
@@ -123,7 +123,7 @@ def topics_apply(
 
 
 def _show_changes(changes: object, as_json: bool, nothing: str) -> None:
-    from agents.topics import Change
+    from tidemill.agents.topics import Change
 
     assert isinstance(changes, list)
     rows = [dataclasses.asdict(change) for change in changes if isinstance(change, Change)]
@@ -148,7 +148,7 @@ def config(
     as_json: o.AsJson = False,
 ) -> None:
     """The settings in force and where each comes from; secrets are masked."""
-    from agents import settings as s
+    from tidemill.agents import settings as s
     from tidemill.cli.output import CliError
 
     classes: dict[str, type[s.CommonSettings]] = {
@@ -177,7 +177,7 @@ def doctor(
     as_json: o.AsJson = False,
 ) -> None:
     """Check everything that a job needs; exit code 5 when something is wrong."""
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
     from tidemill.doctor import examine
 
     settings = load(CommonSettings, kafka=kafka, clickhouse=clickhouse,

@@ -13,8 +13,8 @@ from typing import Annotated, Final
 
 import typer
 
-from agents import exit_codes
-from agents.plain_text import LINES, plain
+from tidemill.agents import exit_codes
+from tidemill.agents.plain_text import LINES, plain
 from tidemill.cli import admin, asking, dead, jobs, roles, showing
 
 app = typer.Typer(
@@ -28,18 +28,18 @@ app = typer.Typer(
 # Module and name of an exception -> exit code. Named, so that nothing is imported to look at it;
 # subclasses count. The first that fits is taken.
 _EXITS: Final = (
-    ("agents.topics", "PartitionsMismatch", exit_codes.CONFLICT),
-    ("agents.topics", "TopicConflict", exit_codes.CONFLICT),
-    ("agents.topics", "TopicsError", exit_codes.UNREACHABLE),
-    ("agents.worker.errors", "MissingModule", exit_codes.CONFIG),
-    ("agents.worker.errors", "TidemillError", exit_codes.MODULES),
-    ("agents.settings", "SettingsError", exit_codes.CONFIG),
-    ("agents.dev", "DevError", None),
-    ("agents.embedded.errors", "PortInUseError", exit_codes.IN_USE),
-    ("agents.embedded.errors", "FolderInUseError", exit_codes.IN_USE),
-    ("agents.embedded.errors", "DamagedFolderError", exit_codes.DAMAGED),
-    ("agents.embedded.errors", "JavaError", exit_codes.CONFIG),
-    ("agents.embedded.errors", "EmbeddedError", exit_codes.FAILED),
+    ("tidemill.agents.topics", "PartitionsMismatch", exit_codes.CONFLICT),
+    ("tidemill.agents.topics", "TopicConflict", exit_codes.CONFLICT),
+    ("tidemill.agents.topics", "TopicsError", exit_codes.UNREACHABLE),
+    ("tidemill.agents.worker.errors", "MissingModule", exit_codes.CONFIG),
+    ("tidemill.agents.worker.errors", "TidemillError", exit_codes.MODULES),
+    ("tidemill.agents.settings", "SettingsError", exit_codes.CONFIG),
+    ("tidemill.agents.dev", "DevError", None),
+    ("tidemill.agents.embedded.errors", "PortInUseError", exit_codes.IN_USE),
+    ("tidemill.agents.embedded.errors", "FolderInUseError", exit_codes.IN_USE),
+    ("tidemill.agents.embedded.errors", "DamagedFolderError", exit_codes.DAMAGED),
+    ("tidemill.agents.embedded.errors", "JavaError", exit_codes.CONFIG),
+    ("tidemill.agents.embedded.errors", "EmbeddedError", exit_codes.FAILED),
     ("tidemill.requests", "InvalidRequest", exit_codes.USAGE),
     ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
     ("tidemill.answers", "AnswerTimeout", exit_codes.TIMED_OUT),

@@ -13,8 +13,8 @@ from typing import Annotated, Final
 import orjson
 import typer
 
-from agents import exit_codes
-from agents.plain_text import LINES, plain, plain_json
+from tidemill.agents import exit_codes
+from tidemill.agents.plain_text import LINES, plain, plain_json
 from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_lines
 from tidemill.cli.table import Column

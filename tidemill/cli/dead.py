@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from agents import exit_codes
-from schemas.safe_text import safe_line
+from tidemill.agents import exit_codes
 from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_json, print_table
+from tidemill.schemas.safe_text import safe_line
 
 app = typer.Typer()
 dead_app = typer.Typer(
@@ -119,7 +119,7 @@ def _line(entry: dict[str, Any]) -> dict[str, Any]:
 def _topic(kafka: str | None, topic_prefix: str | None) -> Iterator[dict[str, Any]]:
     from confluent_kafka import KafkaException
 
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
     from tidemill.dead import read_topic
 
     settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
@@ -133,7 +133,7 @@ def _topic(kafka: str | None, topic_prefix: str | None) -> Iterator[dict[str, An
 
 
 def _clickhouse(clickhouse: str | None) -> str:
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
 
     return load(CommonSettings, clickhouse=clickhouse).clickhouse
 

@@ -1,6 +1,7 @@
 """Instants as people write them on a command line.
 
-Owns the forms. Refuses to know which instants a request may name: `schemas.doors` checks that.
+Owns the forms. Refuses to know which instants a request may name: `tidemill.schemas.doors` checks
+that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from schemas.requests import parse_instant
+from tidemill.schemas.requests import parse_instant
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}  # seconds
 FORMS: Final = "+5m, +1h30m, +2d, 2026-01-31T18:00:00Z, or seconds or ms since 1970"

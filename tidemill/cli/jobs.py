@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import orjson
 import typer
 
-from agents import exit_codes
-from agents.plain_text import plain
+from tidemill.agents import exit_codes
+from tidemill.agents.plain_text import plain
 from tidemill.cli import options as o
 from tidemill.cli.output import CliError, print_json, print_table
 
@@ -111,7 +111,7 @@ def _client(
     kafka: str | None, topic_prefix: str | None, clickhouse: str | None = None
 ) -> Iterator[Client]:
     """A client for one record: what librdkafka tries again by itself is no news here."""
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
     from tidemill.client import Client
     from tidemill.looking import reach
 
@@ -125,9 +125,9 @@ def _client(
 
 def _warn_of_unknown_type(kafka: str | None, topic_prefix: str | None, type_name: str) -> None:
     """A worker may come later, so the request stands; a slip should be seen at once."""
-    from agents.settings import CommonSettings, load
-    from schemas.topics import Topics
+    from tidemill.agents.settings import CommonSettings, load
     from tidemill.looking import known_types, unknown_type_hint
+    from tidemill.schemas.topics import Topics
 
     settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
     known = known_types(settings.kafka, Topics(settings.topic_prefix))
@@ -144,7 +144,7 @@ def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
 def _payload(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    from schemas.codec import Refusal, parse_json
+    from tidemill.schemas.codec import Refusal, parse_json
 
     try:
         # For its messages: the codec, whose bounds hold at every door, says less of a slip.
@@ -263,13 +263,13 @@ def redrive_job(
 
 def clickhouse_address(given: str | None) -> str:
     """Where to ask: the option, else the settings."""
-    from agents.settings import CommonSettings, load
+    from tidemill.agents.settings import CommonSettings, load
 
     return load(CommonSettings, clickhouse=given).clickhouse
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
-    from schemas.words import State
+    from tidemill.schemas.words import State
 
     chosen = tuple(word.strip() for word in (text or "").split(",") if word.strip())
     for word in chosen:

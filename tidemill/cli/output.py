@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from agents.plain_text import plain, plain_json
+from tidemill.agents.plain_text import plain, plain_json
 from tidemill.cli.table import Column, lines_of
 
 WHOLE: Final = ("_id", "_at", "bootstrap", "environment")

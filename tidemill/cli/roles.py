@@ -18,17 +18,17 @@ import typer
 from tidemill.cli import options as o
 
 if TYPE_CHECKING:
-    from agents.settings import CommonSettings, WorkerSettings
+    from tidemill.agents.settings import CommonSettings, WorkerSettings
 
 app = typer.Typer()
 
 
 def _run_role(role: str, settings: CommonSettings, load: Callable[[], Callable[[], int]]) -> None:
     """Load the code, wait for a supervisor's word where there is one, run, exit."""
-    from agents import own_streams
-    from agents.logging import configure_logging
-    from agents.private_files import PRIVATE_UMASK
-    from agents.supervisor import wait_for_go
+    from tidemill.agents import own_streams
+    from tidemill.agents.logging import configure_logging
+    from tidemill.agents.private_files import PRIVATE_UMASK
+    from tidemill.agents.supervisor import wait_for_go
 
     own_streams.keep()
     configure_logging(role, settings.log_format, settings.log_level)
@@ -63,9 +63,9 @@ def dev(
     log_level: o.LogLevel = None,
 ) -> None:
     """Everything on this machine: Kafka, ledger, worker, ClickHouse, page. Ctrl-C stops it."""
-    from agents.dev import DevPlan, DevStack, choose_ports
-    from agents.settings import DEFAULT_KAFKA_PORT, StackSettings, load
-    from agents.worker.module_names import plan_modules
+    from tidemill.agents.dev import DevPlan, DevStack, choose_ports
+    from tidemill.agents.settings import DEFAULT_KAFKA_PORT, StackSettings, load
+    from tidemill.agents.worker.module_names import plan_modules
 
     settings = load(
         StackSettings, data=data, clickhouse_port=clickhouse_port, http_port=http_port,
@@ -96,7 +96,7 @@ def dev(
 
 def _check_roles(concurrency: int | None) -> None:
     """What the environment says to the roles: each of them would end by it, after the start."""
-    from agents.settings import LedgerSettings, WorkerSettings, load
+    from tidemill.agents.settings import LedgerSettings, WorkerSettings, load
 
     load(LedgerSettings)
     load(WorkerSettings, concurrency=concurrency)
@@ -142,13 +142,13 @@ def ledger(
     log_level: o.LogLevel = None,
 ) -> None:
     """Decide: from requests, commands and outcomes to events."""
-    from agents.settings import LedgerSettings, load
+    from tidemill.agents.settings import LedgerSettings, load
 
     settings = load(
         LedgerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
         instance_id=instance_id, log_format=log_format, log_level=log_level,
     )
-    _run_role("ledger", settings, lambda: _bound("agents.ledger.main", "run_ledger", "ledger",
+    _run_role("ledger", settings, lambda: _bound("tidemill.agents.ledger.main", "run_ledger", "ledger",
                                                  settings))
 
 
@@ -189,7 +189,7 @@ def worker(
     log_level: o.LogLevel = None,
 ) -> None:
     """Run handlers."""
-    from agents.settings import WorkerSettings, load
+    from tidemill.agents.settings import WorkerSettings, load
 
     settings = load(
         WorkerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
@@ -206,14 +206,14 @@ def _loaded_worker(settings: WorkerSettings, modules: list[str]) -> Callable[[],
     """Users' modules are a part of the role's code: what is wrong in them is said at once."""
     from tidemill.cli.app import load_role
 
-    bind: Any = load_role("agents.worker.main", "load_and_bind", "worker")
+    bind: Any = load_role("tidemill.agents.worker.main", "load_and_bind", "worker")
     run: Callable[[], int] = bind(settings, modules)
     return run
 
 
 def _run_instances(instances: int, worker_id: str, grace_seconds: float) -> int:
     """The same command line once per instance, each with a name of its own."""
-    from agents.supervisor import keep_instances, role_argv, wait_for_go
+    from tidemill.agents.supervisor import keep_instances, role_argv, wait_for_go
 
     wait_for_go()
     words = _without_option(sys.argv[1:], ("--instances", "--worker-id"))
@@ -246,14 +246,14 @@ def sink(
     log_level: o.LogLevel = None,
 ) -> None:
     """Fold events into ClickHouse."""
-    from agents.settings import SinkSettings, load
+    from tidemill.agents.settings import SinkSettings, load
 
     settings = load(
         SinkSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
         partitions=partitions, instance_id=instance_id, log_format=log_format,
         log_level=log_level,
     )
-    _run_role("sink", settings, lambda: _bound("agents.sink.main", "run_sink", "sink", settings))
+    _run_role("sink", settings, lambda: _bound("tidemill.agents.sink.main", "run_sink", "sink", settings))
 
 
 @app.command(rich_help_panel="Run")
@@ -268,14 +268,14 @@ def api(
     log_level: o.LogLevel = None,
 ) -> None:
     """Serve the HTTP API and the page."""
-    from agents.settings import ApiSettings, load
+    from tidemill.agents.settings import ApiSettings, load
 
     settings = load(
         ApiSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
         partitions=partitions, http_host=http_host, http_port=http_port, log_format=log_format,
         log_level=log_level,
     )
-    _run_role("api", settings, lambda: _bound("agents.api.main", "run_api", "api", settings))
+    _run_role("api", settings, lambda: _bound("tidemill.agents.api.main", "run_api", "api", settings))
 
 
 @app.command(hidden=True)
@@ -292,12 +292,12 @@ def stack(
     log_level: o.LogLevel = None,
 ) -> None:
     """Sink, API, page and ClickHouse port in one process, as `dev` runs them."""
-    from agents.settings import StackSettings, load
+    from tidemill.agents.settings import StackSettings, load
 
     settings = load(
         StackSettings, kafka=kafka, clickhouse=clickhouse, topic_prefix=topic_prefix,
         partitions=partitions, clickhouse_port=clickhouse_port, http_host=http_host,
         http_port=http_port, instance_id=instance_id, log_format=log_format, log_level=log_level,
     )
-    _run_role("stack", settings, lambda: _bound("agents.sink.main", "run_stack", "dev-stack",
+    _run_role("stack", settings, lambda: _bound("tidemill.agents.sink.main", "run_stack", "dev-stack",
                                                 settings))

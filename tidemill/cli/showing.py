@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 import orjson
 import typer
 
-from agents import exit_codes
-from agents.plain_text import LINES, plain
+from tidemill.agents import exit_codes
+from tidemill.agents.plain_text import LINES, plain
 from tidemill.cli import options as o
 from tidemill.cli.jobs import clickhouse_address, jobs_app
 from tidemill.cli.output import CliError, print_json, print_table

@@ -10,8 +10,8 @@ from typing import Final
 
 from confluent_kafka import KafkaException
 
-from agents.settings import CommonSettings
-from agents.topics import TopicsError
+from tidemill.agents.settings import CommonSettings
+from tidemill.agents.topics import TopicsError
 from tidemill.doctor import clickhouse, doors, installation, kafka, ledger, waiting, workers
 from tidemill.doctor.finding import Check, Finding, Verdict
 from tidemill.sql import SqlError

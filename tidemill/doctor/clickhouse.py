@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from agents.settings import CommonSettings
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
-from schemas.safe_text import safe_line
-from schemas.words import EventKind, Reason
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.schemas.safe_text import safe_line
+from tidemill.schemas.words import EventKind, Reason
 from tidemill.sql import SqlError, query_rows
 
 GAP_DAYS: Final = 30  # a gap cannot be filled: later it only explains old numbers

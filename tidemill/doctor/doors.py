@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from agents.callers import is_loopback
-from agents.private_files import OTHERS, STACK_ENTRIES
-from agents.settings import ENV_PREFIX, CommonSettings
+from tidemill.agents.callers import is_loopback
+from tidemill.agents.private_files import OTHERS, STACK_ENTRIES
+from tidemill.agents.settings import ENV_PREFIX, CommonSettings
 from tidemill.doctor.finding import Check, Finding
 
 SHOWN_MAX: Final = 3  # files that are named

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agents.settings import CommonSettings
+from tidemill.agents.settings import CommonSettings
 
 Verdict = Literal["ok", "warning", "failed", "unknown"]
 

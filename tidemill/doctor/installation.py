@@ -10,10 +10,10 @@ import importlib.util
 import platform
 from typing import Final
 
-from agents.settings import CommonSettings
-from schemas.native import core
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import Check, Finding
 from tidemill.installed import in_words, wrong_versions
+from tidemill.schemas.native import core
 from tidemill.shadowing import shadowed
 
 PACKAGES: Final = (

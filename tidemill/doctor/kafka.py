@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from agents import topics as topics_
-from agents.settings import CommonSettings
-from schemas.topics import Topics
+from tidemill.agents import topics as topics_
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import Check, Finding
 from tidemill.looking import Unreachable, reach
+from tidemill.schemas.topics import Topics
 
 
 def reachable(settings: CommonSettings) -> Finding:

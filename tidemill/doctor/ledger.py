@@ -13,10 +13,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._group import ConsumerGroupDescription
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
-from agents.runtime.clients import client_settings
-from agents.settings import CommonSettings
-from schemas.topics import Topics
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+from tidemill.schemas.topics import Topics
 
 # Records that the ledger has not decided; a burst passes this. Markers of transactions count as
 # records and never go away.

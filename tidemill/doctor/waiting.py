@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from agents.queries import load
-from agents.settings import CommonSettings
-from schemas.safe_text import safe_text
-from schemas.words import Reason
+from tidemill.agents.queries import load
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+from tidemill.schemas.safe_text import safe_text
+from tidemill.schemas.words import Reason
 from tidemill.sql import query_rows
 
 NAMED_MAX: Final = 5  # queues or types that a finding names

@@ -14,12 +14,12 @@ from typing import Final
 from confluent_kafka import Consumer, TopicPartition
 from pydantic import ValidationError
 
-from agents import topics as topics_
-from agents.runtime.clients import client_settings
-from agents.settings import CommonSettings
-from schemas.topics import Topics
-from schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS, Heartbeat
+from tidemill.agents import topics as topics_
+from tidemill.agents.runtime.clients import client_settings
+from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
+from tidemill.schemas.topics import Topics
+from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, HEARTBEAT_SECONDS, Heartbeat
 
 SKEW_SECONDS_MAX: Final = 5.0  # heartbeats are read against other clocks
 

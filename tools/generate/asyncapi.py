@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import yaml
 
-from schemas import SCHEMA_VERSION
-from schemas.topics import Topics, TopicSpec
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.topics import Topics, TopicSpec
 from tools.generate.json_schemas import all_schemas
 
 HEAD: Final = (

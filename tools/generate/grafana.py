@@ -1,7 +1,7 @@
 """Grafana's dashboards: deploy/grafana/dashboards/*.json, over the same SQL as the page.
 
 Owns which panel stands where and how it is drawn. Refuses to know SQL: it comes from
-`agents.queries`.
+`tidemill.agents.queries`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agents.queries import Query, load
-from agents.queries.grafana import to_grafana
+from tidemill.agents.queries import Query, load
+from tidemill.agents.queries.grafana import to_grafana
 
 FOLDER: Final = "deploy/grafana/dashboards"
 SOURCE: Final = {"type": "grafana-clickhouse-datasource", "uid": "tidemill-clickhouse"}

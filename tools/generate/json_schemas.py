@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
-from schemas import SCHEMA_VERSION
-from schemas.dead import HEADER_MEANINGS
-from schemas.events import CompletedJob, JobEvent
-from schemas.requests import Command, JobRequest
-from schemas.wire import Definition, Heartbeat
+from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.dead import HEADER_MEANINGS
+from tidemill.schemas.events import CompletedJob, JobEvent
+from tidemill.schemas.requests import Command, JobRequest
+from tidemill.schemas.wire import Definition, Heartbeat
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX: Final = "urn:tidemill:schema:"

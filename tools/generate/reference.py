@@ -11,15 +11,15 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from agents import exit_codes, queries, settings
-from agents.api.main import build_api
-from agents.clickhouse.engine import Engine, EngineUnavailable
-from schemas.dead import HEADER_MEANINGS
-from schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
-from schemas.topics import DAY_MS, HOUR_MS, READY_PARTITIONS, Topics, TopicSpec
-from schemas.words import ErrorCode, Priority, Reason
-from streams.envelope import HEADER_MEANINGS as ENVELOPE_MEANINGS
-from streams.envelope import MESSAGE_BYTES_MAX
+from tidemill.agents import exit_codes, queries, settings
+from tidemill.agents.api.main import build_api
+from tidemill.agents.clickhouse.engine import Engine, EngineUnavailable
+from tidemill.schemas.dead import HEADER_MEANINGS
+from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.schemas.topics import DAY_MS, HOUR_MS, READY_PARTITIONS, Topics, TopicSpec
+from tidemill.schemas.words import ErrorCode, Priority, Reason
+from tidemill.streams.envelope import HEADER_MEANINGS as ENVELOPE_MEANINGS
+from tidemill.streams.envelope import MESSAGE_BYTES_MAX
 from tools.generate.asyncapi import CLOUDEVENT_HEADERS
 from tools.generate.json_schemas import all_schemas
 from tools.generate.words import ERROR_FIXES, REASON_MEANINGS

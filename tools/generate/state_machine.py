@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
-from streams.lifecycle import NOTES, TRANSITIONS
+from tidemill.schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
+from tidemill.streams.lifecycle import NOTES, TRANSITIONS
 from tools.generate.words import EVENT_MEANINGS, STATE_MEANINGS
 
 HEAD: Final = """# The life of a job

@@ -1,13 +1,13 @@
 """What each word means to a reader of the documents, and the way out of each error.
 
-Owns sentences. A test holds that no word of `schemas.words` lacks one.
+Owns sentences. A test holds that no word of `tidemill.schemas.words` lacks one.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from schemas.words import ErrorCode, EventKind, Reason, State
+from tidemill.schemas.words import ErrorCode, EventKind, Reason, State
 
 S, E, R, C = State, EventKind, Reason, ErrorCode
 

@@ -1,4 +1,4 @@
-"""Compiles the engine's core with mypyc, into a folder that `schemas.native` finds.
+"""Compiles the engine's core with mypyc, into a folder that `tidemill.schemas.native` finds.
 
 Owns which modules are compiled, when that has to be done again, and what is said when it cannot be
 done. Refuses to know when the result is used.
@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from schemas.native import HOME, PLACES, folder_name, sources_of
+from tidemill.schemas.native import HOME, PLACES, folder_name, sources_of
 
 CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "record_pages")
 """The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,

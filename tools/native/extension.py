@@ -10,7 +10,7 @@ import sys
 from mypyc.build import mypycify
 from setuptools import Distribution
 
-GROUP = "tidemill_core"  # names the library: `schemas.native.LIBRARY`
+GROUP = "tidemill_core"  # names the library: `tidemill.schemas.native.LIBRARY`
 
 
 def main(optimisation: str, *sources: str) -> None:
