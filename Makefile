@@ -32,6 +32,8 @@ CORE_TIERS := tests/simulation tests/property tests/twins tests/unit tests/confo
 # Real Kafka, the real ClickHouse engine, a real browser.
 REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
 CODE := schemas streams agents tidemill systems tools tests benchmarks
+# The first three are packages of `tidemill`, by links in that folder.
+TYPED := tidemill systems tools tests benchmarks
 # What is there of a list of folders: a checkout may lack some of them.
 present = $(wildcard $(1))
 
@@ -92,7 +94,7 @@ chaos: native ## The long chaos run: 200,000 jobs, 30 kills, three bugs put back
 lint: install-dev ## ruff: rules and format of imports
 	@$(BIN)/ruff check $(call present,$(CODE))
 types: install-dev ## mypy --strict over everything, tests too
-	@$(BIN)/mypy --strict $(addprefix -p ,$(call present,$(CODE)))
+	@$(BIN)/mypy --strict $(addprefix -p ,$(call present,$(TYPED)))
 unit: install-dev ## Tests without a broker: unit, property, tidy, conformance, simulation
 	@TIDEMILL_NATIVE=0 $(PYTEST_PAIRS) -m "not real" $(call present,$(QUICK_TIERS))
 check: lint types unit ## lint, types, unit

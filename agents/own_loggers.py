@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-OURS: Final = ("tidemill", "agents")
+OURS: Final = "tidemill"  # the top of all names of our loggers
 BELOW_US: Final = ("aiokafka", "asyncio", "faust", "mode")
 
 _Record: Final = logging.LogRecord
@@ -79,8 +79,7 @@ def _is_console(handler: logging.Handler) -> bool:
 def take_loggers(handler: logging.Handler, level: int) -> None:
     """Our loggers that exist now tell their lines by `handler`, from `level` on."""
     OwnLogger.handler = handler
-    for name in OURS:
-        logging.getLogger(name).setLevel(level)
+    logging.getLogger(OURS).setLevel(level)
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         kind = _class_for(name)
         if isinstance(logger, logging.Logger) and kind is not None:
@@ -95,6 +94,6 @@ def _new_logger(name: str) -> logging.Logger:
 
 def _class_for(name: str) -> type[logging.Logger] | None:
     first = name.partition(".")[0]
-    if first in OURS:
+    if first == OURS:
         return OwnLogger
     return SafeLogger if first in BELOW_US else None

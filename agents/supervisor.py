@@ -426,7 +426,7 @@ def role_argv(*words: str) -> list[str]:
     """The command line of a role in this very installation."""
     # The working folder is for users' modules: a file of theirs called like one of Python's or ours
     # must not come before it. Unless this very installation is what stands in the folder.
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).parents[2].resolve()
     safe = [] if home == Path.cwd() else ["-P"]
     return [sys.executable, *safe, "-m", "tidemill", *words]
 

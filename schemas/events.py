@@ -63,7 +63,9 @@ class JobEvent(BaseModel):
         description="null for a cancel of a job that nobody has asked for yet: `cancel_kept`, and "
         "`command_refused` when it is forgotten."
     )
-    reason: str | None = Field(description="A word of `tidemill.schemas.words.Reason`, or a handler's own.")
+    reason: str | None = Field(
+        description="A word of `tidemill.schemas.words.Reason`, or a handler's own."
+    )
     error: JobError | None
     worker_id: str | None
     due_at: str | None = Field(

@@ -24,14 +24,18 @@ VARIABLE: Final = "TIDEMILL_NATIVE"
 """0: interpreted. 1: compiled, or the start fails. Unset: compiled when that is there and fits."""
 
 PACKAGES: Final = ("schemas", "streams")
+"""Folders below HOME, and packages of `tidemill`."""
+
 HOME: Final = Path(__file__).resolve().parent.parent
+"""The folder of those folders: the root of a checkout, `tidemill` of a wheel."""
+
 PLACES: Final = (".cache/native", "schemas/_native")
-"""Where a compiled core is looked for, below the folder of the packages: in a checkout, in a
-wheel."""
+"""Where a compiled core is looked for, below HOME: in a checkout, in a wheel."""
 
 LIBRARY: Final = "tidemill_core__mypyc"
 """The module that holds the code of all compiled modules; each of them is only a door to it."""
 
+_NO_SOURCES: Final = ("__pycache__", "_native")  # folders of what is made of sources
 _SUFFIX: Final = EXTENSION_SUFFIXES[0]  # such as ".cpython-311-x86_64-linux-gnu.so"
 
 
@@ -98,7 +102,7 @@ def sources_of(home: Path) -> list[str]:
     found: list[str] = []
     for package in PACKAGES:
         for folder, folders, names in os.walk(home / package):
-            folders[:] = [one for one in folders if not one.startswith(("_", "."))]
+            folders[:] = [one for one in folders if one not in _NO_SOURCES and one[0] != "."]
             inside = Path(folder).relative_to(home).as_posix()
             found += [f"{inside}/{name}" for name in names if name.endswith(".py")]
     return sorted(found)  # folders are listed in another order on another file system

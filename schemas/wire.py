@@ -167,7 +167,8 @@ class Heartbeat(BaseModel):
         "and what has not begun there will not begin there.",
     )
     begun: tuple[int, ...] = Field(
-        default=(), description="Stalled: marks (tidemill.schemas.marks) of the attempts that began last."
+        default=(),
+        description="Stalled: marks (tidemill.schemas.marks) of the attempts that began last.",
     )
 
 

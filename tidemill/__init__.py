@@ -54,14 +54,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'tidemill' has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(home), name)
-    except ImportError:
-        from tidemill.shadowing import check_not_shadowed
-
-        # Another package called `agents` gives an error that nobody understands; say what it is.
-        check_not_shadowed()
-        raise
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

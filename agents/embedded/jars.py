@@ -99,7 +99,8 @@ def pinned_jars(part: Part) -> tuple[Jar, ...]:
 
 @cache
 def _pins() -> dict[str, object]:
-    text = resources.files("tidemill.agents.embedded").joinpath("jars.json").read_text(encoding="utf-8")
+    file = resources.files("tidemill.agents.embedded").joinpath("jars.json")
+    text = file.read_text(encoding="utf-8")
     pins: dict[str, object] = json.loads(text)
     return pins
 

@@ -16,16 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import attempts, ends
 from tidemill.agents.worker.async_lane import AsyncLane
-from tidemill.agents.worker.attempts import (
-    CANCELLED,
-    STOPPING,
-    TIMED_OUT,
-    Attempt,
-    Pack,
-    QueueState,
-)
+from tidemill.agents.worker.attempts import Attempt, Pack, QueueState
 from tidemill.agents.worker.context import has_seen_cancel
 from tidemill.agents.worker.early_cancels import EarlyCancels
 from tidemill.agents.worker.ends import End
@@ -175,8 +168,8 @@ class Executor:
         opened = self._open(value, on_settled)
         if opened is None:
             return None
-        pack, attempts = opened
-        for attempt in attempts:
+        pack, opened_attempts = opened
+        for attempt in opened_attempts:
             self._place(attempt)
         if self.is_stopping:
             self._return_waiting(Reason.WORKER_STOPPING)
@@ -199,9 +192,9 @@ class Executor:
         opened = self._open(value, on_settled)
         if opened is None:
             return None
-        pack, attempts = opened
+        pack, opened_attempts = opened
         detail = self._former_ends.get(former_owner or "")
-        for attempt in attempts:
+        for attempt in opened_attempts:
             self._end_unbegun(attempt, ends.returned(reason, detail, former_owner))
         return pack
 
@@ -383,10 +376,10 @@ class Executor:
         if attempt.verdict is None:
             if now >= attempt.deadline:
                 lane.note_stack(attempt)
-                self._force(lane, attempt, TIMED_OUT, now)
+                self._force(lane, attempt, attempts.TIMED_OUT, now)
             elif attempt.told_at and now - attempt.told_at >= self._graces.cancel:
                 tell_forced(attempt.job, self._graces)
-                self._force(lane, attempt, CANCELLED, now)
+                self._force(lane, attempt, attempts.CANCELLED, now)
         elif now - attempt.told_at >= GIVE_UP_SECONDS + TERM_GRACE_SECONDS:
             self._give_up(lane, attempt)
 
@@ -458,7 +451,7 @@ class Executor:
         handler = attempt.handler
         if handler is not None and not handler.takes_context:
             # It could not look: there is nothing to wait for.
-            self._force(lane, attempt, CANCELLED, now)
+            self._force(lane, attempt, attempts.CANCELLED, now)
             return
         attempt.told_at = now
         if isinstance(lane, ProcessLane):
@@ -480,7 +473,7 @@ class Executor:
         now = clocks.monotonic()
         for lane in self._lanes.values():
             for attempt in list(lane.running):
-                self._force(lane, attempt, attempt.verdict or STOPPING, now)
+                self._force(lane, attempt, attempt.verdict or attempts.STOPPING, now)
         await self._until_quiet(STOP_FORCE_SECONDS)
         for lane in self._lanes.values():
             for attempt in list(lane.running):

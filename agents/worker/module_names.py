@@ -208,9 +208,8 @@ def _renamed(place: _Place) -> str:
 
 
 def _is_ours(file: str) -> bool:
-    home = Path(__file__).resolve().parent.parent.parent
-    ours = [str(home / name) + os.sep for name in ("agents", "schemas", "streams", "tidemill")]
-    return os.path.realpath(file).startswith(tuple(ours))
+    ours = Path(__file__).parents[2].resolve()  # the folder of `tidemill`, the one name of ours
+    return os.path.realpath(file).startswith(f"{ours}{os.sep}")
 
 
 def _in_the_way(

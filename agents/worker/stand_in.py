@@ -27,7 +27,7 @@ from typing import Any, Final, NoReturn
 from tidemill.agents.worker.pulse import STILL_SECONDS, Pulse
 
 POLL_SECONDS: Final = 0.5  # how soon a worker that has gone or stands still is noticed
-BEAT_SECONDS: Final = 2.0  # as the worker's own (`tidemill.schemas.wire`, which would cost 20 MB here)
+BEAT_SECONDS: Final = 2.0  # as the worker's own (`schemas/wire.py`, which would cost 20 MB here)
 READ_BYTES: Final = 65_536  # at once from the pipe
 FIRST_WORD_SECONDS: Final = 10.0  # the log tells of a stall from here on: as long as a silence
 NEXT_WORD_FACTOR: Final = 2  # and again after twice as long each time

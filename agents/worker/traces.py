@@ -17,7 +17,7 @@ FRAMES_MAX: Final = 40  # of one exception, those nearest to where it was raised
 # Of a trace that is cut: its beginning names the first cause, its end what was raised at last.
 HEAD_LENGTH: Final = 2_048
 # Where an attempt begins; a reader wants the handler's frames.
-OUR_FRAMES: Final = "/agents/worker/"
+OUR_FRAMES: Final = "/tidemill/agents/worker/"
 
 
 def trace_text(raised: BaseException) -> str:

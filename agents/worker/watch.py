@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import confluent_kafka
 
-import tidemill.agents
 from tidemill.agents import own_streams
 from tidemill.agents.worker.pulse import Pulse
 
@@ -47,12 +46,12 @@ class Watch:
     def start(self) -> None:
         """Start it; the log tells when that cannot be."""
         found = Path(confluent_kafka.__file__ or "").parent.parent
-        homes = [str(Path(home).resolve().parent) for home in agents.__path__]
+        home = Path(__file__).parents[3]  # of `tidemill`
         try:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-I", "-S", "-c", CODE, json.dumps(self._words),
-                    str(os.getpid()), *homes, str(found),
+                    str(os.getpid()), str(home), str(found),
                 ],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=own_streams.log(),
                 pass_fds=[self._words["pulse"]], cwd="/",

@@ -115,7 +115,8 @@ def scratch_copy(source: Path, target: Path, patches: Sequence[Patch]) -> Path:
     """A copy of the tree with the patches applied; raises MutationMoved when one does not fit."""
     for name in COPIED:
         shutil.copytree(
-            source / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
+            source / name, target / name, symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     shutil.copy(source / "pyproject.toml", target)
     for patch in patches:

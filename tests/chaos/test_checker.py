@@ -22,7 +22,7 @@ HARNESS: Final = frozenset(
     {"handlers.py", "load.py", "engine.py", "faults.py", "mutations.py", "run.py", "running.py",
      "__main__.py"}
 )
-ENGINE: Final = frozenset({"schemas", "streams", "agents", "tidemill", "systems", "benchmarks"})
+ENGINE: Final = frozenset({"tidemill", "systems", "benchmarks"})
 
 
 def straight() -> History:

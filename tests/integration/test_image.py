@@ -73,7 +73,7 @@ class Image:
             found = self._sent / source
             assert found.exists(), f"COPY {source}: not in the tree, or .dockerignore keeps it out"
             if found.is_dir():
-                shutil.copytree(found, to, dirs_exist_ok=True)
+                shutil.copytree(found, to, symlinks=True, dirs_exist_ok=True)
             else:
                 single = to / source if target.endswith("/") else to
                 single.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,17 +22,39 @@ def answer() -> int:
 """
 
 
+PACKAGE: Final = """from tidemill.schemas.native import prefer_compiled
+prefer_compiled(__name__, __path__)
+"""
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Packages of the same names that compile within seconds."""
     monkeypatch.setattr(native, "OPTIMISATION", "0")
     packages = {"schemas": native.CONTRACTS, "streams": ("engine",), "streams/inner": ("deep",)}
+    (tmp_path / "tidemill").mkdir()
+    (tmp_path / "tidemill" / "__init__.py").touch()
     for package, names in packages.items():
         (tmp_path / package).mkdir()
-        for name in ("__init__", *names):
+        (tmp_path / package / "__init__.py").write_text(PACKAGE)
+        for name in names:
             text = TINY.format(answer=42, returned="ANSWER")
             (tmp_path / package / f"{name}.py").write_text(text)
+        if "/" not in package:
+            (tmp_path / "tidemill" / package).symlink_to(f"../{package}")
+    shutil.copy(HOME / "schemas" / "native.py", tmp_path / "schemas")
     return tmp_path
+
+
+def answered(home: Path, module: str) -> tuple[str, str]:
+    """(the ending of the module's file, its answer) in a process that imports it."""
+    code = f"import tidemill.streams.{module} as it; print(it.__file__, it.answer())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(home), VARIABLE: ""}, check=True,
+    )
+    file, _, answer = done.stdout.strip().rpartition(" ")
+    return Path(file).suffix, answer
 
 
 def needs_compiler() -> None:
@@ -52,7 +75,20 @@ def test_the_build_is_made_once_and_replaces_the_old_one(tiny: Path) -> None:
         assert [folder.name for folder in first.parent.iterdir()] == [second.name]
         assert native.is_built(second, native.stamp(tiny))
         assert not native.is_built(second, "another compiler")
-        assert list((second / edited).parent.glob(f"{Path(edited).stem}.*"))
+        assert list((second / native.TOP / edited).parent.glob(f"{Path(edited).stem}.*"))
+
+
+def test_stale_code_of_a_subfolder_never_runs(tiny: Path) -> None:
+    needs_compiler()
+    native.build(tiny)
+    for module in ("engine", "inner.deep"):
+        assert answered(tiny, module) == (".so", "42")
+    (tiny / "streams" / "inner" / "deep.py").write_text(TINY.format(answer=43, returned="ANSWER"))
+    # All of the core: the compiler copies constants from one module into another.
+    assert answered(tiny, "inner.deep") == (".py", "43")
+    assert answered(tiny, "engine") == (".py", "42")
+    native.build(tiny)
+    assert answered(tiny, "inner.deep") == (".so", "43")
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(tiny: Path) -> None:
@@ -78,4 +114,5 @@ def test_a_wheel_carries_the_core_when_asked_to(tmp_path: Path) -> None:
         env={**os.environ, VARIABLE: "1", "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, text=True,
         capture_output=True, timeout=60, check=True,
     ).stdout
-    assert said.startswith(str(tmp_path / PLACES[1] / folder_name(tmp_path)))
+    packages = tmp_path / native.TOP
+    assert said.startswith(str(packages / PLACES[1] / folder_name(packages)))

@@ -75,17 +75,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    packages = {"schemas", "streams", "agents", "tidemill"}
-    assert {top for top in tops if not top.endswith(".dist-info")} == packages
-    assert "agents/embedded/jars.json" in names
-    assert any(re.fullmatch(r"agents/clickhouse/migrations/.+\.sql", name) for name in names)
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"tidemill"}
+    assert {"tidemill/py.typed", "tidemill/agents/embedded/jars.json"} <= set(names)
+    migration = re.compile(r"tidemill/agents/clickhouse/migrations/.+\.sql")
+    assert any(migration.fullmatch(name) for name in names)
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
 
 
 def test_wheel_alone_runs_a_job(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "my_jobs.py").write_text(HANDLERS)
     where = run(
-        installed / "python", "-c", "import agents, tidemill; print(tidemill.__file__)",
+        installed / "python", "-c", "import tidemill.agents; print(tidemill.__file__)",
         cwd=tmp_path, timeout=60,
     )
     assert Path(where.strip()).is_relative_to(installed.parent)

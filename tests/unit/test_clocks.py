@@ -34,7 +34,9 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": run.new_event_loop, "asyncio": run._Loop,
 }
 #: Everything that a worker's process loads of ours reads a clock through `tidemill.agents.clocks`.
-OURS = ("tidemill.agents.worker", "tidemill.agents.runtime", "tidemill.agents.clocks", "tidemill.agents.logging", "tidemill.agents.tally")
+OURS = tuple(
+    f"tidemill.agents.{name}" for name in ("worker", "runtime", "clocks", "logging", "tally")
+)
 
 
 

@@ -155,7 +155,7 @@ def test_files_of_one_name(loaded: Load, tmp_path: Path) -> None:
     assert loaded("x/jobs.py", "jobs.py") == {"one": "x.jobs", "three": "jobs"}
 
 
-@pytest.mark.parametrize("name", ["email", "queue", "json", "test", "pydantic", "schemas", "rich"])
+@pytest.mark.parametrize("name", ["email", "queue", "json", "test", "pydantic", "tidemill", "rich"])
 @pytest.mark.parametrize("by", ["path", "name"])
 def test_a_name_that_belongs_to_another_module_is_said(
     loaded: Load, tmp_path: Path, name: str, by: str

@@ -43,11 +43,14 @@ def said(home: Path, wish: str = "") -> tuple[str, str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The core's packages by themselves."""
+    """The core's packages by themselves, below a `tidemill` that has no more."""
+    (tmp_path / "tidemill").mkdir()
+    (tmp_path / "tidemill" / "__init__.py").touch()
     for package in PACKAGES:
         shutil.copytree(
             HOME / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
         )
+        (tmp_path / "tidemill" / package).symlink_to(f"../{package}")
     return tmp_path
 
 
@@ -63,7 +66,7 @@ def compiled(home: Path) -> Path:
 def test_a_core_that_is_there_is_the_one_that_runs() -> None:
     assert core.is_native == (BUILT.is_dir() and os.environ.get(VARIABLE) != "0")
     for source in native.compiled_sources(HOME):
-        file = import_module(source.removesuffix(".py").replace("/", ".")).__file__ or ""
+        file = import_module(native.module_name(source)).__file__ or ""
         assert file.endswith(tuple(EXTENSION_SUFFIXES)) == core.is_native, file
 
 
@@ -71,6 +74,41 @@ def test_it_runs_compiled_when_that_fits(compiled: Path) -> None:
     assert said(compiled) == ("native", ".so")
     assert said(compiled, "1") == ("native", ".so")
     assert said(compiled, "0") == ("interpreted", ".py")
+
+
+def test_each_package_of_the_core_asks_for_its_compiled_form() -> None:
+    """One that does not would run interpreted, and nobody would see it."""
+    packages = [HOME / "schemas" / "__init__.py", *(HOME / "streams").rglob("__init__.py")]
+    silent = [str(path) for path in packages if "prefer_compiled(__name__" not in path.read_text()]
+    assert silent == []
+    folders = {path.parent for path in (HOME / "streams").rglob("*.py")}
+    assert folders == {path.parent for path in packages[1:]}
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "renamed", "moved up"])
+def test_a_change_in_a_subfolder_is_another_core(home: Path, change: str) -> None:
+    below = home / "streams" / "below" / "deeper"
+    below.mkdir(parents=True)
+    source = below / "rule.py"
+    source.write_text("RULE = 1\n")
+    before = folder_name(home)
+    if change == "edited":
+        source.write_text("RULE = 2\n")
+    elif change == "added":
+        (below / "other.py").touch()
+    elif change == "removed":
+        source.unlink()
+    else:
+        source.rename(below / "law.py" if change == "renamed" else below.parent / "rule.py")
+    assert folder_name(home) != before
+
+
+def test_what_is_made_of_sources_is_no_source(home: Path) -> None:
+    before = folder_name(home)
+    for folder in ("streams/__pycache__", "schemas/_native/x/tidemill"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "left.py").touch()
+    assert folder_name(home) == before
 
 
 @pytest.mark.parametrize(

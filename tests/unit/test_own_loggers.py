@@ -11,7 +11,9 @@ import pytest
 from tidemill.agents import own_loggers
 from tidemill.agents.own_loggers import take_loggers
 
-NAMES = ("tidemill.worker", "tidemill.agents.runtime.test", "aiokafka.test", "asyncio", "faust.test")
+NAMES = (
+    "tidemill.worker", "tidemill.agents.runtime.test", "aiokafka.test", "asyncio", "faust.test",
+)
 
 
 class Kept(logging.Handler):
@@ -35,7 +37,7 @@ class Raises(logging.Handler):
 
 @pytest.fixture
 def kept() -> Iterator[Kept]:
-    loggers = [logging.getLogger(name) for name in (*NAMES, *own_loggers.OURS)]
+    loggers = [logging.getLogger(name) for name in (*NAMES, own_loggers.OURS)]
     former = [(logger, logger.__class__, logger.level) for logger in loggers]
     root, kept = logging.getLogger(), Kept()
     ours, new = own_loggers.OwnLogger.handler, logging.Logger.manager.loggerClass

@@ -19,14 +19,12 @@ def main() -> NoReturn:
 
     streams.use_utf8()
     from tidemill.installed import ROLE_EXTRAS, WrongVersion, check_installed
-    from tidemill.shadowing import ShadowedPackage, check_not_shadowed
 
     try:
-        check_not_shadowed()
         if len(sys.argv) > 1 and sys.argv[1] in ROLE_EXTRAS:
             # Before the libraries are imported: what a wrong one raises says nothing to anybody.
             check_installed(ROLE_EXTRAS[sys.argv[1]])
-    except (ShadowedPackage, WrongVersion) as error:
+    except WrongVersion as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(78)
     from tidemill.agents.supervisor import is_supervised, tie_to_supervisor

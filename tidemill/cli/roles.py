@@ -148,8 +148,10 @@ def ledger(
         LedgerSettings, kafka=kafka, topic_prefix=topic_prefix, partitions=partitions,
         instance_id=instance_id, log_format=log_format, log_level=log_level,
     )
-    _run_role("ledger", settings, lambda: _bound("tidemill.agents.ledger.main", "run_ledger", "ledger",
-                                                 settings))
+    _run_role(
+        "ledger", settings,
+        lambda: _bound("tidemill.agents.ledger.main", "run_ledger", "ledger", settings),
+    )
 
 
 def _bound(module: str, name: str, extra: str, *args: Any) -> Callable[[], int]:
@@ -253,7 +255,9 @@ def sink(
         partitions=partitions, instance_id=instance_id, log_format=log_format,
         log_level=log_level,
     )
-    _run_role("sink", settings, lambda: _bound("tidemill.agents.sink.main", "run_sink", "sink", settings))
+    _run_role(
+        "sink", settings, lambda: _bound("tidemill.agents.sink.main", "run_sink", "sink", settings)
+    )
 
 
 @app.command(rich_help_panel="Run")
@@ -275,7 +279,9 @@ def api(
         partitions=partitions, http_host=http_host, http_port=http_port, log_format=log_format,
         log_level=log_level,
     )
-    _run_role("api", settings, lambda: _bound("tidemill.agents.api.main", "run_api", "api", settings))
+    _run_role(
+        "api", settings, lambda: _bound("tidemill.agents.api.main", "run_api", "api", settings)
+    )
 
 
 @app.command(hidden=True)
@@ -299,5 +305,7 @@ def stack(
         partitions=partitions, clickhouse_port=clickhouse_port, http_host=http_host,
         http_port=http_port, instance_id=instance_id, log_format=log_format, log_level=log_level,
     )
-    _run_role("stack", settings, lambda: _bound("tidemill.agents.sink.main", "run_stack", "dev-stack",
-                                                settings))
+    _run_role(
+        "stack", settings,
+        lambda: _bound("tidemill.agents.sink.main", "run_stack", "dev-stack", settings),
+    )

@@ -14,7 +14,6 @@ from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import Check, Finding
 from tidemill.installed import in_words, wrong_versions
 from tidemill.schemas.native import core
-from tidemill.shadowing import shadowed
 
 PACKAGES: Final = (
     "tidemill", "confluent-kafka", "faust-streaming", "aiokafka", "pydantic", "orjson",
@@ -55,17 +54,8 @@ def extension(_settings: CommonSettings) -> Finding:
     return Finding(check, "ok", "Cython extension present")
 
 
-def shadowing(_settings: CommonSettings) -> Finding:
-    hidden = shadowed()
-    if hidden:
-        found = ", ".join(f"{name} is at {place}" for name, place in hidden.items())
-        return Finding("packages", "failed", found, "use a virtual environment of its own")
-    return Finding("packages", "ok", "agents, streams and schemas are ours")
-
-
 CHECKS: Final = (
     Check("versions", versions),
     Check("core", compiled_core),
     Check("faust extension", extension),
-    Check("packages", shadowing),
 )

@@ -22,6 +22,9 @@ CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "rec
 """The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,
 which stay what they are. All of `streams` is."""
 
+TOP: Final = "tidemill"
+"""The package of all packages. Its own `__init__` is no part of the core."""
+
 STAMP: Final = "compiled-with.txt"
 """In each folder: the compiler, its options and the modules. Another text: compile again."""
 
@@ -40,6 +43,11 @@ def compiled_sources(home: Path) -> list[str]:
         *(f"schemas/{name}.py" for name in CONTRACTS),
         *(name for name in core if not name.endswith("__init__.py")),
     ]
+
+
+def module_name(source: str) -> str:
+    """The name by which a source of `compiled_sources` is imported."""
+    return f"{TOP}.{source.removesuffix('.py').replace('/', '.')}"
 
 
 def missing_compiler() -> str | None:
@@ -74,14 +82,17 @@ def build(home: Path = HOME, place: Path | None = None) -> tuple[Path, bool]:
     scratch = place / f".building-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        # A copy: what is compiled is what is hashed, even when somebody edits meanwhile.
+        # A copy: what is compiled is what is hashed, even when somebody edits meanwhile. The real
+        # package above loads the client's names; the compiler sees an empty one.
+        above = scratch / TOP
         for name in sources_of(home):
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(home / name, scratch / name)
-        target = place / folder_name(scratch)
+            (above / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(home / name, above / name)
+        (above / "__init__.py").touch()
+        target = place / folder_name(above)
         _compile(scratch)
-        (scratch / "out" / STAMP).write_text(stamp(scratch), encoding="utf-8")
-        if not is_built(target, stamp(scratch)):  # by somebody else in the meantime
+        (scratch / "out" / STAMP).write_text(stamp(above), encoding="utf-8")
+        if not is_built(target, stamp(above)):  # by somebody else in the meantime
             shutil.rmtree(target, ignore_errors=True)  # of another compiler, or of other options
             (scratch / "out").rename(target)
     finally:
@@ -100,8 +111,9 @@ def is_built(target: Path, expected: str) -> bool:
 
 def _compile(scratch: Path) -> None:
     script = Path(__file__).with_name("extension.py")
+    sources = [f"{TOP}/{source}" for source in compiled_sources(scratch / TOP)]
     done = subprocess.run(
-        [sys.executable, str(script), OPTIMISATION, *compiled_sources(scratch)],
+        [sys.executable, str(script), OPTIMISATION, *sources],
         cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         env={**os.environ, "MYPYPATH": ""},
     )
