@@ -370,6 +370,19 @@ def load(cls: type[S], **given: Any) -> S:
         raise SettingsError(_explain(error, options)) from None
 
 
+def tell_environment(settings: CommonSettings) -> None:
+    """Put Kafka and prefix of this process into its environment, whatever they came from.
+
+    Clients that user code makes here, and in what it starts, then ask where this process listens.
+    """
+    for name in ("kafka", "topic_prefix"):
+        value = getattr(settings, name)
+        if value:
+            os.environ[f"{ENV_PREFIX}{name.upper()}"] = value
+        else:
+            os.environ.pop(f"{ENV_PREFIX}{name.upper()}", None)
+
+
 def _explain(error: ValidationError, options: dict[str, Any]) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_input=False):

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
         InvalidRequest,
         JobHandle,
         Request,
+        ResultMismatch,
+        TypedHandle,
         WaitTimeout,
     )
     from tidemill.context import Context
     from tidemill.errors import NonRetryable, Retry, Skip
+    from tidemill.job_types import Job
     from tidemill.jobs import job
     from tidemill.policies import Backoff, RateLimit
+    from tidemill.shared_client import default_client
 
 __version__ = "0.1.0"
 
@@ -33,19 +37,23 @@ _HOMES: Final = {
     "AsyncClient": "tidemill.client",
     "Backoff": "tidemill.policies",
     "Client": "tidemill.client",
-    "ClientError": "tidemill.client",
+    "ClientError": "tidemill.requests",
     "CommandReceipt": "tidemill.client",
-    "CompletedJob": "tidemill.client",
+    "CompletedJob": "tidemill.completed",
     "Context": "tidemill.context",
     "EnqueueFailed": "tidemill.client",
-    "InvalidRequest": "tidemill.client",
-    "JobHandle": "tidemill.client",
+    "InvalidRequest": "tidemill.requests",
+    "Job": "tidemill.typed_jobs",
+    "JobHandle": "tidemill.handles",
     "NonRetryable": "tidemill.errors",
     "RateLimit": "tidemill.policies",
-    "Request": "tidemill.client",
+    "Request": "tidemill.requests",
+    "ResultMismatch": "tidemill.completed",
     "Retry": "tidemill.errors",
     "Skip": "tidemill.errors",
+    "TypedHandle": "tidemill.handles",
     "WaitTimeout": "tidemill.client",
+    "default_client": "tidemill.shared_client",
     "job": "tidemill.jobs",
 }
 
@@ -73,12 +81,16 @@ __all__ = [
     "Context",
     "EnqueueFailed",
     "InvalidRequest",
+    "Job",
     "JobHandle",
     "NonRetryable",
     "RateLimit",
     "Request",
+    "ResultMismatch",
     "Retry",
     "Skip",
+    "TypedHandle",
     "WaitTimeout",
+    "default_client",
     "job",
 ]

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, overload
 
 from confluent_kafka import Message
 from pydantic import BaseModel
@@ -33,18 +34,19 @@ from tidemill.answers import (
     wait_for_answer,
 )
 from tidemill.bridge import LoopBridge, LoopPromise
+from tidemill.completed import CompletedJob, ResultMismatch
 from tidemill.completions import Completions, Waiter
+from tidemill.ends import WAIT_SECONDS, WaitTimeout, wait, wait_async
+from tidemill.handles import Binding, JobHandle, R, TypedHandle
 from tidemill.looking_back import LookingBack
 from tidemill.requests import (
     ClientError,
     InvalidRequest,
-    JobHandle,
     JobIds,
     Request,
     encode,
     encode_command,
 )
-from tidemill.schemas.events import CompletedJob
 from tidemill.schemas.topics import Topics
 from tidemill.sending import (
     CLOSE_SLACK_SECONDS,
@@ -56,17 +58,11 @@ from tidemill.sending import (
     Sender,
 )
 
-WAIT_SECONDS: Final = 60.0  # seconds that `wait` waits unless told otherwise
 CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
-ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
 
 Payload = Mapping[str, Any] | BaseModel | None
 Sending = partial[bool]
 """Sends when there is room, and tells the promise; False when there is none."""
-
-
-class WaitTimeout(ClientError, TimeoutError):
-    """No end came in time. The job goes on; waiting again is fine."""
 
 
 class _Core:
@@ -84,6 +80,9 @@ class _Core:
         self.topics = Topics(settings.topic_prefix)
         self._kafka = settings.kafka
         self.timeout_seconds = timeout_seconds
+        self.is_closed = False
+        self.binding: Binding = weakref.ref(self)
+        self._bridge: LoopBridge | None = None
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds, compression)
         self._completions = Completions(
@@ -103,7 +102,7 @@ class _Core:
             return JobHandle(
                 job_id, request.user_id, request.type, topic, now_ms,
                 message.partition(), message.offset(),
-            )
+            ).bound(self.binding)
 
         return partial(self._sender.try_send, topic, (request.user_id, value), job_id, handle)
 
@@ -127,7 +126,8 @@ class _Core:
                 raise InvalidRequest(
                     f"request {number}: {error}; those before it may have been sent"
                 ) from None
-            handles.append(JobHandle(job_id, request.user_id, request.type, topic, now_ms))
+            handle = JobHandle(job_id, request.user_id, request.type, topic, now_ms)
+            handles.append(handle.bound(self.binding))
             yield request.user_id, value
 
     def command(
@@ -168,11 +168,20 @@ class _Core:
         if self._history is not None:
             self._history.ask(waiter, seconds)
 
-    def close(self) -> None:
+    def promise(self) -> LoopPromise:
+        """Something for the running loop to wait for."""
+        loop, bridge = asyncio.get_running_loop(), self._bridge
+        if bridge is None or bridge.loop is not loop:
+            bridge = self._bridge = LoopBridge(loop)
+        return bridge.promise()
+
+    def close(self, seconds: float | None = None) -> None:
+        """`seconds`: each part at most; None: as long as acknowledgements may take."""
+        self.is_closed = True
         if self._history is not None:
             self._history.close()
-        self._completions.close()
-        self._sender.close()
+        self._completions.close(seconds)
+        self._sender.close(seconds)
 
 
 def _sent(try_send: Sending, seconds: float) -> Any:
@@ -204,13 +213,6 @@ async def _sent_async(try_send: Sending, answer: LoopPromise, seconds: float) ->
                     raise _unanswered(try_send, seconds)
                 await asyncio.sleep(ROOM_SECONDS)
     return await answer.future
-
-
-def _timed_out(job: JobHandle, timeout: float) -> WaitTimeout:
-    return WaitTimeout(
-        f"no end of job {job.job_id} of {job.user_id} came within {timeout:g} s; it goes on, or "
-        f"had ended before. Look: tidemill jobs show {job.job_id} --user {job.user_id}"
-    )
 
 
 class Client:
@@ -277,26 +279,24 @@ class Client:
         """
         return self._core.enqueue_many(requests)
 
+    @overload
+    def wait(
+        self, job: TypedHandle[R], timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob[R | None]: ...
+
+    @overload
     def wait(
         self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
-    ) -> CompletedJob:
+    ) -> CompletedJob[Any]: ...
+
+    def wait(
+        self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob[Any]:
         """The job's end, whatever it is: look at `status`. `run`: that run's or a later one's.
 
         Raises WaitTimeout after `timeout` seconds.
         """
-        waiter = self._core.waiter(job, run)
-        deadline = time.monotonic() + timeout
-        try:
-            while True:
-                left = deadline - time.monotonic()
-                self._core.ask_clickhouse(waiter, left)
-                try:
-                    return waiter.future.result(max(0.0, min(left, ASK_CLICKHOUSE_SECONDS)))
-                except FutureTimeout:
-                    if left <= ASK_CLICKHOUSE_SECONDS:
-                        raise _timed_out(job, timeout) from None
-        finally:
-            self._core.forget(waiter)
+        return job.read(wait(self._core, job, timeout, run))
 
     def cancel(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
@@ -328,6 +328,10 @@ class Client:
         """What the ledger did on a command. Raises AnswerTimeout after `timeout` seconds."""
         return self._core.answer(receipt, timeout)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._core.is_closed
+
     def close(self) -> None:
         """Wait for what is under way, then close the connections."""
         self._core.close()
@@ -355,13 +359,6 @@ class AsyncClient:
         compression: Compression = "none",
     ) -> None:
         self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds, compression)
-        self._bridge: LoopBridge | None = None
-
-    def _promise(self) -> LoopPromise:
-        loop, bridge = asyncio.get_running_loop(), self._bridge
-        if bridge is None or bridge.loop is not loop:
-            bridge = self._bridge = LoopBridge(loop)
-        return bridge.promise()
 
     async def enqueue(
         self,
@@ -390,7 +387,7 @@ class AsyncClient:
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
         handle: JobHandle = await _sent_async(
-            self._core.enqueue(request), self._promise(), self._core.timeout_seconds
+            self._core.enqueue(request), self._core.promise(), self._core.timeout_seconds
         )
         return handle
 
@@ -398,27 +395,21 @@ class AsyncClient:
         """As `Client.enqueue_many`; runs in a thread."""
         return await asyncio.to_thread(self._core.enqueue_many, requests)
 
+    @overload
+    async def wait(
+        self, job: TypedHandle[R], timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob[R | None]: ...
+
+    @overload
     async def wait(
         self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
-    ) -> CompletedJob:
+    ) -> CompletedJob[Any]: ...
+
+    async def wait(
+        self, job: JobHandle, timeout: float = WAIT_SECONDS, *, run: int = 1
+    ) -> CompletedJob[Any]:
         """As `Client.wait`."""
-        waiter = self._core.waiter(job, run)
-        end = asyncio.wrap_future(waiter.future)
-        deadline = time.monotonic() + timeout
-        try:
-            while True:
-                left = deadline - time.monotonic()
-                self._core.ask_clickhouse(waiter, left)
-                done, _ = await asyncio.wait(
-                    [end], timeout=max(0.0, min(left, ASK_CLICKHOUSE_SECONDS))
-                )
-                if done:
-                    return end.result()
-                if left <= ASK_CLICKHOUSE_SECONDS:
-                    raise _timed_out(job, timeout)
-        finally:
-            end.cancel()
-            self._core.forget(waiter)
+        return job.read(await wait_async(self._core, job, timeout, run))
 
     async def cancel(
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
@@ -426,7 +417,7 @@ class AsyncClient:
         """As `Client.cancel`."""
         command = self._core.command("cancel", user_id, job_id, reason, actor)
         receipt: CommandReceipt = await _sent_async(
-            command, self._promise(), self._core.timeout_seconds
+            command, self._core.promise(), self._core.timeout_seconds
         )
         return receipt
 
@@ -436,7 +427,7 @@ class AsyncClient:
         """As `Client.redrive`."""
         command = self._core.command("redrive", user_id, job_id, reason, actor)
         receipt: CommandReceipt = await _sent_async(
-            command, self._promise(), self._core.timeout_seconds
+            command, self._core.promise(), self._core.timeout_seconds
         )
         return receipt
 
@@ -445,6 +436,10 @@ class AsyncClient:
     ) -> CommandAnswer:
         """As `Client.answer`; runs in a thread."""
         return await asyncio.to_thread(self._core.answer, receipt, timeout)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._core.is_closed
 
     async def close(self) -> None:
         """As `Client.close`; runs in a thread."""
@@ -460,6 +455,22 @@ class AsyncClient:
         await self.close()
 
 
+def enqueue_and_wait(client: Client | AsyncClient, request: Request) -> JobHandle:
+    """As `Client.enqueue`, whichever client it is."""
+    core = client._core
+    handle: JobHandle = _sent(core.enqueue(request), core.timeout_seconds)
+    return handle
+
+
+async def enqueue_on_loop(client: Client | AsyncClient, request: Request) -> JobHandle:
+    """As `AsyncClient.enqueue`, whichever client it is."""
+    core = client._core
+    handle: JobHandle = await _sent_async(
+        core.enqueue(request), core.promise(), core.timeout_seconds
+    )
+    return handle
+
+
 __all__ = [
     "AnswerTimeout",
     "AsyncClient",
@@ -472,5 +483,7 @@ __all__ = [
     "InvalidRequest",
     "JobHandle",
     "Request",
+    "ResultMismatch",
+    "TypedHandle",
     "WaitTimeout",
 ]

@@ -33,9 +33,9 @@ from pydantic import ValidationError
 
 from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.agents.runtime.forks import never_free, tell_in_copies
+from tidemill.completed import CompletedJob
 from tidemill.remembered import OTHER_LIFE_MS, Remembered
 from tidemill.requests import ClientError
-from tidemill.schemas.events import CompletedJob
 from tidemill.streams.partitioner import partition_of
 
 logger = logging.getLogger("tidemill.client")
@@ -157,13 +157,13 @@ class Completions:
         if self.forget(waiter) and waiter.future.set_running_or_notify_cancel():
             waiter.future.set_result(end)
 
-    def close(self) -> None:
-        """Stop reading; whoever still waits gets an error."""
+    def close(self, seconds: float | None = None) -> None:
+        """Stop reading; whoever still waits gets an error. `seconds`: wait so long at most."""
         with self._lock:
             self._is_closed = True
             thread = self._thread
         if thread is not None:
-            thread.join(CLOSE_SECONDS_MAX)
+            thread.join(CLOSE_SECONDS_MAX if seconds is None else seconds)
 
     # -- the thread --------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 import orjson
 
 from tidemill.agents.queries import load
+from tidemill.completed import CompletedJob
 from tidemill.schemas import SCHEMA_VERSION
-from tidemill.schemas.events import CompletedJob, JobError
+from tidemill.schemas.events import JobError
 from tidemill.schemas.instants import instant_text
 from tidemill.schemas.requests import parse_instant
 from tidemill.schemas.words import TERMINAL_KINDS, State

@@ -1,14 +1,14 @@
 """`@job`: makes a function the handler of a job type.
 
 Owns the public decorator. Refuses to run anything: it checks the definition and registers it; a
-worker that loads the module runs it.
+worker that loads the module runs it. What a program does with the result is `Job`'s.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, cast
 
 from tidemill.agents.worker.errors import JobDefinitionError
 from tidemill.agents.worker.handlers import (
@@ -18,9 +18,9 @@ from tidemill.agents.worker.handlers import (
     REGISTRY,
     build_handler,
 )
+from tidemill.job_types import JobDecorator
 from tidemill.policies import Backoff, Duration, RateLimit, seconds_of
-
-F = TypeVar("F", bound=Callable[..., Any])
+from tidemill.typed_jobs import JOBS, Job
 
 
 def job(
@@ -33,13 +33,14 @@ def job(
     limits: Sequence[RateLimit] = (),
     unique_by: Literal["user"] | None = None,
     process: bool = False,
-) -> Callable[[F], F]:
+) -> JobDecorator:
     """Run the function for jobs of this type.
 
     The function takes a pydantic model or a dict, and a `tidemill.Context` when it wants one.
     `async def` runs on the worker's loop, `def` in a thread, and `process=True` in a process of its
-    own, which is ended when the time is over. What it returns is the job's result. It stays a plain
-    function that tests can call.
+    own, which is ended when the time is over. What it returns is the job's result. The decorated
+    function is a `Job`: it is called as before, and `await it.enqueue(payload, user_id=…)` asks for
+    one.
 
     max_attempts counts the first one. timeout_seconds is for one attempt (a number of seconds, or a
     text such as "5min"). limits hold per user. unique_by="user": a second live job of the same user
@@ -53,7 +54,7 @@ def job(
         )
     outer = sys._getframe(1)
 
-    def register(function: F) -> F:
+    def register(function: Callable[..., Any]) -> Job[Any, Any]:
         handler = build_handler(
             type,
             function,
@@ -67,9 +68,11 @@ def job(
             local_names=outer.f_locals,
         )
         REGISTRY.add(handler)
-        return function
+        decorated: Job[Any, Any] = Job(handler, function, outer.f_locals)
+        JOBS.add(decorated)
+        return decorated
 
-    return register
+    return cast(JobDecorator, register)
 
 
 def _backoff(type_name: str, given: object) -> Backoff:

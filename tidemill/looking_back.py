@@ -13,9 +13,9 @@ from queue import SimpleQueue
 from typing import Final
 
 from tidemill.agents.runtime.forks import tell_in_copies
+from tidemill.completed import CompletedJob
 from tidemill.completions import Waiter
 from tidemill.history import find_completed
-from tidemill.schemas.events import CompletedJob
 from tidemill.sql import ANSWER_SECONDS, SqlError
 
 THREADS: Final = 4  # questions at once; each costs ClickHouse a look at an index

@@ -62,23 +62,6 @@ class Request:
     parent_job_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobHandle:
-    """A job that Kafka has acknowledged: keep it to wait for its end.
-
-    `partition` and `offset` say where the request is on `topic`; None after `enqueue_many`, which
-    learns only of failures. `enqueued_at` is epoch milliseconds, just before it was sent.
-    """
-
-    job_id: str
-    user_id: str
-    type: str
-    topic: str
-    enqueued_at: int
-    partition: int | None = None
-    offset: int | None = None
-
-
 class JobIds:
     """Version 7 UUIDs that grow by at least one: unique over processes, sortable within one."""
 

@@ -13,6 +13,7 @@ default would send requests to partitions where the ledger must forward them.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Literal, Protocol
@@ -187,17 +188,22 @@ class Sender:
         with self._bulk_lock:
             return _BulkSend(self._bulk_producer(), topic).run(records)
 
-    def close(self) -> None:
-        """Wait for what is under way, then let go of the connections."""
+    def close(self, seconds: float | None = None) -> None:
+        """Wait for what is under way, then let go of the connections.
+
+        `seconds`: at most so long; None: as long as an acknowledgement may take.
+        """
+        patience = self._timeout_seconds + CLOSE_SLACK_SECONDS if seconds is None else seconds
+        deadline = time.monotonic() + patience
         with self._lock:
             self._is_closed.set()
         if self._bursts is not None:
-            self._bursts.close(self._timeout_seconds + CLOSE_SLACK_SECONDS)
+            self._bursts.close(patience)
         for producer in (self._single, self._bulk):
             if producer is not None:
-                producer.flush(self._timeout_seconds)
+                producer.flush(max(0.0, deadline - time.monotonic()))
         if self._poller is not None:
-            self._poller.join(self._timeout_seconds + CLOSE_SLACK_SECONDS)
+            self._poller.join(max(0.0, deadline - time.monotonic()))
 
     def _producer(self, settings: dict[str, Any]) -> Producer:
         return _producer(self._kafka, self._timeout_seconds, {**self._compression, **settings})

@@ -182,7 +182,6 @@ def build_handler(
     _check_numbers(where, max_attempts, timeout_seconds)
     signature: Signature = read_signature(where, function, local_names or {})
     base = base_of(function)
-    returned = getattr(base, "__annotations__", {}).get("return", inspect.Parameter.empty)
     return Handler(
         type=type_name,
         function=signature.function,
@@ -196,7 +195,7 @@ def build_handler(
         model=signature.model,
         takes_context=signature.takes_context,
         reader=signature.reader,
-        writer=writer_of(where, base, returned, local_names or {}),
+        writer=writer_of(where, base, local_names or {}),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -68,9 +69,16 @@ def _has_jobs(module: ModuleType) -> bool:
     functions |= {id(base_of(handler.function)) for handler in REGISTRY}
     homes = {handler.function.__module__ for handler in REGISTRY}
     return any(f"{home}.".startswith(f"{module.__name__}.") for home in homes) or any(
-        id(value) in functions or (isinstance(value, ModuleType) and value.__name__ in homes)
+        id(value) in functions or id(_wrapped_by(value)) in functions
+        or (isinstance(value, ModuleType) and value.__name__ in homes)
         for value in list(vars(module).values())
     )
+
+
+def _wrapped_by(value: object) -> object:
+    """The function that a decorated one wraps. No code of the value's own runs for the question."""
+    wrapped = inspect.getattr_static(value, "__wrapped__", None)
+    return None if wrapped is None else base_of(wrapped)
 
 
 def _import(target: Target, plan: LoadPlan) -> ModuleType:

@@ -27,7 +27,7 @@ from tidemill.agents.runtime.app import RoleApp, create_app
 from tidemill.agents.runtime.failstop import leave_within
 from tidemill.agents.runtime.run import WatchdogLimits, new_event_loop, run_through_exits, serve
 from tidemill.agents.runtime.threads import call_aside
-from tidemill.agents.settings import WorkerSettings
+from tidemill.agents.settings import WorkerSettings, tell_environment
 from tidemill.agents.supervisor import former_end_told
 from tidemill.agents.topics import TopicRefused
 from tidemill.agents.worker.beats import KafkaBeats
@@ -294,6 +294,7 @@ def load_and_bind(settings: WorkerSettings, modules: Sequence[str]) -> Callable[
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, or none
         faulthandler.enable(own_streams.log())
     gc.set_threshold(*GC_THRESHOLDS)
+    tell_environment(settings)
     try:
         loaded = load_worker(settings, modules)
     except MissingModule:

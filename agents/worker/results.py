@@ -165,24 +165,31 @@ def _as_good_as_it_gets(value: Any, problem: NotPortable) -> orjson.Fragment:
 
 # --- at import ------------------------------------------------------------------------------------
 
-Writer = Callable[[Any], Any]
-"""From what a handler returned to something that `write` takes."""
-
-
-def writer_of(
-    where: str, function: Callable[..., Any], annotation: Any, names: Mapping[str, Any]
-) -> Writer | None:
-    """How results of this return annotation are written; None: as they are.
-
-    Raises JobDefinitionError for a type that has no form in JSON.
-    """
+def told_type(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
+    """The type that a return annotation promises; None: nothing to write or to read by."""
+    annotation = getattr(function, "__annotations__", {}).get("return", inspect.Parameter.empty)
     try:
         told = resolved(function, "return", annotation, names)
     except Exception:  # noqa: BLE001  # an annotation that only checkers understand
         return None
     if typing.get_origin(told) in _AWAITED:
         told = typing.get_args(told)[-1]
-    if told in _NO_RESULT or isinstance(told, typing.TypeVar):
+    return None if told in _NO_RESULT or isinstance(told, typing.TypeVar) else told
+
+
+Writer = Callable[[Any], Any]
+"""From what a handler returned to something that `write` takes."""
+
+
+def writer_of(
+    where: str, function: Callable[..., Any], names: Mapping[str, Any]
+) -> Writer | None:
+    """How results of this function's return annotation are written; None: as they are.
+
+    Raises JobDefinitionError for a type that has no form in JSON.
+    """
+    told = told_type(function, names)
+    if told is None:
         return None
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(told)

@@ -117,7 +117,7 @@ def read_signature(where: str, target: Any, local_names: Mapping[str, Any]) -> S
         model=model,
         takes_context=context is not None,
         function=fitting,
-        is_coroutine=_is_coroutine(function),
+        is_coroutine=is_coroutine(function),
     )
 
 
@@ -130,7 +130,8 @@ def _as_function(fitting: Callable[..., Any], base: Any) -> Callable[..., Any]:
     return functools.update_wrapper(call, base)
 
 
-def _is_coroutine(function: Any) -> bool:
+def is_coroutine(function: Any) -> bool:
+    """Whether a call gives a coroutine: of `async def`, also in a partial or an object."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.iscoroutinefunction(function):

@@ -205,8 +205,9 @@ if __name__ == "__main__":
     # What user code does to its process must not matter.
     os.chdir("/")
     module = sys.modules[handler.function.__module__]
+    decorated = getattr(module, handler.function.__name__)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(handler.function, ({},)) == "one"
+        assert pool.apply(decorated, ({},)) == "one"
         assert pool.apply(pickle.dumps, (module.Order(),)) == pickle.dumps(module.Order())
     print("equal")
 """
