@@ -52,7 +52,10 @@ _SUCCEEDED: Final = _E.SUCCEEDED
 _REDRIVEN: Final = _E.REDRIVEN
 _Fragment: Final = orjson.Fragment
 
-RESCUES_MAX: Final = 3  # per run; a job that kills its workers must not do so for ever
+# Per run. After three a worker runs the job in a process of its own, where a job that kills ends
+# itself alone (`tidemill.agents.worker.apart`): so these are deaths that others caused, and no law
+# of the engine's bounds those. Whatever still kills its worker then must not do so for ever.
+RESCUES_MAX: Final = 100
 UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
 
 

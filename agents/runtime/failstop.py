@@ -7,9 +7,9 @@ other people's code; refuses to decide when that is.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
+from os import _exit
 from typing import NoReturn
 
 from tidemill.agents import clocks, exit_codes
@@ -30,10 +30,12 @@ def fail_stop(
     What was in flight is either committed by Kafka's transaction or will be done again by the next
     owner, so an abrupt end is always safe and a half-working process never is.
     """
-    logger.critical("fail-stop: %s", reason, exc_info=error)
-    _flush_logs()
-    print(f"fail-stop: {reason}", file=sys.stderr, flush=True)
-    os._exit(code or final_code(error) or EXIT_FAIL_STOP)
+    try:
+        logger.critical("fail-stop: %s", reason, exc_info=error)
+        _flush_logs()
+        print(f"fail-stop: {reason}", file=sys.stderr, flush=True)
+    finally:  # a handler may have closed any stream
+        _exit(code or final_code(error) or EXIT_FAIL_STOP)
 
 
 def leave_within(seconds: float, code: int) -> None:
@@ -51,7 +53,7 @@ def _leave(seconds: float, code: int) -> None:
     left = [each.name for each in threading.enumerate() if not each.daemon and each is not ours]
     logger.warning("the process ends without its threads, which do not end: %s", ", ".join(left))
     _flush_logs()
-    os._exit(code)
+    _exit(code)
 
 
 def _flush_logs() -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger("tidemill.runtime")
 
 # A graceful stop that takes longer is cut: `tidemill dev` promises 10 s for all roles together.
 STOP_SECONDS_MAX = 8.0
+TURN_SECONDS = 0.2  # between two turns of the loop during a stop
+HELD_SECONDS = 1.0  # without a turn: somebody holds the loop
 # How often the watchdog looks.
 WATCH_INTERVAL_SECONDS = 1.0
 STILL_TOLD_SECONDS = 10.0  # the log tells of a loop that stands still; again after twice as long
@@ -162,6 +164,50 @@ class Watchdog:
             fail_stop(f"acked offsets were not committed for {self._limits.commit_seconds:.0f} s")
 
 
+class StopBound:
+    """Ends the process when its graceful stop takes longer than `seconds`.
+
+    The kernel's clock counts, since the loop may stand still. But while code of a handler holds the
+    loop or the interpreter, nobody can stop anything: what it holds up is waited for, as long as a
+    standstill may last, and then our own steps get their time once more.
+    """
+
+    def __init__(self, seconds: float, limits: WatchdogLimits) -> None:
+        self._limits = limits
+        self._turned_at = clocks.monotonic()
+        self._waited = 0.0  # for standstills, in all
+        self._is_held = False
+        signal.signal(signal.SIGALRM, self._on_overdue)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    async def watch(self) -> None:
+        """The loop turns."""
+        while True:
+            self._turned_at = clocks.monotonic()
+            await asyncio.sleep(TURN_SECONDS)
+
+    def close(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _on_overdue(self, number: int, frame: object) -> None:
+        is_held = clocks.monotonic() - self._turned_at > HELD_SECONDS
+        if (is_held or self._is_held) and self._waited < self._limits.loop_seconds():
+            if is_held and not self._is_held:
+                logger.warning(
+                    "the graceful stop waits: code of a handler holds this process%s",
+                    self._limits.blame(),
+                )
+            self._is_held = is_held
+            more = WATCH_INTERVAL_SECONDS if is_held else STOP_SECONDS_MAX
+            self._waited += more
+            signal.setitimer(signal.ITIMER_REAL, more)
+            return
+        fail_stop(
+            "the graceful stop took longer than the stop's grace and what our own steps may take; "
+            "what was in flight will be done again"
+        )
+
+
 async def _keep_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """The signals that end us stay ours: a handler of jobs may set its own for them by accident."""
     own: dict[signal.Signals, Any] = {}
@@ -193,11 +239,11 @@ async def serve(
     await stop.wait()
     watching.cancel()
     keeping.cancel()
-    # The bound holds even when the loop is blocked, so it is the kernel's clock that counts.
-    signal.signal(signal.SIGALRM, _on_stop_overdue)
-    signal.setitimer(signal.ITIMER_REAL, stop_seconds_max)
+    bound = StopBound(stop_seconds_max, limits or WatchdogLimits())
+    turning = asyncio.create_task(bound.watch())
     await _stop(app, starting)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    turning.cancel()
+    bound.close()
     return EXIT_OK
 
 
@@ -229,13 +275,6 @@ def _on_watchdog_end(watching: asyncio.Task[None]) -> None:
         fail_stop("the watchdog raised", watching.exception())
 
 
-def _on_stop_overdue(number: int, frame: object) -> None:
-    fail_stop(
-        "the graceful stop took longer than the stop's grace and what our own steps may take; what "
-        "was in flight will be done again"
-    )
-
-
 def run_app(
     app_factory: Callable[[], RoleApp],
     *,
@@ -255,7 +294,8 @@ def run_through_exits(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any,
     """Run ``main`` to its end, whatever tasks beside it raise.
 
     A loop stops when a task raises SystemExit or KeyboardInterrupt, as code of others may; who
-    waits for the task gets the exception all the same, and nobody else shall notice.
+    waits for the task gets the exception all the same, and nobody else shall notice. Code of others
+    that cancels ``main``, with every other task of the loop, ends the process.
     """
     task = loop.create_task(main)
     while True:
@@ -266,6 +306,8 @@ def run_through_exits(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any,
                 raise
             logger.error("a task asked to end the process, and it goes on: %r", error,
                          exc_info=error)
+        except asyncio.CancelledError as error:
+            fail_stop("code in this process has cancelled the tasks that it lives by", error)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from tidemill.agents import clocks
 from tidemill.agents.worker import attempts, ends
+from tidemill.agents.worker.apart import Apart
 from tidemill.agents.worker.async_lane import AsyncLane
 from tidemill.agents.worker.attempts import Attempt, Pack, QueueState
 from tidemill.agents.worker.context import has_seen_cancel
@@ -32,7 +34,7 @@ from tidemill.agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from tidemill.agents.worker.pulse import Pulse
 from tidemill.agents.worker.standstill import Standstill, put_off
 from tidemill.agents.worker.surroundings import Surroundings
-from tidemill.agents.worker.suspects import Suspects
+from tidemill.agents.worker.suspects import Suspects, is_apart
 from tidemill.agents.worker.telling import Teller
 from tidemill.agents.worker.verdicts import end_of_verdict
 from tidemill.agents.worker.writer import OutcomeWriter
@@ -89,11 +91,12 @@ class Executor:
             self._lanes["thread"] = ThreadLane(self, loop, threads)
         if "process" in kinds:
             self._lanes["process"] = ProcessLane(self, loop, processes, modules, graces)
+        self._apart = Apart(self, loop, processes, modules, graces)
         # Jobs of types that this worker does not know: they wait for their hand-back.
         self._strangers: list[Attempt] = []
         self._former_ends = former_ends or {}  # how former owners of our partitions ended
         self._suspects = Suspects(
-            tell=self._teller.start_first, begin=self._begin_suspect, free=self._free_for_suspects
+            tell=self._teller.start_first, begin=self._begin_suspect, lane=self._lane_of
         )
         self._queues: dict[str, QueueState] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
@@ -110,12 +113,12 @@ class Executor:
     @property
     def running(self) -> int:
         """Attempts that run now."""
-        return sum(len(lane.running) for lane in self._lanes.values())
+        return sum(len(lane.running) for lane in self._every_lane())
 
     @property
     def stuck(self) -> int:
         """Slots that are lost to handlers which do not end."""
-        return sum(lane.stuck for lane in self._lanes.values())
+        return sum(lane.stuck for lane in self._every_lane())
 
     @property
     def should_recycle(self) -> bool:
@@ -147,10 +150,18 @@ class Executor:
             return 0
         if self.is_stopping:
             return PACK_JOBS_MAX
-        state = self._queues.get(queue)
-        waiting = 0 if state is None else state.waiting
+        waiting = self._queue_of(queue).waiting
         free = sum(lane.free for lane in self._lanes_for(queue))
         return max(0, free + PACK_JOBS_MAX - waiting)
+
+    def _every_lane(self) -> list[Lane]:
+        return [*self._lanes.values(), *self._apart.lanes]
+
+    def _lane_of(self, attempt: Attempt) -> Lane:
+        return self._apart.open() if is_apart(attempt) else self._lanes[attempt.runs_as]
+
+    def _all_running(self) -> list[tuple[Lane, Attempt]]:
+        return [(lane, attempt) for lane in self._every_lane() for attempt in lane.running]
 
     def _lanes_for(self, queue: str) -> list[Lane]:
         lanes = self._lanes_of.get(queue)
@@ -173,7 +184,7 @@ class Executor:
             self._place(attempt)
         if self.is_stopping:
             self._return_waiting(Reason.WORKER_STOPPING)
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             if lane.waiting:
                 lane.kick()
         if self._suspects.waiting:
@@ -214,10 +225,9 @@ class Executor:
         return pack, [Attempt(pack, job, handlers.get(job["type"])) for job in jobs]
 
     def _queue_of(self, name: str) -> QueueState:
-        state = self._queues.get(name)
-        if state is None:
-            state = self._queues[name] = QueueState(name)
-        return state
+        if name not in self._queues:
+            self._queues[name] = QueueState(name)
+        return self._queues[name]
 
     def _place(self, attempt: Attempt) -> None:
         if self._early_cancels and self._early_cancels.take(attempt.key()):
@@ -233,10 +243,7 @@ class Executor:
 
     def untouched(self, packs: Iterable[Pack]) -> set[Pack]:
         """Those of which nothing has begun."""
-        counts: dict[Pack, int] = {}
-        for attempt in self._all_waiting():
-            if not attempt.has_told_start:
-                counts[attempt.pack] = counts.get(attempt.pack, 0) + 1
+        counts = Counter(each.pack for each in self._all_waiting() if not each.has_told_start)
         return {pack for pack in packs if counts.get(pack) == pack.jobs}
 
     def drop(self, packs: Iterable[Pack], *, forget: Collection[Pack]) -> None:
@@ -254,14 +261,13 @@ class Executor:
             elif attempt.pack in taken and not attempt.has_told_start:
                 self._forget_waiting(attempt)
                 self._end_unbegun(attempt, ends.returned(Reason.REBALANCED))
-        for lane in self._lanes.values():
-            for attempt in lane.running:
-                if attempt.pack in taken:
-                    self._teller.start(attempt)
+        for _, attempt in self._all_running():
+            if attempt.pack in taken:
+                self._teller.start(attempt)
 
     def _all_waiting(self) -> list[Attempt]:
         waiting = [*self._strangers, *self._suspects.waiting]
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             waiting.extend(lane.waiting)
         return waiting
 
@@ -272,7 +278,7 @@ class Executor:
         elif attempt in self._suspects.waiting:
             self._suspects.waiting.remove(attempt)
         else:
-            self._lanes[attempt.handler.runs_as].waiting.remove(attempt)
+            self._lane_of(attempt).waiting.remove(attempt)
 
     # -- what lanes tell -----------------------------------------------------------------------
 
@@ -327,12 +333,9 @@ class Executor:
             end = ends.cancelled() if is_cancelled else ends.returned(Reason.WORKER_STOPPING)
             self._end_unbegun(attempt, end)
         else:
-            lane = self._lanes[attempt.runs_as]
+            lane = self._lane_of(attempt)
             lane.waiting.appendleft(attempt)
             lane.kick()
-
-    def _free_for_suspects(self, kind: RunsAs) -> int:
-        return 0 if self.is_stopping else self._lanes[kind].free
 
     def _end_unbegun(self, attempt: Attempt, end: End) -> None:
         """End an attempt that never began and is in no line."""
@@ -346,15 +349,16 @@ class Executor:
         now = clocks.monotonic()
         self.look_for_standstill()
         self._surroundings.look(self._standstill.latest)
-        for lane in self._lanes.values():
-            for attempt in list(lane.running):
-                self._look_after(lane, attempt, now)
+        for lane, attempt in self._all_running():
+            self._look_after(lane, attempt, now)
+        for lane in self._every_lane():
             if lane.waiting:
                 self._hand_back(lane, now)
                 lane.kick()
         if self._strangers:
             self._hand_back_strangers()
         self._suspects.look(now)
+        self._apart.look(now)
         self._hand_back_suspects(now)
         FAILURES.tell_rest()
 
@@ -363,7 +367,7 @@ class Executor:
         paused = self._standstill.turn(SWEEP_SECONDS)
         if not paused:
             return
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             put_off(lane.running, paused)
         self._return_waiting(Reason.WORKER_STALLED)
         self.on_standstill()
@@ -432,11 +436,10 @@ class Executor:
     def cancel(self, user_id: str, job_id: str, run: int, epoch: int) -> None:
         """A person or a policy wants this attempt to end; it may wait, run or not be here."""
         key = (user_id, job_id, run, epoch)
-        for lane in self._lanes.values():
-            for attempt in lane.running:
-                if attempt.key() == key:
-                    self._ask_to_stop(lane, attempt)
-                    return
+        for lane, attempt in self._all_running():
+            if attempt.key() == key:
+                self._ask_to_stop(lane, attempt)
+                return
         for attempt in self._all_waiting():
             if attempt.key() == key:
                 self._forget_waiting(attempt)
@@ -470,17 +473,17 @@ class Executor:
         self.is_stopping = True
         self._return_waiting(Reason.WORKER_STOPPING)
         await self._until_quiet(grace_seconds)
+        await self._until_quiet(SWEEP_SECONDS)  # what ended while the loop stood still may say so
         now = clocks.monotonic()
-        for lane in self._lanes.values():
-            for attempt in list(lane.running):
-                self._force(lane, attempt, attempt.verdict or attempts.STOPPING, now)
+        for lane, attempt in self._all_running():
+            self._force(lane, attempt, attempt.verdict or attempts.STOPPING, now)
         await self._until_quiet(STOP_FORCE_SECONDS)
-        for lane in self._lanes.values():
-            for attempt in list(lane.running):
-                self._give_up(lane, attempt)
+        for lane, attempt in self._all_running():
+            self._give_up(lane, attempt)
         self._is_over = True
         self._sweeper.cancel()
         FAILURES.tell_rest(is_last=True)
+        await self._apart.close()
         for lane in self._lanes.values():
             await lane.close()
 

@@ -148,15 +148,23 @@ class HeartbeatThread:
         self._thread.join(CLOSE_SECONDS * 2)
 
     def _run(self) -> None:
+        """Until the worker ends, whatever is thrown into this thread: one that is silent is taken
+        for dead while it runs its jobs."""
         while True:
             is_last = self._is_closing
-            self._wake.clear()
-            self._beat()
-            if is_last:
-                self._sink.close()
-                return
-            clocks.sleep(BEAT_GAP_SECONDS)
-            self._until_next()
+            try:
+                self._wake.clear()
+                self._beat()
+                if is_last:
+                    self._sink.close()
+                    return
+                clocks.sleep(BEAT_GAP_SECONDS)
+                self._until_next()
+            except BaseException:  # a handler may have thrown SystemExit at it
+                if is_last:
+                    return
+                logger.exception("a heartbeat failed; the next one is tried")
+                self._wake.wait(BEAT_GAP_SECONDS)
 
     def _until_next(self) -> None:
         """A beat is due, wanted at once, or there is a stall to tell."""

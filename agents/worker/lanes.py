@@ -10,8 +10,8 @@ import asyncio
 import contextvars
 import inspect
 import queue
-import threading
 from collections import deque
+from threading import Thread, get_ident
 from typing import Final, Protocol
 
 from pydantic import ValidationError
@@ -87,7 +87,8 @@ class ThreadLane:
         self.waiting: deque[Attempt] = deque()
         self.running: set[Attempt] = set()
         self.stuck = 0
-        self._calls: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._calls: deque[Attempt | None] = deque()
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()  # as many as calls
         self._done: deque[tuple[Attempt, End]] = deque()
         self._is_told = False
         self._threads = 0
@@ -111,7 +112,7 @@ class ThreadLane:
             self.running.add(attempt)
             if self._threads < len(self.running) + self.stuck:
                 self._start_thread()
-            self._calls.put(attempt)
+            self._call(attempt)
 
     def note_stack(self, attempt: Attempt) -> None:
         frames = frames_of(attempt.standing, run_blocking.__code__)
@@ -126,17 +127,36 @@ class ThreadLane:
 
     async def close(self) -> None:
         for _ in range(self._threads):
-            self._calls.put(None)
+            self._call(None)
+
+    def _call(self, attempt: Attempt | None) -> None:
+        self._calls.append(attempt)
+        self._tokens.put(None)
 
     def _start_thread(self) -> None:
         self._threads += 1
         name = f"{STACK_NAME}-{self._threads}"
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+        Thread(target=self._serve, name=name, daemon=True).start()
 
     def _serve(self) -> None:
-        while (attempt := self._calls.get()) is not None:
-            attempt.standing = threading.get_ident()
-            end = contextvars.Context().run(run_blocking, attempt)
+        while True:
+            try:
+                self._tokens.get()
+            except BaseException:  # noqa: BLE001, S110
+                # Thrown at a thread that waits, by a tool that a handler has used. It is met when
+                # a token comes, which is lost with it.
+                pass
+            try:
+                attempt = self._calls.popleft()
+            except IndexError:
+                continue  # its call went to a thread whose token was lost
+            if attempt is None:
+                return
+            try:
+                attempt.standing = get_ident()
+                end = contextvars.Context().run(run_blocking, attempt)
+            except BaseException as error:  # noqa: BLE001  # thrown after the handler's own end
+                end = ends.error(error, attempt.job)
             attempt.standing = None
             self._done.append((attempt, end))
             # One wake-up of the loop serves all that ended until it runs.

@@ -303,7 +303,11 @@ class ProcessLane:
 
     def _end_running_in(self, child: ChildProcess) -> None:
         for attempt in [each for each in self.running if each.runner is child]:
-            self._end(attempt, ends.died("the worker lost its connection to it"))
+            self._end(attempt, self.died(attempt, "the worker lost its connection to it"))
+
+    def died(self, attempt: Attempt, how: str) -> ends.End:
+        """How an attempt ends whose process ended by itself."""
+        return ends.died(how)
 
     async def _await_ready(self, child: ChildProcess, *, is_expected: bool) -> bool:
         self._starting += is_expected
@@ -391,7 +395,7 @@ class ProcessLane:
             how = await child.bury()
             if how == KILLED_BY_KERNEL and attempt.verdict is None:
                 how += " (out of memory?)"
-            self._end(attempt, ends.died(how))
+            self._end(attempt, self.died(attempt, how))
             return False
         attempt.has_seen_cancel = message["saw_cancel"]
         self._end(attempt, message["end"])

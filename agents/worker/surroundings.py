@@ -94,7 +94,20 @@ class Surroundings:
         self._umask = -1 if has_others else _umask()
 
     def look(self, who: Callable[[], str]) -> None:
-        """Tell of what has changed, once a kind; put back what may be. `who` names handlers."""
+        """Tell of what has changed, once a kind; put back what may be. `who` names handlers.
+
+        A handler may have replaced the very functions that look: nothing hangs on this.
+        """
+        try:
+            self._look(who)
+        except Exception as error:  # noqa: BLE001
+            if "look" not in self._told:
+                self._told.add("look")
+                logger.warning(
+                    "nobody can see what jobs change in this process (%s): %r", who(), error
+                )
+
+    def _look(self, who: Callable[[], str]) -> None:
         folder, words = _folder(), _locale()
         if folder != self._folder:
             self._tell("working folder", self._folder, folder or "one that is removed", who)

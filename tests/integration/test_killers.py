@@ -23,9 +23,13 @@ NEIGHBOURS = 10
 NEIGHBOUR_SECONDS = 15.0
 SECONDS = 90.0
 ATTEMPTS = 2
-# One begins unmarked; after that each start is known, and the fourth rescue ends the run.
+INNOCENTS = 12
+INNOCENT_SECONDS = 4
+KILLERS = 3
+# One begins unmarked; after that each start is known, and the fourth one is apart.
 STARTS_MAX = 4
 JOBS = '''
+import asyncio
 import ctypes
 import os
 import pathlib
@@ -68,6 +72,21 @@ def in_thread(payload: dict) -> None:
 @job("process", process=True, max_attempts=2)
 def in_process(payload: dict) -> None:
     begin(payload)
+
+@job("later")
+async def later(payload: dict) -> None:
+    await asyncio.sleep(payload["seconds"])
+    os._exit(13)
+
+@job("innocent")
+async def innocent(payload: dict) -> str:
+    await asyncio.sleep(payload["seconds"])
+    return "done"
+
+@job("innocent-thread")
+def innocent_thread(payload: dict) -> str:
+    time.sleep(payload["seconds"])
+    return "done"
 
 @job("good")
 async def good(payload: dict) -> str:
@@ -140,7 +159,7 @@ def test_a_job_that_ends_its_worker_is_bounded_and_its_neighbours_end(
     assert end.status == "failed"
     assert end.error is not None
     assert end.error.code == code, dev.told()
-    assert cause in end.error.message
+    assert cause.partition(" (")[0] in end.error.message
     begun = [float(line) for line in starts.read_text().split()]
     assert len(begun) <= (STARTS_MAX if code == "WORKER_LOST" else ATTEMPTS), dev.told()
     assert neighbours_ended_at - begun[0] < NEIGHBOUR_SECONDS, dev.told()
@@ -150,5 +169,31 @@ def test_a_job_that_ends_its_worker_is_bounded_and_its_neighbours_end(
         SECONDS, "its end is not in SQL",
     )
     rescues = [event for event in story if event["event"] == "rescued"]
-    assert len(rescues) == (len(begun) if code == "WORKER_LOST" else 0)
+    # The last start ends a process of its own, and no worker.
+    assert len(rescues) == (len(begun) - 1 if code == "WORKER_LOST" else 0)
     assert all(cause in str(event["data"]) for event in rescues), rescues
+
+
+def test_no_job_fails_for_what_its_neighbours_do(stack: tuple[Dev, str, str]) -> None:
+    dev, kafka, _ = stack
+    with Client(kafka) as client:
+        innocents = client.enqueue_many(
+            [
+                Request(type="innocent" if number % 2 else "innocent-thread",
+                        user_id=f"i{number}", payload={"seconds": INNOCENT_SECONDS})
+                for number in range(INNOCENTS)
+            ]
+        )
+        # One after another, so that each meets innocent jobs that have run for a while.
+        killers = client.enqueue_many(
+            [
+                Request(type="later", user_id=f"l{number}", payload={"seconds": number})
+                for number in range(KILLERS)
+            ]
+        )
+        for handle in innocents:
+            assert client.wait(handle, SECONDS).status == "succeeded", dev.told()
+        for handle in killers:
+            end = client.wait(handle, SECONDS)
+            assert end.error is not None
+            assert end.error.code == "WORKER_LOST", dev.told()

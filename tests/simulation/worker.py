@@ -26,6 +26,7 @@ SLOTS: Final = 4  # jobs that one worker runs at once
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)
 LATE_START_MS: Final = int(LATE_START_SECONDS * 1000)
 KILLERS: Final = 60  # one job in so many ends each worker that begins it
+APART_FROM_RESCUES: Final = 3  # from here on it ends a process of its own
 SLOW_MS_MAX: Final = 25_000  # the longest attempt
 
 USERS: Final = ("user-1", "user-2", "a/b", 'say "ü"', "100%2F", "system:nightly")
@@ -51,7 +52,7 @@ class ReadyGroup:
 
     committed: dict[Place, int] = field(default_factory=dict)
     open: dict[Place, dict[int, int]] = field(default_factory=dict)  # offset -> jobs not told of
-    starts: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # of killers, by run
+    deaths: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # by killers, by run
 
 
 class Worker:
@@ -183,7 +184,12 @@ class Worker:
             told = outcome(job, "started", started_at=now_ms)
             self._outcomes.append((ledger_partition, told, place))
             self._write(group)
-        group.starts[job["user_id"], job["job_id"], job["run"]] += 1
+        if job.get("rescues", 0) >= APART_FROM_RESCUES:  # it ends a process of its own
+            error = {"code": "WORKER_LOST", "message": "it died apart", "retryable": False}
+            died = outcome(job, "failed", started_at=now_ms, finished_at=now_ms, error=error)
+            self._outcomes.append((ledger_partition, died, place))
+            return
+        group.deaths[job["user_id"], job["job_id"], job["run"]] += 1
         self.is_dead = True
 
     def _begin(

@@ -119,6 +119,17 @@ def test_nothing_gets_the_number_of_a_stream_that_was_closed(
     assert " and ".join(map(str, numbers)) in line
 
 
+def test_nothing_hangs_on_a_look_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    surroundings = Surroundings(has_others=True)
+    with monkeypatch.context() as replaced:
+        replaced.setattr(locale, "setlocale", None)
+        for _ in range(2):
+            surroundings.look(lambda: "began last: mail.send")
+    assert len([each for each in caplog.messages if "nobody can see what jobs change" in each]) == 1
+
+
 def test_a_folder_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import threading
 import weakref
 from functools import partial
@@ -645,3 +646,28 @@ async def test_a_job_is_not_handed_back_while_the_child_for_it_starts(tmp_path: 
         for other in ("j1", "j2"):
             assert (await bench.last(other))["reason"] == Reason.NO_FREE_SLOT
         assert (await bench.last("j0"))["result"] == 0
+
+
+def throw_at(thread: int | None) -> None:
+    """As tools do that end a thread from outside, when they come too late."""
+    assert thread is not None
+    thrown = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(SystemExit)
+    )
+    assert thrown == 1
+
+
+async def test_a_thread_lives_on_when_something_is_thrown_at_it() -> None:
+    seen: list[int] = []
+
+    def stays(payload: dict[str, Any]) -> str:
+        seen.append(threading.get_ident())
+        return "here"
+
+    async with bench_of(stays, threads=1) as bench:
+        for number in range(4):
+            bench.take(pack_of(("stays", {}), user_id=f"u{number}"))
+            await until(partial(_has_ends, bench, number + 1))
+            assert bench.outcomes[-1]["result"] == "here"
+            throw_at(seen[-1])
+        assert len(set(seen)) == 1

@@ -115,3 +115,21 @@ def test_a_stall_is_told_while_it_lasts_with_what_began_last_and_its_end_at_once
     assert [beat.is_stalled for beat in beats.sent] == [False, True, False, False]
     assert beats.sent[1].begun == (mark_of("j", 1),)
     assert [Heartbeat.model_validate_json(value) for value in told] == beats.sent
+
+
+@pytest.mark.parametrize("thrown", [SystemExit(1), RuntimeError("mocked away")], ids=repr)
+def test_the_beat_goes_on_whatever_is_thrown_into_it(thrown: BaseException) -> None:
+    left = [thrown, thrown]
+
+    class Odd(Beats):
+        def send(self, key: bytes, value: bytes) -> None:
+            if left:
+                raise left.pop()
+            super().send(key, value)
+
+    sink = Odd()
+    thread = HeartbeatThread(sink, worker_id="w", incarnation=5, first=snapshot(), pulse=Pulse())
+    thread.start()
+    wait_until(lambda: sink.sent, 20, "no beat came any more")
+    thread.close()
+    assert sink.is_closed.wait(20)
