@@ -19,10 +19,12 @@ from typing import Final, Protocol
 from tidemill.agents.worker.attempts import Attempt
 from tidemill.schemas.wire import RunsAs
 
-PROBATION_SECONDS: Final = 1.0  # who has run for so long holds up nobody any more
+# Who has run for so long holds up nobody any more. All turns together must leave room within 15 s
+# from the first death, of which a take-over without a supervisor needs nine.
+PROBATION_SECONDS: Final = 0.5
 # Into so many turns those that wait are divided: a take-over of a hundred long jobs fills its slots
-# within some ten seconds, and among a dozen jobs each goes alone.
-TURNS: Final = 12
+# within some five seconds, and of ten jobs each goes alone.
+TURNS: Final = 10
 ALONE_FROM_RESCUES: Final = 2
 APART_FROM_RESCUES: Final = 3
 
