@@ -102,6 +102,12 @@ LOG_GAPS: Final[dict[str, tuple[str, str]]] = {
 }
 """Records that retention deleted before the sink had read them. Read it with FINAL."""
 
+SINK_MARKS: Final[dict[str, tuple[str, str]]] = {
+    "mark": ("String", "What the notes beside committed offsets name."),
+    "made_at": ("DateTime64(3, 'UTC')", "When the sink made it."),
+}
+"""Marks by which a sink sees whether its committed offsets were made for this very store."""
+
 JOB_MINUTES: Final[dict[str, tuple[str, str]]] = {
     "minute": ("DateTime('UTC')", "Start of the minute of occurred_at."),
     "queue": ("LowCardinality(String)", "The queue."),

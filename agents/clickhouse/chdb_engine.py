@@ -94,8 +94,7 @@ class ChdbEngine:
                 left_over.unlink(missing_ok=True)
             address = _engine_address(folder)
             try:
-                with _nowhere():
-                    first = _connect(address, SERVER_OPTIONS)
+                first = _first_connection(folder, address)
                 engine = cls(folder, address, lock_file, first)
             except BaseException:
                 lock_file.close()
@@ -249,6 +248,28 @@ def _connect(address: str, options: Mapping[str, int]) -> Any:
 
     with _translated_errors():
         return sqlitelike.Connection(f"{address}?{urlencode(options)}" if options else address)
+
+
+def _first_connection(folder: Path, address: str) -> Any:
+    """The one that loads the folder. What stands in its way is in its files, and stays."""
+    from tidemill.agents.clickhouse.soundness import DamagedStore, unreadable, way_out
+
+    try:
+        with _nowhere():
+            return _connect(address, SERVER_OPTIONS)
+    except EngineError as error:
+        if error.is_retryable:
+            raise
+        if (path := unreadable(folder)) is not None:
+            raise EngineError(
+                f"chDB folder {folder} cannot be opened: {path} may not be read and written by "
+                "this user; give the folder to its user (chown -R), or choose another with --data"
+            ) from error
+        said = error.message.rstrip(": ")
+        raise DamagedStore(
+            f"chDB folder {folder} cannot be opened ({said}): its files are damaged, or a newer "
+            f"version wrote them; {way_out(f'{CHDB_SCHEME}{folder}')}"
+        ) from error
 
 
 def _engine_address(folder: Path) -> str:

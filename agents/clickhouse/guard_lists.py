@@ -114,7 +114,8 @@ REFUSED_FUNCTIONS = _names(
 ALLOWED_SYSTEM_TABLES = _names(
     """
     aggregate_function_combinators collations columns contributors data_skipping_index_types
-    data_skipping_indices data_type_families databases dictionaries documentation formats
+    data_skipping_indices data_type_families databases detached_parts dictionaries documentation
+    formats
     functions keywords licenses merge_tree_settings numbers numbers_mt one parts settings
     table_engines table_functions tables time_zones zeros zeros_mt
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -74,6 +74,12 @@ class RoleApp(faust.App):
         self.folded_topics: dict[str, int] = {}
         #: Called with each gap after which reading goes on.
         self.on_gap: Callable[[Gap], None] | None = None
+        #: Awaited with committed offsets and their notes, and with the partitions: where reading
+        #: goes on instead, for a role whose offsets may tell of another store than the one at hand.
+        self.other_places: (
+            Callable[[Mapping[TP, tuple[int, str]], Collection[TP]], Awaitable[Mapping[TP, int]]]
+            | None
+        ) = None
         #: Called with the partition counts of the topics that are read, whenever Kafka tells them.
         self.on_counts: Callable[[Mapping[str, int]], None] | None = None
         #: Awaited at a graceful stop while records still flow, for a role that hands work back.

@@ -53,6 +53,8 @@ class Handovers:
         self._found: dict[TP, Handover] = {}
         self._places: dict[TP, int] = {}
         self._ends: dict[TP, int] = {}
+        #: Committed offsets and their notes, as found last.
+        self.committed: dict[TP, tuple[int, str]] = {}
         #: What stands beside each offset that is committed while partitions are read.
         self.note = "" if name is None else f"{_HELD}{name}"[:NOTE_LENGTH_MAX]
 
@@ -67,12 +69,13 @@ class Handovers:
         """Where reading goes on: committed offsets, where there are any."""
         committed = await kafka._coordinator.fetch_committed_offsets(wanted)
         positions: dict[TP, int] = {}
-        self._found = {}
+        self._found, self.committed = {}, {}
         for tp in wanted:
             offset = getattr(committed.get(tp), "offset", UNKNOWN_OFFSET)
             note = getattr(committed.get(tp), "metadata", None)
             if offset != UNKNOWN_OFFSET:
                 positions[tp] = offset
+                self.committed[tp] = (offset, note or "")
             # An offset that the log no longer holds says nothing of what is read in its place.
             has_offset = starts[tp] <= offset <= ends[tp]
             self._found[tp] = handover_of(note, has_offset=has_offset, end=ends[tp])

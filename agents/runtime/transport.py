@@ -330,6 +330,8 @@ class ChunkConsumer(FaustConsumer):
         if applied is None:
             positions = await self.handovers.find(self.kafka, wanted, starts=starts, ends=ends)
             await self.handovers.take(self.kafka, self.app.consumer_generation_id)
+            if self.app.other_places is not None:
+                positions |= await self.app.other_places(self.handovers.committed, wanted)
         else:
             positions = {tp: applied[tp] for tp in wanted if tp in applied}
         # What was asked for has no position in the next assignment.

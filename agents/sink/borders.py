@@ -1,8 +1,8 @@
 """Where a batch begins and ends, written down before it is inserted.
 
 Owns the note beside the group's committed offset: the offset is where the batch begins, the note
-says where it ends, which insert it is part of and which partitions that one has. Refuses to know
-what is in a batch.
+says into which store rows go (`store`), where the batch ends, which insert it is part of and which
+partitions that one has. Refuses to know what is in a batch.
 
 Kafka keeps both with the commit of an offset, which only the owner of a partition makes
 (`commit_as_owner`), so a process that was stopped for a while and then goes on cannot write borders
@@ -23,16 +23,24 @@ from faust.types import TP
 from tidemill.agents.runtime.app import RoleApp
 from tidemill.agents.runtime.commits import commit_as_owner
 from tidemill.agents.sink.batches import Begun, Insert
+from tidemill.agents.sink.store import Store
 
+# Version 2 named no store.
 _NOTE: Final = re.compile(
-    r"^tidemill-sink/2 last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"
+    r"^tidemill-sink/(?:2|3 store=[0-9a-f]+)"
+    r" last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"
 )
 
 
-def note_of(begun: Begun) -> str:
+def place_note(mark: str) -> str:
+    """The note beside an offset at which nothing was begun."""
+    return f"tidemill-sink/3 store={mark}"
+
+
+def note_of(begun: Begun, mark: str) -> str:
     """The note of a batch that was begun."""
     partitions = ",".join(str(partition) for partition in begun.partitions)
-    return f"tidemill-sink/2 last={begun.last} of={partitions} insert={begun.token}"
+    return f"{place_note(mark)} last={begun.last} of={partitions} insert={begun.token}"
 
 
 def begun_of(note: str | None) -> Begun | None:
@@ -47,8 +55,9 @@ def begun_of(note: str | None) -> Begun | None:
 class Borders:
     """The committed offsets of the partitions that this process owns, and their notes."""
 
-    def __init__(self, app: RoleApp) -> None:
+    def __init__(self, app: RoleApp, store: Store) -> None:
         self._app = app
+        self._store = store
         self._lock = asyncio.Lock()
         # Partition -> (offset, note) as last committed here; cleared at a rebalance.
         self._written: dict[TP, tuple[int, str]] = {}
@@ -70,6 +79,8 @@ class Borders:
             known: dict[TP, Begun | None] = dict.fromkeys(tps)
             for place, committed in found.items():
                 tp = TP(place.topic, place.partition)
+                if not self._store.holds(tp, committed.metadata):
+                    continue  # of another store, like the batch that was begun there
                 self._written[tp] = (committed.offset, committed.metadata)
                 known[tp] = begun_of(committed.metadata)
             return known
@@ -78,18 +89,18 @@ class Borders:
         """Write down the batches of an insert, all or none; False when a partition is another's
         now, or soon will be."""
         async with self._lock:
-            return await self._commit(
-                {
-                    TP(batch.topic, batch.partition): (batch.first, note_of(insert.begun(batch)))
-                    for batch in insert.batches
-                }
-            )
+            mark = self._store.mark
+            wanted: dict[TP, tuple[int, str]] = {}
+            for batch in insert.batches:
+                note = note_of(insert.begun(batch), mark)
+                wanted[TP(batch.topic, batch.partition)] = (batch.first, note)
+            return await self._commit(wanted)
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         """Commit what is acked, without touching the note of a batch that was begun behind it."""
         async with self._lock:
             wanted = {
-                tp: (offset, "")
+                tp: (offset, place_note(self._store.mark))
                 for tp, offset in offsets.items()
                 if offset > self._written.get(tp, (-1, ""))[0]
             }

@@ -32,17 +32,22 @@ class Feed:
     table: str
     columns: tuple[str, ...]
     encode: Encode
+    #: Columns by which a row is known as that of a record.
+    identity: tuple[str, ...]
     #: Whether what was there before the sink's first start is missing when it is gone.
     is_history: bool
 
 
 def events_of(topics: Topics) -> Feed:
     """The log of transitions."""
-    return Feed(topics.events, "job_events", records.COLUMNS, records.encode, True)
+    return Feed(
+        topics.events, "job_events", records.COLUMNS, records.encode, ("event_id",), True
+    )
 
 
 def refused_of(topics: Topics) -> Feed:
     """The records that were refused."""
     return Feed(
-        topics.dead, "refused_requests", dead_records.COLUMNS, dead_records.encode_dead, False
+        topics.dead, "refused_requests", dead_records.COLUMNS, dead_records.encode_dead,
+        ("source_topic", "source_partition", "source_offset", "value_bytes"), False,
     )

@@ -27,29 +27,32 @@ class Gaps:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._waiting: list[Gap] = []
+        self._waiting: list[tuple[Gap, bool]] = []
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def note(self, gap: Gap) -> None:
+    def note(self, gap: Gap, *, is_lost: bool = False) -> None:
         """One was noticed; the same one may be noticed again and again, and is one row.
+
+        `is_lost`: rows of it went into a store that is gone, so from the start of the log on it is
+        missing whatever the feed.
 
         A topic that was made again, or cut, lacks nothing that was to be read.
         """
         if gap.wanted < gap.start:
-            self._waiting.append(gap)
+            self._waiting.append((gap, is_lost))
 
     def tell(self, engine: Engine) -> None:
         """Write the rows of all that wait; blocks. Raises EngineError, then they wait on."""
         while self._waiting:
-            gap = self._waiting[0]
-            first = self._first_of(gap, engine)
+            gap, is_lost = self._waiting[0]
+            first = self._first_of(gap, engine, is_lost=is_lost)
             if first is not None:
                 self._insert(engine, gap, first)
             self._waiting.pop(0)
 
-    def _first_of(self, gap: Gap, engine: Engine) -> int | None:
+    def _first_of(self, gap: Gap, engine: Engine, *, is_lost: bool) -> int | None:
         """The first missing offset; None when nothing is missing.
 
         Where it is 0, or Kafka has forgotten how far this group had read, the rows say it. What
@@ -63,7 +66,7 @@ class Gaps:
             {"partition": gap.partition},
         )[0]
         if not int(row["rows"]):
-            return 0 if self._feed.is_history else None
+            return 0 if self._feed.is_history or is_lost else None
         first = int(row["last"]) + 1
         return first if first < gap.start - 1 else None
 

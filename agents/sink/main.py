@@ -25,8 +25,14 @@ from typing import Any, Final
 from tidemill.agents import exit_codes
 from tidemill.agents.callers import http_address
 from tidemill.agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError, open_engine
-from tidemill.agents.clickhouse.migrate import migrate
+from tidemill.agents.clickhouse.migrate import MigrationError, migrate
 from tidemill.agents.clickhouse.port import ClickHousePort
+from tidemill.agents.clickhouse.soundness import (
+    DamagedStore,
+    losses,
+    refuse_missing_tables,
+    way_out,
+)
 from tidemill.agents.logging import announce_ready, configure_logging
 from tidemill.agents.runtime.app import RoleApp, create_app
 from tidemill.agents.runtime.chunk import Chunk
@@ -37,6 +43,8 @@ from tidemill.agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, 
 from tidemill.agents.sink.batches import BatchLimits
 from tidemill.agents.sink.borders import Borders
 from tidemill.agents.sink.feeds import events_of, refused_of
+from tidemill.agents.sink.reread import read_record
+from tidemill.agents.sink.store import Store
 from tidemill.agents.sink.writer import SinkWriter
 from tidemill.agents.topics import await_topics, check_partitions, end_on_conflict
 from tidemill.schemas.topics import Topics
@@ -66,7 +74,7 @@ FETCH_BYTES_MIN: Final = 1_048_576
 FOLDER_WAIT_SECONDS: Final = 10.0
 # The port's thread must serve by then.
 PORT_START_SECONDS: Final = 15.0
-ERROR_LENGTH_MAX: Final = 500  # characters of what ClickHouse says at a start that fails
+ERROR_LENGTH_MAX: Final = 1_500  # characters of what ClickHouse says at a start that fails
 # All roles of `tidemill dev` share 10 s for their stop.
 STOP_SECONDS_MAX: Final = 6.0
 
@@ -80,7 +88,7 @@ def open_migrated(dsn: str, *, give_up_seconds: float | None) -> Engine:
     while True:
         try:
             engine = open_engine(dsn)
-            applied = migrate(engine)
+            applied, lost = _made_ready(engine)
         except EngineError as error:
             waited = time.monotonic() - begun
             if not error.is_retryable or (give_up_seconds is not None and waited > give_up_seconds):
@@ -90,7 +98,23 @@ def open_migrated(dsn: str, *, give_up_seconds: float | None) -> Engine:
         else:
             if applied:
                 logger.info("migrations applied: %s", ", ".join(applied))
+            if lost:
+                logger.error("rows are missing: %s; %s", "; ".join(lost), way_out(engine.dsn))
             return engine
+
+
+def _made_ready(engine: Engine) -> tuple[list[str], list[str]]:
+    """What was migrated, and what the store has lost."""
+    try:
+        applied = migrate(engine)
+        refuse_missing_tables(engine)
+        return applied, losses(engine.query)
+    except EngineError as error:
+        if error.is_retryable or isinstance(error, MigrationError | DamagedStore):
+            raise
+        raise DamagedStore(
+            f"{engine.dsn} cannot be used ({error.message}); {way_out(engine.dsn)}"
+        ) from error
 
 
 def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
@@ -104,15 +128,17 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
     )
     app.on_counts = partial(end_on_conflict, topics, settings.partitions)
     app.fetch_bytes_min = FETCH_BYTES_MIN
-    borders, thread = Borders(app), CallThread("sink-insert")
+    feeds, thread = (events_of(topics), refused_of(topics)), CallThread("sink-insert")
+    store = Store(engine, feeds, thread, partial(read_record, settings.kafka))
+    borders = Borders(app, store)
     outbox = OutboxProducer(settings.kafka, "tidemill-sink")
     writers = [
         SinkWriter(
-            app, engine, outbox, feed, borders=borders, thread=thread, dead_topic=topics.dead,
-            partitions=settings.partitions,
+            app, engine, outbox, feed, borders=borders, store=store, thread=thread,
+            dead_topic=topics.dead, partitions=settings.partitions,
             limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
         )
-        for feed in (events_of(topics), refused_of(topics))
+        for feed in feeds
     ]
     for writer in writers:
         _read_for(app, writer)
@@ -129,7 +155,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
             if writer.topic == gap.topic:
                 writer.note_gap(gap)
 
-    app.on_gap = note_gap
+    app.on_gap, app.other_places = note_gap, store.places
     app.commit_offsets, app.before_revoke, app.before_stop = borders.commit, finish, stop
     return app
 
@@ -285,6 +311,8 @@ def _first_line(error: Exception) -> str:
 
 def _start_code(error: EngineError | SettingsError) -> int:
     """What will be the same at the next start ends all; what may pass is tried again."""
+    if isinstance(error, DamagedStore):
+        return exit_codes.DAMAGED
     passes = isinstance(error, EngineError) and error.is_retryable
     return exit_codes.FAILED if passes else exit_codes.CONFIG
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from faust.types import TP
+
 from tidemill.agents.clickhouse.engine import CHDB_SCHEME, Engine, EngineError
 from tidemill.agents.crash import crash_point
 from tidemill.agents.runtime.app import RoleApp
@@ -34,6 +36,7 @@ from tidemill.agents.sink.feeds import Feed
 from tidemill.agents.sink.gaps import Gaps
 from tidemill.agents.sink.inboxes import Inboxes
 from tidemill.agents.sink.records import INSERT_SETTINGS, Encoded
+from tidemill.agents.sink.store import Store
 from tidemill.schemas.codec import Refusal
 from tidemill.schemas.dead import dead_headers
 from tidemill.schemas.record_pages import OutRecord
@@ -64,6 +67,11 @@ class Outage:
         self._since: float | None = None
         self._said_at = 0.0
         self._pause = RETRY_SECONDS_MIN
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the last call failed."""
+        return self._since is not None
 
     def next_pause(self, error: Exception, now: float) -> float:
         """Seconds until the next try."""
@@ -97,6 +105,7 @@ class SinkWriter:
         feed: Feed,
         *,
         borders: Borders,
+        store: Store,
         thread: CallThread,
         dead_topic: str,
         partitions: int,
@@ -110,6 +119,7 @@ class SinkWriter:
         self._dead_topic = dead_topic
         self._partitions = partitions
         self._borders = borders
+        self._store = store
         self._thread = thread
         self._outage = Outage()
         self._inboxes = Inboxes(
@@ -153,7 +163,7 @@ class SinkWriter:
 
     def note_gap(self, gap: Gap) -> None:
         """Records were gone before they were read: told before anything behind them goes in."""
-        self._gaps.note(gap)
+        self._gaps.note(gap, is_lost=self._store.has_lost(TP(gap.topic, gap.partition)))
         self._arrived.set()
 
     def may_pass(self, partition: int) -> bool:
@@ -248,6 +258,7 @@ class SinkWriter:
     async def _insert(self, insert: Insert) -> None:
         # 1. Rows in memory; nothing is known outside.
         encoded = await self._thread.call(self._encoding(insert, is_careful=False))
+        await self._store.renew()
         crash_point("sink.before_borders")
         # 2. The borders are durable before anything can be seen of the rows.
         while not await self._borders.write(insert):
@@ -281,6 +292,9 @@ class SinkWriter:
         is_careful = False
         while True:
             try:
+                if self._outage.is_on:
+                    # It may come back as another store, such as an older copy.
+                    await self._thread.call(self._store.verify)
                 await self._thread.call(partial(self._insert_once, insert.token, encoded))
             except EngineError as error:
                 if not error.is_retryable and not is_careful:

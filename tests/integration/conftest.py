@@ -1,4 +1,4 @@
-"""What the tests of real parts share beside the broker: a ClickHouse server."""
+"""What the tests of real parts share beside the broker: a ClickHouse server, a log, a sink."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.integration import clickhouse_stand_in
+from tests.integration.sink_kit import Log, Place
 from tidemill.agents.embedded.broker import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -40,3 +41,18 @@ def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield f"http://{user}:{password}@127.0.0.1:{port}"
         popen.stdin.close()
         popen.wait(DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def log(kafka: str, topic_prefix: str) -> Log:
+    return Log(kafka, f"{topic_prefix}.")
+
+
+@pytest.fixture(params=["chdb", "server"])
+def place(
+    request: pytest.FixtureRequest, kafka: str, topic_prefix: str, tmp_path: Path
+) -> Iterator[Place]:
+    server = None if request.param == "chdb" else request.getfixturevalue("clickhouse_server")
+    made = Place(server, kafka, f"{topic_prefix}.", tmp_path / "clickhouse")
+    yield made
+    made.close()

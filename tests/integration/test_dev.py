@@ -350,8 +350,9 @@ def test_a_damaged_database_ends_the_command(start: Any, folder: Path) -> None:
         (clickhouse / name).write_text("rubbish")
     dev = start()
     # At once and with its reason, not after a round of starts.
-    assert dev.popen.wait(SECONDS) == exit_codes.CONFIG
+    assert dev.popen.wait(SECONDS) == exit_codes.DAMAGED
     assert "the stack cannot start" in dev.told()
+    assert f"move {clickhouse} away" in dev.told()
     assert "starting it again" not in dev.told()
 
 

@@ -15,7 +15,14 @@ from tidemill.agents.clickhouse.engine import Engine, open_engine
 from tidemill.agents.clickhouse.migrate import load_migrations, migrate, statements_of
 from tidemill.agents.sink.records import COLUMNS
 from tidemill.schemas.events import JobEvent
-from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.schemas.rows import (
+    JOB_EVENTS,
+    JOB_MINUTES,
+    JOBS,
+    LOG_GAPS,
+    REFUSED_REQUESTS,
+    SINK_MARKS,
+)
 
 TABLES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "job_events": JOB_EVENTS,
@@ -24,6 +31,7 @@ TABLES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "job_minutes": JOB_MINUTES,
     "refused_requests": REFUSED_REQUESTS,
     "log_gaps": LOG_GAPS,
+    "sink_marks": SINK_MARKS,
 }
 # Columns that come in with an event and are taken apart; they are not stored.
 EPHEMERAL = {"job_events": {"schema_version", "error", "cause"}}
@@ -69,7 +77,8 @@ def test_every_table_remembers_tokens(engine: Engine) -> None:
         " AND engine LIKE '%MergeTree' AND name != 'schema_migrations' ORDER BY name"
     )
     assert [row["name"] for row in rows] == [
-        "job_events", "job_minutes", "jobs_latest", "log_gaps", "refused_requests"
+        "job_events", "job_minutes", "jobs_latest", "log_gaps", "refused_requests",
+        "sink_marks",
     ]
     for row in rows:
         assert "non_replicated_deduplication_window = 20000" in row["engine_full"], row["name"]

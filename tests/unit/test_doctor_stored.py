@@ -116,3 +116,29 @@ def test_a_clickhouse_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_asks() -> None:
     assert set(clickhouse.CHECKS) <= set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "counts", "told"),
+    [
+        ({}, (0, 0, 0), ""), ({}, (9, 5, 3), ""),
+        ({"table": "jobs_latest", "parts": "2"}, (9, 5, 3), "2 damaged parts of jobs_latest"),
+        ({}, (0, 5, 3), "job_events is empty"), ({}, (0, 0, 3), "job_events is empty"),
+        ({}, (9, 0, 3), "job_minutes is empty"), ({}, (9, 5, 0), "jobs_latest is empty"),
+    ],
+)
+def test_a_store_that_has_lost_rows(
+    monkeypatch: pytest.MonkeyPatch, left_out: dict[str, str], counts: tuple[int, ...], told: str
+) -> None:
+    def answer(_url: str, sql: str) -> Rows:
+        if "detached_parts" in sql:
+            return [left_out] if left_out else []
+        if "LIMIT 1" in sql:
+            return [{"1": 1}]
+        return [dict(zip(("events", "minutes", "jobs"), counts, strict=True))]
+
+    monkeypatch.setattr(clickhouse, "query_rows", answer)
+    finding = clickhouse.store(SETTINGS)
+    assert finding.verdict == ("failed" if told else "ok")
+    assert told in finding.found
+    assert ("move clickhouse/" in finding.hint) is bool(told)

@@ -14,7 +14,8 @@ from tidemill.agents.sink.batches import (
     PartitionInbox,
     are_due,
 )
-from tidemill.agents.sink.borders import begun_of, note_of
+from tidemill.agents.sink.borders import begun_of, note_of, place_note
+from tidemill.agents.sink.store import mark_of
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
 
@@ -202,8 +203,13 @@ def test_notes_are_read_as_they_were_written() -> None:
         Begun(0, "events:2:0-0@77", (2,)),
         Begun(2**63, "events:2:0-9@77+0a", tuple(range(64))),
     ):
-        assert begun_of(note_of(begun)) == begun
-        assert len(note_of(begun)) < 1_000
+        note = note_of(begun, "0a1f")
+        assert begun_of(note) == begun
+        assert mark_of(note) == mark_of(place_note("0a1f")) == "0a1f"
+        assert begun_of(place_note("0a1f")) is None
+        assert len(note) < 1_000
+        older = f"tidemill-sink/2 {note.partition('store=0a1f ')[2]}"
+        assert (begun_of(older), mark_of(older)) == (begun, None)
     for foreign in (
         None, "", "last=3", "tidemill-sink/1 last=3", "tidemill-sink/2 last=-1 of=0 insert=x",
         "tidemill-sink/2 last=1 of= insert=x", "tidemill-sink/2 last=1 of=0 insert=",

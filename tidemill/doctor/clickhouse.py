@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from tidemill.agents.clickhouse.soundness import losses
 from tidemill.agents.settings import CommonSettings
 from tidemill.doctor.finding import ANSWER_SECONDS, Check, Finding
 from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
@@ -161,9 +162,23 @@ def gaps(settings: CommonSettings) -> Finding:
     )
 
 
+def store(settings: CommonSettings) -> Finding:
+    """Whether the store has lost rows, which ClickHouse does not say."""
+    lost = losses(lambda sql: query_rows(settings.clickhouse, sql))
+    if not lost:
+        return Finding("store", "ok", "no table has lost a part")
+    return Finding(
+        "store", "failed", f"rows are missing: {safe_line('; '.join(lost))}",
+        "no job needs them: stop `tidemill dev` (or the sinks) and move clickhouse/ of the data "
+        "folder away (of a server: drop the database or put back a backup); the next start makes "
+        "the rows again as far as the log reaches back",
+    )
+
+
 CHECKS: Final = (
     Check("clickhouse", reachable),
     Check("tables", tables, needs="clickhouse"),
+    Check("store", store, needs="clickhouse"),
     Check("gaps", gaps, needs="clickhouse"),
     Check("refused", refused, needs="clickhouse"),
     Check("hand-backs", hand_backs, needs="clickhouse"),

@@ -15,7 +15,14 @@ from tidemill.agents import exit_codes, queries, settings
 from tidemill.agents.api.main import build_api
 from tidemill.agents.clickhouse.engine import Engine, EngineUnavailable
 from tidemill.schemas.dead import HEADER_MEANINGS
-from tidemill.schemas.rows import JOB_EVENTS, JOB_MINUTES, JOBS, LOG_GAPS, REFUSED_REQUESTS
+from tidemill.schemas.rows import (
+    JOB_EVENTS,
+    JOB_MINUTES,
+    JOBS,
+    LOG_GAPS,
+    REFUSED_REQUESTS,
+    SINK_MARKS,
+)
 from tidemill.schemas.topics import DAY_MS, HOUR_MS, READY_PARTITIONS, Topics, TopicSpec
 from tidemill.schemas.words import ErrorCode, Priority, Reason
 from tidemill.streams.envelope import HEADER_MEANINGS as ENVELOPE_MEANINGS
@@ -43,6 +50,7 @@ TABLES: Final = {
         "One row a refused record: what jobs.dead tells, but for failed jobs.", REFUSED_REQUESTS
     ),
     "log_gaps": ("One row a gap: records that were gone before the sink read them.", LOG_GAPS),
+    "sink_marks": ("The sink's own: which store its committed offsets tell of.", SINK_MARKS),
     "job_minutes": ("Roll-up by minute. Always `sum(events)`: rows may be several.", JOB_MINUTES),
 }
 ROLES: Final[dict[str, type[settings.CommonSettings]]] = {
