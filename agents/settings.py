@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from tidemill.agents.callers import is_loopback, name_called
 from tidemill.schemas.requests import QUEUE_LENGTH_MAX, QUEUE_PATTERN
 from tidemill.schemas.topics import DEV_PARTITIONS
-from tidemill.streams.store.state import INTERRUPTIONS_MAX
+from tidemill.streams.policies.rescue import INTERRUPTIONS_MAX
 
 ENV_PREFIX: Final = "TIDEMILL_"
 DEFAULT_HOST: Final = "127.0.0.1"  # loopback: nothing listens to the network unless it is told to

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tidemill.schemas.words import Reason
-from tidemill.streams.commands import Defer
+from tidemill.streams.commands import Obey
 from tidemill.streams.decision import cost_of
-from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
-from tidemill.streams.desk import Desk
-from tidemill.streams.job import NO_WORKER, Job, JobKey
-from tidemill.streams.schedule import Groups, TimerKind, may_dispatch, waits_for_type
+from tidemill.streams.job import NO_WORKER, UNKNOWN_TYPE, Job, JobKey
+from tidemill.streams.policies.base import wait
+from tidemill.streams.schedule import Groups, may_dispatch, waits_for_type
 
+if TYPE_CHECKING:
+    from tidemill.streams.turn import Turn
+
+UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
 # ms of absence before a job's story tells of it. A worker tells what it runs every two seconds, and
 # a restart of one among several takes a second or two: nothing of that is worth an event a job.
 TELL_AFTER_MS: Final = 3_000
@@ -45,8 +48,7 @@ ANY_QUEUE: Final = ""  # of a job whose type is unknown and that names no queue
 class Absences:
     """What one partition knows of who is missing. Volatile: a restore starts it anew."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self) -> None:
         self._told: Mapping[str, Groups] = {}
         self._lives_since: dict[str, int] = {}
         self._gone_at: dict[tuple[str, str], int] = {}  # (queue, type) that was there before
@@ -125,12 +127,12 @@ class Absences:
         """The indices are made anew, and with them the list of jobs to deal with."""
         self._due.clear()
 
-    def look(self, now_ms: int) -> None:
+    def look(self, turn: Turn) -> None:
         """Looks through the lines that nobody serves, for jobs of which there is news."""
         if self._due:
             return
-        jobs = self._desk.state.jobs
-        waiting = [one for one in self._desk.schedule.lines.items() if len(one[1].waiting)]
+        jobs, now_ms = turn.jobs, turn.now_ms
+        waiting = [one for one in turn.schedule.lines.items() if len(one[1].waiting)]
         queues = {name[0] for name, _ in waiting}
         for queue in self._dead_since.keys() - queues:
             del self._dead_since[queue]
@@ -149,47 +151,49 @@ class Absences:
                 elif not _is_told(job, reason) or (is_served and self._is_over(job, now_ms)):
                     self._due.append(key)
             if 2 * left > len(looked_at):
-                self._desk.schedule.drop_moved_on(line, queue, jobs)
+                turn.schedule.drop_moved_on(line, queue, jobs)
 
-    def work(self, now_ms: int) -> None:
+    def work(self, turn: Turn) -> None:
         """Deals with a portion of what was found."""
+        now_ms = turn.now_ms
         if not self._due or now_ms - self._worked_at < PORTION_EVERY_MS:
             return
         self._worked_at = now_ms
         left = PORTION
         while left > 0 and self._due:
             key = self._due.popleft()
-            job = self._desk.state.jobs.get(key)
+            job = turn.job(key)
             if job is None:
                 continue
             left -= cost_of(job)
             if waits_for_type(job):
-                self._resolve(key, job, now_ms)
+                self._resolve(turn, key, job)
             elif may_dispatch(job, job.spec.queue, now_ms):
-                self._tell(key, job, now_ms)
+                self._tell(turn, key, job)
 
-    def _resolve(self, key: JobKey, job: Job, now_ms: int) -> None:
+    def _resolve(self, turn: Turn, key: JobKey, job: Job) -> None:
         """A job of a type that nobody has told of, after its wait."""
-        spec = job.spec
-        policy = self._desk.state.policy(spec.type)
+        spec, now_ms = job.spec, turn.now_ms
+        job_type = turn.job_type(spec.type)
         missing_ms = self.missing_ms(spec.queue, spec.type, now_ms)
-        if policy is not None or missing_ms >= UNKNOWN_TYPE_WAIT_MS:
-            self._desk.resolve(key, job, policy)
+        if job_type is not None or missing_ms >= UNKNOWN_TYPE_WAIT_MS:
+            turn.resolve(key, job, job_type)
         else:
-            self._desk.schedule.set_timer(now_ms + LOOK_AGAIN_MS, TimerKind.UNKNOWN_TYPE, key)
+            turn.set_timer(UNKNOWN_TYPE, now_ms + LOOK_AGAIN_MS, key)
 
-    def _tell(self, key: JobKey, job: Job, now_ms: int) -> None:
+    def _tell(self, turn: Turn, key: JobKey, job: Job) -> None:
         """The job's story says why it waits; after its wait it is given up."""
-        spec = job.spec
+        spec, now_ms = job.spec, turn.now_ms
         reason = self._reason_of(spec.queue, spec.type, now_ms)
         if reason is None:
             return
         if not _is_told(job, reason):
             due_at = self._given_up_at(job, now_ms) if reason is Reason.TYPE_NOT_RUN else None
-            self._desk.decide(key, job, Defer(due_at, (NO_WORKER, reason.value), reason))
-            job = self._desk.state.jobs[key]
+            told = wait((NO_WORKER, reason.value), reason, due_at)
+            turn.decide(key, job, Obey(told))
+            job = turn.jobs[key]
         if reason is Reason.TYPE_NOT_RUN and self._is_over(job, now_ms):
-            self._desk.resolve(key, job, None)
+            turn.resolve(key, job, None)
 
     def _given_up_at(self, job: Job, now_ms: int) -> int:
         """Its wait began when the type was missed, or when the job came to wait for a slot."""

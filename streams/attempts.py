@@ -12,18 +12,14 @@ from typing import Any, Final
 import orjson
 
 from tidemill.schemas.requests import RESULT_BYTES_MAX
-from tidemill.schemas.wire import DELAY_MS_MAX, BackoffSpec
 from tidemill.schemas.words import ErrorCode, State
-from tidemill.streams import retry
 from tidemill.streams.job import Job
-from tidemill.streams.policy import Policy
 
 ERROR_MESSAGE_LENGTH_MAX: Final = 2_000  # characters of an error's message
 ERROR_CODE_LENGTH_MAX: Final = 128  # characters
 TRACE_LENGTH_MAX: Final = 8_192  # characters of a stack trace, in its event alone
 REASON_LENGTH_MAX: Final = 500  # characters of a handler's own reason
 ENDED_UNTOLD: Final = "its worker ended without a word"
-NO_BACKOFF_KNOWN: Final = BackoffSpec()  # when a type's policy is gone
 # ms before a job goes again that a worker does not run: long enough for one to tell what it runs,
 # doubled each time, up to the wait after which a type that nobody runs counts as unknown.
 RETURN_MS: Final = 500
@@ -99,17 +95,6 @@ def trace_of(outcome: dict[str, Any]) -> dict[str, Any] | None:
     return None if trace is None else {"trace": trace}
 
 
-def delay_ms(job: Job, outcome: dict[str, Any], policy: Policy | None) -> int:
-    """How long to wait before the next attempt: what the handler asked for with
-    `Retry(after_seconds=)`, else the type's backoff."""
-    asked = outcome.get("retry_after_ms")
-    if asked is None:
-        backoff = NO_BACKOFF_KNOWN if policy is None else policy.backoff
-        seed = f"{job.spec.user_id}/{job.spec.job_id}/{job.run}"
-        asked = retry.backoff_ms(backoff, attempt=job.attempt, seed=seed)
-    return max(0, min(int(asked), DELAY_MS_MAX))
-
-
 def return_delay_ms(returns: int) -> int:
     """How long a job waits that workers have handed back so often because they do not run it."""
     return min(RETURN_MS_MAX, RETURN_MS << min(max(0, returns - 1), 16))
@@ -124,28 +109,6 @@ def returned_data(returns: int, detail: str | None) -> dict[str, Any] | None:
     if detail is not None:
         data["detail"] = detail
     return data
-
-
-def worker_lost_error(rescues: int, detail: str | None) -> dict[str, Any]:
-    """The error of a job that was rescued too often. `detail`: how the last worker ended."""
-    last = "" if detail is None else f"; of the last one: {detail}"
-    return {
-        "code": ErrorCode.WORKER_LOST.value,
-        "message": f"{rescues} workers were lost while they ran this job{last}; see whether it "
-        "crashes its process or needs too much memory, then redrive it",
-        "retryable": False,
-    }
-
-
-def interrupted_error(interruptions: int) -> dict[str, Any]:
-    """The error of a job whose workers were stopped too often before it could end."""
-    return {
-        "code": ErrorCode.INTERRUPTED.value,
-        "message": f"{interruptions} workers were stopped while they ran this job, and it began "
-        "anew each time: raise stop_grace_seconds above what it takes, split the job, or raise "
-        "interruptions_max; then redrive it",
-        "retryable": False,
-    }
 
 
 def result_json(result: object) -> bytes | dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from tidemill.schemas.codec import Decoded, Refusal
 from tidemill.schemas.words import Reason
-from tidemill.streams.job import JobKey, WaitKey, Worker
-from tidemill.streams.policy import Policy
+from tidemill.streams.job import JobKey, Worker
+from tidemill.streams.job_type import JobType
+from tidemill.streams.policies.base import Verdict
 from tidemill.streams.store.finished import Ended
 
 Cause = tuple[str, int, int]
@@ -53,9 +54,9 @@ class Refuse:
 
 @dataclass(slots=True)
 class Resolve:
-    """The handler of a deferred job became known (`policy`), or did not in time (None)."""
+    """The type of a deferred job became known, or did not in time (None)."""
 
-    policy: Policy | None
+    job_type: JobType | None
 
 
 @dataclass(slots=True)
@@ -63,18 +64,13 @@ class Dispatch:
     """A slot is free for this job."""
 
 
-@dataclass(slots=True)
-class Defer:
-    """The job cannot start: a limit does not let it, or nobody is there who could run it."""
+class Obey:
+    """A policy has said of a waiting job that it waits for something else, or that it ends."""
 
-    due_at: int | None  # epoch ms; None when nobody can say
-    waits_for: WaitKey
-    reason: Reason
+    __slots__ = ("verdict",)
 
-
-@dataclass(slots=True)
-class Expire:
-    """The job's `expires_at` has come."""
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
 
 
 @dataclass(slots=True)
@@ -125,6 +121,5 @@ class Forget:
 
 
 CoreCommand = (
-    Submit | Refuse | Resolve | Dispatch | Defer | Expire | Rescue | Report | Cancel | Redrive
-    | Forget
+    Submit | Refuse | Resolve | Dispatch | Obey | Rescue | Report | Cancel | Redrive | Forget
 )

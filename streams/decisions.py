@@ -13,15 +13,13 @@ import orjson
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, EventKind, Reason, State
 from tidemill.streams import admission, attempts
-from tidemill.streams.admission import Situation
 from tidemill.streams.commands import (
     Cancel,
     Cause,
     CoreCommand,
-    Defer,
     Dispatch,
-    Expire,
     Forget,
+    Obey,
     Redrive,
     Refuse,
     Report,
@@ -37,9 +35,12 @@ from tidemill.streams.decision import (
     Rejected,
     repeat_of,
 )
-from tidemill.streams.job import HANDED_BACK, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey, Worker
+from tidemill.streams.job import HANDED_BACK, Job, JobKey, Spec, WaitKey, Worker
 from tidemill.streams.lifecycle import GIVES_BACK, evolve, state_after
+from tidemill.streams.policies.base import Verdict, ask_door, ask_start
+from tidemill.streams.policies.unknown_type import await_type, nobody_runs
 from tidemill.streams.store.kept_cancels import KeptCancel
+from tidemill.streams.turn import Turn
 
 _E: Final = EventKind
 # By names of this module: compiled code reads those without a look-up.
@@ -50,13 +51,8 @@ _DISPATCHED: Final = _E.DISPATCHED
 _ATTEMPT_SUCCEEDED: Final = _E.ATTEMPT_SUCCEEDED
 _SUCCEEDED: Final = _E.SUCCEEDED
 _REDRIVEN: Final = _E.REDRIVEN
+_SKIPPED: Final = _E.SKIPPED
 _Fragment: Final = orjson.Fragment
-
-# Per run. After three a worker runs the job in a process of its own, where a job that kills ends
-# itself alone (`tidemill.agents.worker.apart`): so these are deaths that others caused, and no law
-# of the engine's bounds those. Whatever still kills its worker then must not do so for ever.
-RESCUES_MAX: Final = 100
-UNKNOWN_TYPE_WAIT_MS: Final = 30_000  # ms that a job waits for a worker to tell of its type
 
 
 class EventBuilder:
@@ -113,14 +109,16 @@ class EventBuilder:
         self.events.append(event)
         return self
 
-    def await_type(self) -> EventBuilder:
-        """No worker has told of the job's type: it waits for one."""
-        if self.job is None:
-            raise InvalidTransition(None, _E.DEFERRED)
-        return self.tell(
-            _E.DEFERRED, reason=Reason.UNKNOWN_TYPE, due_at=self._now + UNKNOWN_TYPE_WAIT_MS,
-            waits_for=(UNKNOWN_TYPE, self.job.spec.type),
-        )
+    def obey(self, verdict: Verdict) -> Accepted:
+        """What a policy said that is not "go"."""
+        kind = verdict.kind
+        if kind is None:
+            raise InvalidTransition(self.job, _E.DEFERRED)
+        if kind is _E.DEFERRED:
+            return self.tell(
+                kind, reason=verdict.reason, due_at=verdict.until, waits_for=verdict.waits_for
+            ).done()
+        return self.end(kind, verdict.reason, error=verdict.error)
 
     def end(
         self, kind: EventKind, reason: str | None = None, *,
@@ -154,43 +152,37 @@ class EventBuilder:
         return Accepted(self.events, self.job)
 
 
-def decide(job: Job | None, command: CoreCommand, now: int, situation: Situation) -> Decision:
-    """The events that `command` causes for `job` at `now` (epoch ms), or why it causes none."""
+def decide(job: Job | None, command: CoreCommand, turn: Turn) -> Decision:
+    """The events that `command` causes for `job` at the turn's instant, or why it causes none."""
     match command:
         case Report():
-            return _report(job, command, now, situation)
+            return _report(job, command, turn)
         case Submit():
-            return _submit(job, command, now, situation)
+            return _submit(job, command, turn)
         case Dispatch():
-            return EventBuilder(job, now, None).tell(_DISPATCHED).done()
-        case Defer():
-            put_off = EventBuilder(job, now, None)
-            return put_off.tell(
-                _E.DEFERRED, reason=command.reason, due_at=command.due_at,
-                waits_for=command.waits_for,
-            ).done()
+            return EventBuilder(job, turn.now_ms, None).tell(_DISPATCHED).done()
+        case Obey():
+            return EventBuilder(job, turn.now_ms, None).obey(command.verdict)
         case Refuse():
-            return _refuse(job, command, now, situation)
+            return _refuse(job, command, turn)
         case Resolve():
-            return _resolve(job, command, now, situation)
-        case Expire():
-            return EventBuilder(job, now, None).end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
+            return _resolve(job, command, turn)
         case Rescue():
             return _give_back(
-                job, _E.RESCUED, command.reason, now, None, situation, detail=command.detail
+                job, _E.RESCUED, command.reason, None, turn, detail=command.detail
             )
         case Cancel():
-            return _cancel(job, command, now, situation)
+            return _cancel(job, command, turn)
         case Forget():
             return Rejected(command.reason, _E.COMMAND_REFUSED)
         case Redrive():
-            return _redrive(job, command, now, situation)
+            return _redrive(job, command, turn)
         case _:
             assert_never(command)
 
 
-def _submit(job: Job | None, command: Submit, now: int, situation: Situation) -> Decision:
-    requested_at = now
+def _submit(job: Job | None, command: Submit, turn: Turn) -> Decision:
+    requested_at = now = turn.now_ms
     ended = command.ended
     if ended is not None:
         rejected = repeat_of(ended.fingerprint, command.decoded.fingerprint)
@@ -199,66 +191,64 @@ def _submit(job: Job | None, command: Submit, now: int, situation: Situation) ->
         if not job.is_refused:
             return repeat_of(job.spec.fingerprint, command.decoded.fingerprint)
         requested_at = job.spec.requested_at
-    policy = situation.policy_for_new(command.decoded.request.type)
-    spec = admission.spec_of(command, requested_at, situation.accepted, policy)
+    job_type = turn.job_type_for_new(command.decoded.request.type)
+    spec = admission.spec_of(command, requested_at, turn.accepted, job_type)
     story = EventBuilder(job, now, command.cause)
-    kept = situation.kept_cancel(spec.key)
-    skip = admission.reason_to_skip(spec, policy, now, situation)
-    holds_limit = kept is None and skip is None and policy is not None and policy.has_skip_limit
+    kept = turn.kept_cancel(spec.key)
+    policies = turn.policies.of_unknown if job_type is None else job_type.policies_for(spec)
+    verdict = ask_door(policies, turn, spec, job_type)
+    is_let_in = kept is None and verdict.kind is not _SKIPPED
+    holds_limit = is_let_in and job_type is not None and job_type.has_skip_limit
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))
     if kept is not None:
         return story.cancel(kept)
-    if skip is not None:
-        return story.end(_E.SKIPPED, skip)
-    if admission.is_expired(spec, now):
-        return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
-    if policy is None:
-        story.await_type()
-    elif spec.run_at is not None and spec.run_at > now:
+    if verdict.kind is not None:
+        return story.obey(verdict)
+    if spec.run_at is not None and spec.run_at > now:
         story.tell(_E.SCHEDULED, reason=Reason.RUN_AT, due_at=spec.run_at)
     return story.done()
 
 
-def _refuse(job: Job | None, command: Refuse, now: int, situation: Situation) -> Decision:
+def _refuse(job: Job | None, command: Refuse, turn: Turn) -> Decision:
     if job is not None:
         return Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
-    ended = situation.ended((command.user_id, command.job_id))
+    ended = turn.ended((command.user_id, command.job_id))
     if ended is not None:
         rejected = Rejected(Reason.OTHER_BODY, _E.CONFLICT_IGNORED)
         return rejected.of(ended.state, command.refusal.type or "")
-    spec = admission.refused_spec(command, now, situation.accepted)
-    story = EventBuilder(None, now, command.cause)
+    spec = admission.refused_spec(command, turn.now_ms, turn.accepted)
+    story = EventBuilder(None, turn.now_ms, command.cause)
     story.begin(spec, None)
-    kept = situation.kept_cancel(spec.key)
+    kept = turn.kept_cancel(spec.key)
     if kept is not None:
         return story.cancel(kept)
     error = admission.refusal_error(command.refusal)
     return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
 
 
-def _resolve(job: Job | None, command: Resolve, now: int, situation: Situation) -> Decision:
+def _resolve(job: Job | None, command: Resolve, turn: Turn) -> Decision:
     if job is None:
         raise InvalidTransition(None, _E.SCHEDULED)
+    now = turn.now_ms
     story = EventBuilder(job, now, None)
-    if admission.is_too_late(job, now):
-        return story.end(_E.EXPIRED, Reason.EXPIRED_BEFORE_START)
-    policy = command.policy
-    if policy is None:
-        error = admission.unknown_type_error(job.spec)
-        return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=error)
-    spec = admission.resolved(job.spec, policy)
-    skip = admission.reason_to_skip(spec, policy, now, situation)
-    if skip is not None:
-        return story.end(_E.SKIPPED, skip)
-    holds_limit = policy.has_skip_limit
+    verdict = ask_start(turn.policies.of_unknown, turn, job)
+    if verdict.is_end:
+        return story.obey(verdict)
+    job_type = command.job_type
+    if job_type is None:
+        return story.obey(nobody_runs(job.spec))
+    spec = admission.resolved(job.spec, job_type)
+    verdict = ask_door(job_type.policies_for(spec), turn, spec, job_type)
+    if verdict.kind is not None:
+        return story.obey(verdict)
     due_at = max(now, spec.run_at or now)
-    data = admission.resolved_data(spec, holds_limit=holds_limit)
+    data = admission.resolved_data(spec, holds_limit=job_type.has_skip_limit)
     reason = Reason.RUN_AT if due_at > now else None
     story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, new_spec=spec)
     return story.done()
 
 
-def _report(job: Job | None, command: Report, now: int, situation: Situation) -> Decision:
+def _report(job: Job | None, command: Report, turn: Turn) -> Decision:
     outcome = command.outcome
     kind = outcome["kind"]
     # A record that comes again, or late, tells nothing of jobs that have ended or moved on since.
@@ -266,16 +256,17 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
     is_unbegun = is_again or (kind == "returned" and outcome.get("reason") == Reason.WORKER_STALLED)
     audit = None if is_unbegun else _E.OUTCOME_IGNORED
     if job is None:
-        return _of_no_job((outcome["user_id"], outcome["job_id"]), audit, situation)
+        return _of_no_job((outcome["user_id"], outcome["job_id"]), audit, turn)
     if job.state in TERMINAL_STATES:
         return Rejected(Reason.ALREADY_ENDED, audit)
     if job.epoch != outcome["epoch"] or job.state not in IN_FLIGHT_STATES:
         return Rejected(Reason.STALE_EPOCH, audit)
+    now = turn.now_ms
     story = EventBuilder(job, now, command.cause)
     if kind == "succeeded":
         return _attempt_succeeded(story, job, command, now)
     if kind == "failed":
-        return _attempt_failed(story, job, command, now, situation)
+        return _attempt_failed(story, job, command, turn)
     if kind == "started":
         if job.state is _RUNNING:
             return Rejected(Reason.SAME_BODY, None)
@@ -288,15 +279,15 @@ def _report(job: Job | None, command: Report, now: int, situation: Situation) ->
         story.tell(_E.PROGRESSED, worker=command.worker, data=attempts.progress_of(outcome))
         return story.done()
     if kind == "returned":
-        return _returned(job, command, now, situation, is_again=is_again)
+        return _returned(job, command, turn, is_again=is_again)
     reason = attempts.reason_of(outcome) or "skipped by its handler"
     return story.end(_E.SKIPPED, reason, worker=command.worker)
 
 
-def _of_no_job(key: JobKey, audit: EventKind | None, situation: Situation) -> Rejected:
+def _of_no_job(key: JobKey, audit: EventKind | None, turn: Turn) -> Rejected:
     """What becomes of a word about a job that is not alive: one that ended has a story to add to,
     one that nobody knows has none."""
-    ended = None if audit is None else situation.ended(key)
+    ended = None if audit is None else turn.ended(key)
     if ended is None:
         return Rejected(Reason.UNKNOWN_JOB, None)
     return Rejected(Reason.ALREADY_ENDED, audit).of(ended.state)
@@ -323,8 +314,9 @@ def _attempt_succeeded(story: EventBuilder, job: Job, command: Report, now: int)
 
 
 def _attempt_failed(
-    story: EventBuilder, job: Job, command: Report, now: int, situation: Situation
+    story: EventBuilder, job: Job, command: Report, turn: Turn
 ) -> Decision:
+    now = turn.now_ms
     error = attempts.error_of(command.outcome)
     started_at, wait_ms, run_ms = attempts.times(job, command.outcome, now)
     story.tell(
@@ -337,13 +329,23 @@ def _attempt_failed(
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, run_ms=run_ms, error=error)
     if job.attempt >= job.spec.max_attempts:
         return story.end(_E.FAILED, Reason.ATTEMPTS_EXHAUSTED, run_ms=run_ms, error=error)
-    delay_ms = attempts.delay_ms(job, command.outcome, situation.policy(job.spec.type))
-    story.tell(_E.RETRY_SCHEDULED, due_at=now + delay_ms, error=error)
+    story.tell(
+        _E.RETRY_SCHEDULED, due_at=now + _delay_ms(job, command.outcome, turn), error=error
+    )
     return story.done()
 
 
+def _delay_ms(job: Job, outcome: dict[str, Any], turn: Turn) -> int:
+    """How long to wait before the next attempt, as the first policy says that knows."""
+    for policy in turn.policies.all:
+        delay_ms = policy.may_retry(turn, job, outcome)
+        if delay_ms is not None:
+            return delay_ms
+    return 0
+
+
 def _returned(
-    job: Job, command: Report, now: int, situation: Situation, *, is_again: bool
+    job: Job, command: Report, turn: Turn, *, is_again: bool
 ) -> Decision:
     reason = attempts.reason_of(command.outcome) or Reason.NO_FREE_SLOT
     detail = attempts.detail_of(command.outcome)
@@ -356,42 +358,41 @@ def _returned(
         # Its worker was lost, and perhaps this job ended it. From now on each start is told
         # before the handler is called: when it comes again untold, it was not begun.
         kind, detail = _E.RESCUED, detail or attempts.ENDED_UNTOLD
-    return _give_back(job, kind, reason, now, command.cause, situation, detail=detail)
+    return _give_back(job, kind, reason, command.cause, turn, detail=detail)
 
 
 def _give_back(
-    job: Job | None, kind: EventKind, reason: str, now: int, cause: Cause | None,
-    situation: Situation, *, detail: str | None,
+    job: Job | None, kind: EventKind, reason: str, cause: Cause | None, turn: Turn,
+    *, detail: str | None,
 ) -> Decision:
-    story = EventBuilder(job, now, cause)
+    story = EventBuilder(job, turn.now_ms, cause)
     returns = job.returns + 1 if job is not None and kind is _E.RETURNED else 0
     story.tell(kind, reason=reason, data=attempts.returned_data(returns, detail))
     left = story.job
-    if left is not None and left.is_cancel_requested:
-        return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
-    if left is not None and left.rescues > RESCUES_MAX:
-        error = attempts.worker_lost_error(left.rescues, detail)
-        return story.end(_E.FAILED, Reason.WORKER_LOST, error=error)
+    if left is not None:
+        if left.is_cancel_requested:
+            return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
+        for policy in turn.policies.all:
+            verdict = policy.may_go_on(turn, left, detail)
+            if verdict.kind is not None:
+                return story.obey(verdict)
     if reason == Reason.TYPE_NOT_RUN:  # sent at once, it might meet the same worker
-        due_at = now + attempts.return_delay_ms(returns)
+        due_at = turn.now_ms + attempts.return_delay_ms(returns)
         story.tell(
             _E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at, waits_for=HANDED_BACK
         )
-    if left is not None and left.interruptions > situation.interruptions_max:
-        error = attempts.interrupted_error(left.interruptions)
-        return story.end(_E.FAILED, Reason.INTERRUPTED, error=error)
     return story.done()
 
 
-def _cancel(job: Job | None, command: Cancel, now: int, situation: Situation) -> Decision:
+def _cancel(job: Job | None, command: Cancel, turn: Turn) -> Decision:
     if job is None:
-        ended = situation.ended(command.key)
+        ended = turn.ended(command.key)
         if ended is not None:
             return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED).of(ended.state)
         return Kept()  # its request may be under way: a submit or a refusal finds the cancel
     if job.state in TERMINAL_STATES:
         return Rejected(Reason.ALREADY_ENDED, _E.COMMAND_REFUSED)
-    story = EventBuilder(job, now, command.cause)
+    story = EventBuilder(job, turn.now_ms, command.cause)
     if job.state in IN_FLIGHT_STATES:
         if job.is_cancel_requested:
             return Rejected(Reason.SAME_BODY, _E.COMMAND_REFUSED)
@@ -400,21 +401,20 @@ def _cancel(job: Job | None, command: Cancel, now: int, situation: Situation) ->
     return story.cancel(command)
 
 
-def _redrive(job: Job | None, command: Redrive, now: int, situation: Situation) -> Decision:
+def _redrive(job: Job | None, command: Redrive, turn: Turn) -> Decision:
     if job is None:
-        return _of_no_job(command.key, _E.COMMAND_REFUSED, situation)
+        return _of_no_job(command.key, _E.COMMAND_REFUSED, turn)
     if not job.is_dead_letter:
         is_over = job.state in TERMINAL_STATES
         reason = Reason.ALREADY_ENDED if is_over else Reason.NOT_ENDED
         return Rejected(reason, _E.COMMAND_REFUSED)
-    if admission.is_too_late(job, now):  # it would only lose its dead letter
-        return Rejected(Reason.EXPIRED_BEFORE_START, _E.COMMAND_REFUSED)
-    key = job.spec.unique_key
-    if key is not None and situation.unique_holder(job.spec.user_id, key) is not None:
-        return Rejected(Reason.DUPLICATE, _E.COMMAND_REFUSED)
+    for policy in reversed(turn.policies.all):  # what has passed for good before what may change
+        why_not = policy.may_redrive(turn, job)
+        if why_not is not None:
+            return Rejected(why_not, _E.COMMAND_REFUSED)
     data = {"actor": command.actor, "reason": command.reason}
-    story = EventBuilder(job, now, command.cause)
+    story = EventBuilder(job, turn.now_ms, command.cause)
     story.tell(_E.REDRIVEN, data=data, reason=Reason.OPERATOR)
     if job.epoch == 0:  # it failed because nobody knew its type
-        story.await_type()
+        return story.obey(await_type(job.spec.type, turn.now_ms))
     return story.done()

@@ -26,12 +26,13 @@ from tidemill.streams.decision import (
 )
 from tidemill.streams.decisions import decide
 from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
+from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
 from tidemill.streams.outbox import Outbox
-from tidemill.streams.policy import Policy
 from tidemill.streams.schedule import Schedule, waits_for_type
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState
+from tidemill.streams.turn import Turn
 
 # Follow-ups of one decision, as decisions count: far beyond what a group may hold. A policy that
 # has work for more jobs keeps a table of it and does a part in each group.
@@ -46,6 +47,9 @@ class Desk:
         self.schedule = Schedule(state.kinds)
         self.outbox = Outbox(topics, number)
         self.audits = 0  # audit events that the record at hand has led to
+        self.turn = Turn(state, self.schedule)
+        self.turn.desk = self
+        self._policies = state.policies
         self._follow_ups: deque[FollowUp] = deque()
         self._spent = 0
 
@@ -89,7 +93,8 @@ class Desk:
         return spent
 
     def _decide(self, key: JobKey, job: Job | None, command: CoreCommand) -> bool:
-        decision = decide(job, command, self.state.clock_ms, self.state)
+        turn = self.turn
+        decision = decide(job, command, turn)
         if not isinstance(decision, Accepted):
             if isinstance(decision, Rejected):
                 self._record_rejection(key, job, command, decision)
@@ -98,12 +103,18 @@ class Desk:
             return False
         after = decision.job
         self.state.put(job, after)
+        holder = after if job is None or not job.holds_limit else job
+        policies = self._policies.of(holder, after.spec, self.state.job_type(after.spec.type))
+        for policy in policies:
+            policy.on_change(turn, job, after)
         outbox = self.outbox
         for event in decision.events:
             outbox.event(event)
             for effect in react(event):
                 self._cause(effect, after, event)
         self.schedule.place(job, after)
+        for policy in policies:
+            policy.place(turn, job, after)
         if decision.follow_ups:
             self._follow_ups.extend(decision.follow_ups)
         return True
@@ -172,18 +183,28 @@ class Desk:
         self.state.cancels.drop(kept.key)
         self.decide(kept.key, None, Forget(reason, kept.cause))
 
-    def resolve(self, key: JobKey, job: Job, policy: Policy | None) -> None:
+    def rebuild(self) -> None:
+        """Makes all indices anew, after a restore or an undo."""
+        for policy in self._policies.all:
+            policy.clear()
+        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms, self._follow)
+
+    def _follow(self, job: Job) -> None:
+        for policy in self._policies.of(job, job.spec, self.state.job_type(job.spec.type)):
+            policy.place(self.turn, None, job)
+
+    def resolve(self, key: JobKey, job: Job, job_type: JobType | None) -> None:
         """The wait for a type is over; what may start now comes before what is asked later."""
         waiting = self.schedule.wait_lists.get((UNKNOWN_TYPE, job.spec.type))
         if waiting is not None:
             waiting.drop(key)
-        self.decide(key, job, Resolve(policy))
+        self.decide(key, job, Resolve(job_type))
         self.schedule.ready_if_due(self.state.jobs[key], self.state.clock_ms)
 
     def resolve_known(self, key: JobKey) -> None:
         """A redriven job may have waited in vain for a type that is known by now."""
         job = self.state.jobs.get(key)
         if job is not None and waits_for_type(job):
-            policy = self.state.policy(job.spec.type)
-            if policy is not None:
-                self.resolve(key, job, policy)
+            job_type = self.state.job_type(job.spec.type)
+            if job_type is not None:
+                self.resolve(key, job, job_type)

@@ -37,6 +37,7 @@ Worker = tuple[str, int]
 
 
 _FAILED: Final = State.FAILED
+WAITING_STATES: Final = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
 
 
 def labels_json(
@@ -245,6 +246,11 @@ class Job:
     @property
     def key(self) -> JobKey:
         return self.spec.key
+
+    @property
+    def waits(self) -> bool:
+        """Alive, and no attempt is out."""
+        return self.state in WAITING_STATES
 
     @property
     def is_dead_letter(self) -> bool:

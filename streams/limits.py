@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Final
 
-from tidemill.streams.policy import Limit
+from tidemill.streams.job_type import Limit
 
 
 class LimitState:

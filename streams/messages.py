@@ -10,16 +10,14 @@ any crash. A partition may write to itself; that message too is taken in a later
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
-from mypy_extensions import mypyc_attr
 
 from tidemill.schemas.codec import Refusal
 from tidemill.schemas.topics import Topics
-from tidemill.streams.commands import Cause, CoreCommand
+from tidemill.streams.commands import Cause
 from tidemill.streams.decision import DECISION_BYTES, NeedsNewer
 from tidemill.streams.desk import Desk
 from tidemill.streams.envelope import (
@@ -32,15 +30,13 @@ from tidemill.streams.envelope import (
     policy_of,
     read_body,
 )
-from tidemill.streams.job import JobKey
 from tidemill.streams.partitioner import Partitioner
+from tidemill.streams.policies.base import CannotTake, Policy
+from tidemill.streams.turn import NO_CAUSE
 
 # Messages of one partition in one group: far beyond what a group may hold. A policy that has more
 # to say keeps a table of it and says a part in each group.
 MESSAGES_MAX: Final = 20_000
-
-_NOTHING: Final[Cause] = ("", 0, -1)
-
 
 class MessagesWithoutEnd(Exception):
     """A bug: a policy sent more in one group than any group may hold."""
@@ -50,76 +46,21 @@ class UnsendableMessage(ValueError):
     """A bug: a message that no partition could take."""
 
 
-class CannotTake(ValueError):
-    """Raised by `on_message`, before it changes anything, for a body that makes no sense to it: the
-    record becomes a dead letter, with this text."""
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Addressee(ABC):
-    """A policy as far as messages go.
-
-    `id`: a word (`[a-z][a-z0-9_-]*`, 64 characters) that never changes its meaning. `since`: the
-    first version of Tidemill that has the policy; it travels with each message.
-    """
-
-    def __init__(self, id: str, since: str = MESSAGES_SINCE) -> None:
-        self.id = id
-        self.since = since
-
-    @abstractmethod
-    def on_message(self, turn: Turn, origin: int, body: dict[str, Any]) -> None:
-        """Takes a message that this policy sent in the partition `origin`. State changes only in
-        tables and by `turn.command`, so that an aborted group takes all of it back.
-
-        Raises CannotTake for a body that makes no sense to it.
-        """
-
-
-class Turn:
-    """What a policy sees and asks for during one group. Each call costs decisions of the group's
-    budget."""
-
-    def __init__(self, messages: Messages, desk: Desk) -> None:
-        self._messages = messages
-        self._desk = desk
-        self.cause: Cause = _NOTHING  # of the message at hand
-
-    @property
-    def now_ms(self) -> int:
-        """The instant of the group, epoch ms."""
-        return self._desk.state.clock_ms
-
-    def command(self, key: JobKey, command: CoreCommand) -> None:
-        """A command for a job of this partition, decided in this group, behind what goes on."""
-        self._desk.follow(key, command)
-
-    def send(self, home_key: str, policy: str, body: dict[str, Any]) -> None:
-        """A message to that policy in the partition of `home_key`: a user or any other key.
-
-        Raises UnsendableMessage and MessagesWithoutEnd: bugs of the policy.
-        """
-        self._messages.send(home_key, policy, body)
-
-    def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
-        """The same to every partition, this one too."""
-        self._messages.send_to_all(policy, body)
-
-
 class Messages:
     """The messages of one partition, both ways."""
 
     def __init__(
         self, number: int, partitions: int, topics: Topics, desk: Desk, partitioner: Partitioner,
-        addressees: Sequence[Addressee],
+        policies: Sequence[Policy],
     ) -> None:
         self._number = number
         self._partitions = partitions
         self._internal = topics.internal
         self._desk = desk
         self._partitioner = partitioner
-        self._addressees: dict[str, Addressee] = {one.id: one for one in addressees}
-        self.turn = Turn(self, desk)
+        self._policies: dict[str, Policy] = {one.id: one for one in policies}
+        self.turn = desk.turn
+        self.turn.messages = self
 
     # --- out ---
 
@@ -136,7 +77,7 @@ class Messages:
             self._write(partition, None, policy, value)
 
     def _value(self, policy: str, body: dict[str, Any], key_bytes: int) -> bytes:
-        if policy not in self._addressees:
+        if policy not in self._policies:
             raise UnsendableMessage(f"no policy {policy!r} is registered here")
         try:
             value = orjson.dumps(body)
@@ -153,9 +94,10 @@ class Messages:
         outbox = self._desk.outbox
         if outbox.messages >= MESSAGES_MAX:
             raise MessagesWithoutEnd(f"of {policy!r}, more than {MESSAGES_MAX} in one group")
+        since = self._policies[policy].since or MESSAGES_SINCE
         headers = message_headers(
             policy=policy, internal=self._internal, partition=self._number,
-            number=self._desk.state.next_message(), needs=self._addressees[policy].since,
+            number=self._desk.state.next_message(), needs=since,
         )
         outbox.message(partition, key, value, headers)
         self._desk.spend(1 + len(value) // DECISION_BYTES)
@@ -174,8 +116,8 @@ class Messages:
         policy = policy_of(envelope)
         if policy is None:
             return broken_message("names no policy")
-        addressee = self._addressees.get(policy)
-        if addressee is None:
+        taker = self._policies.get(policy)
+        if taker is None:
             what = f"{place_of(here)} is a message to the policy {policy!r}"
             raise NeedsNewer(what, envelope.needs)
         body = read_body(value)
@@ -183,10 +125,10 @@ class Messages:
             return body
         self.turn.cause = here
         try:
-            addressee.on_message(self.turn, origin, body)
+            taker.on_message(self.turn, origin, body)
         except CannotTake as error:
             return broken_message(f"its policy cannot take: {error}")
         finally:
-            self.turn.cause = _NOTHING
+            self.turn.cause = NO_CAUSE
         self._desk.drain()
         return None

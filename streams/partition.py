@@ -12,52 +12,31 @@ from typing import Final, NamedTuple
 
 from tidemill.schemas.record_pages import OutGroup
 from tidemill.schemas.topics import Topics
-from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, Definition
+from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import TERMINAL_STATES, Reason, State
-from tidemill.streams import limits
-from tidemill.streams.absences import Absences
-from tidemill.streams.admission import is_too_late
-from tidemill.streams.attempts import ENDED_UNTOLD
-from tidemill.streams.commands import (
-    Defer,
-    Dispatch,
-    Expire,
-    Rescue,
-)
+from tidemill.streams.commands import Dispatch, Obey, Rescue
 from tidemill.streams.decision import cost_of
 from tidemill.streams.desk import Desk
 from tidemill.streams.intake import InRecord, Intake
-from tidemill.streams.job import HANDED_BACK, RATE_LIMIT, UNKNOWN_TYPE, Job, JobKey, WaitKey
-from tidemill.streams.messages import Addressee, Messages
+from tidemill.streams.job import HANDED_BACK, JobKey, WaitKey
+from tidemill.streams.messages import Messages
 from tidemill.streams.outbox import Buried
 from tidemill.streams.partitioner import Partitioner
-from tidemill.streams.schedule import (
-    Groups,
-    LineName,
-    TimerKind,
-    is_waiting,
-    may_dispatch,
-    waits_for_type,
-)
-from tidemill.streams.stalls import NO_STALLS, Stall, Stalls
+from tidemill.streams.policies.base import ask_start
+from tidemill.streams.policies.rescue import NO_END
+from tidemill.streams.schedule import Groups, LineName, may_dispatch
+from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import FORGET_AT_ONCE_MAX
 from tidemill.streams.store.position import input_name
 from tidemill.streams.store.state import PartitionState
 
-LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's silence counts
-DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
 SWEEP_EVERY_MS: Final = 1_000  # ms between two looks at what is in flight
 FORGET_EVERY_MS: Final = 5_000  # ms between two looks at what may be forgotten
 FORGET_AGAIN_MS: Final = 50  # the same while there is more of it than one group may forget
-# Until a list where nobody waits is looked at again, whether those that were woken have started.
-CLEAR_LIST_MS: Final = 60_000
 # Decisions of one kind in one group (timers, rescues, dispatches and deferrals, jobs whose type is
 # known now): a group with more would outlast its transaction. The rest is for the next group.
 DECISIONS_MAX: Final = 2_000
-SILENT_DETAIL: Final = f"its worker was silent for {HEARTBEAT_MISSING_SECONDS:g} s"
-NO_END: Final = 2**62  # ms; later than every instant
 _DISPATCH: Final = Dispatch()
-_EXPIRE: Final = Expire()
 _NOBODY: Final[Mapping[str, str]] = {}
 
 
@@ -82,34 +61,30 @@ class Partition:
         state: PartitionState,
         *,
         partitioner: Partitioner | None = None,
-        addressees: Sequence[Addressee] = (),
     ) -> None:
-        """`addressees`: the policies that take messages of other partitions."""
         self.number = number
         self._partitions = partitions
         self.state = state
         self._desk = Desk(number, topics, state)
         self.schedule = self._desk.schedule
         self._topics = topics
-        self._stalls = Stalls()
+        self._turn = self._desk.turn
+        self._rescue = state.policies.rescue
+        self._unknown_type = state.policies.unknown_type
+        self._absences = self._unknown_type.absences
         partitioner = partitioner or Partitioner(partitions)
         self.messages = Messages(
-            number, partitions, topics, self._desk, partitioner, addressees
+            number, partitions, topics, self._desk, partitioner, state.policies.all
         )
         self._intake = Intake(
-            number, topics, self._desk, partitioner, self._stalls, self.messages
+            number, topics, self._desk, partitioner, self._rescue.stalls, self.messages
         )
-        self._absences = Absences(self._desk)
+        self._policies = {one.id: one for one in state.policies.all}
         self._groups: Mapping[str, Groups] = {}
         self._capacity: dict[LineName, Capacity] = {}
-        self._workers: Mapping[str, int] = {}
-        self._former_ends: Mapping[str, str] = {}  # of workers' last processes, where told
-        self._leases_run_from = 0
-        self._heard_until = 0
         self._swept_at = 0
         self._forgot_at = 0
         self._has_more = False  # the last tick left something that was due
-        self._may_resolve = 0  # decisions left in this group for jobs whose type is known now
         self._first_line = 0  # which one is dispatched first
         self._followed = 0  # what follow-ups have counted as in this group
 
@@ -120,7 +95,7 @@ class Partition:
         self.state.loaded()
         self._rebuild()
         # The partition's clock may be ahead of ours: it was another machine's.
-        self._leases_run_from = max(now_ms, self.state.clock_ms)
+        self._rescue.begin_leases(max(now_ms, self.state.clock_ms))
 
     def set_groups(self, told: Mapping[str, Groups]) -> None:
         """By queue: which types its living workers run, and which of them the same workers run.
@@ -156,20 +131,19 @@ class Partition:
         workers said was heard: silence counts only there. `former_ends`: how the process before a
         worker's present one ended, where that is known. `stalls`: the last one of each worker that
         stood still."""
-        if alive != self._workers:
+        if self._rescue.is_news(alive):
             self._swept_at = 0  # one that has come back: what the former process ran goes on now
-        self._workers = alive
-        self._former_ends = former_ends
-        self._leases_run_from = max(self._leases_run_from, heard_since_ms)
-        self._heard_until = heard_until_ms
-        self._absences.set_heard(self._leases_run_from, heard_until_ms)
-        self._stalls.set_told(stalls, alive)
+        since_ms = self._rescue.set_workers(
+            alive, heard_since_ms=heard_since_ms, heard_until_ms=heard_until_ms,
+            former_ends=former_ends, stalls=stalls,
+        )
+        self._absences.set_heard(since_ms, heard_until_ms)
 
     # --- a group ---
 
     def begin(self, now_ms: int) -> int:
         """Starts a group; returns the partition's instant, which never goes back."""
-        self._may_resolve = DECISIONS_MAX
+        self._unknown_type.begin(DECISIONS_MAX)
         return self.state.begin(now_ms)
 
     def take(self, topic: str, partition: int, record: InRecord) -> bool:
@@ -219,15 +193,16 @@ class Partition:
         if known == definition:
             self.state.definitions[definition.type] = definition  # quicker to know next time
             return
+        before = self.state.job_type(definition.type)
         self.state.define(definition)
         if known is None:
             self.schedule.note_types()
         elif known.runs_as != definition.runs_as:
             self._rebuild()  # its jobs wait for other slots now
-        if len(self.schedule.wait_lists.get((UNKNOWN_TYPE, definition.type), ())):
-            self.state.resolving[definition.type] = None
-            self._resolve_waiting()
-        self.schedule.wake_limited(definition.type, self.state.clock_ms)
+        after = self.state.job_type(definition.type)
+        if after is not None:
+            for policy in self.state.policies.all:
+                policy.define(self._turn, before, after)
 
     def tick(self) -> None:
         """Timers, rescues, forgetting, then dispatch: what time alone brings.
@@ -241,14 +216,15 @@ class Partition:
         left = DECISIONS_MAX - self._followed
         while left > 0 and (due := self.schedule.pop_due(now_ms)) is not None:
             left -= self._fire(*due) + self._take_followed()
-        self._resolve_waiting()
+        if self._unknown_type.resolve_waiting(self._turn):
+            self._has_more = True
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
             self._sweep(now_ms)
         if now_ms - self._forgot_at >= FORGET_EVERY_MS:
             has_more = self._forget_cancels(now_ms)
             has_more = self.state.forget_old(now_ms) or has_more
             self._forgot_at = now_ms - (FORGET_EVERY_MS - FORGET_AGAIN_MS if has_more else 0)
-        self._absences.work(now_ms)
+        self._absences.work(self._turn)
         self._dispatch_all(now_ms)
 
     def next_tick_at(self) -> int:
@@ -307,81 +283,22 @@ class Partition:
         return len(old) >= FORGET_AT_ONCE_MAX
 
     def _rebuild(self) -> None:
-        self._absences.forget()
-        self.schedule.rebuild(self.state.jobs.values(), self.state.clock_ms)
-        known = self.state.policy
-        self.state.resolving = {
-            name: None for name in self.schedule.unknown_types() if known(name) is not None
-        }
+        self._desk.rebuild()
+        self._unknown_type.find_known(self._turn)
 
-    def _resolve_waiting(self) -> None:
-        """Lets jobs go on whose type is known by now, in their order."""
-        state = self.state
-        for type_name in list(state.resolving):
-            waiting = self.schedule.wait_lists.get((UNKNOWN_TYPE, type_name))
-            while waiting is not None and len(waiting) and self._may_resolve > 0:
-                key = waiting.pop()
-                job = state.jobs.get(key)
-                if job is not None and waits_for_type(job):
-                    self._desk.resolve(key, job, state.policy(type_name))
-                    self._may_resolve -= cost_of(job)
-            if waiting is not None and len(waiting):
-                self._has_more = True
-                return
-            del state.resolving[type_name]
-            self.schedule.wait_lists.pop((UNKNOWN_TYPE, type_name), None)
-
-    def _fire(self, kind: TimerKind, name: tuple[str, ...]) -> int:
+    def _fire(self, policy: str, name: JobKey | WaitKey) -> int:
         """What a timer is for; how many decisions it counts as."""
-        if kind is TimerKind.WAKE:
-            self._wake(name)
-            return 1
+        if policy:
+            self._policies[policy].on_timer(self._turn, name)
+            self._desk.drain()
+            return max(1, self._desk.take_spent())
         job = self.state.jobs.get(name)
-        now_ms = self.state.clock_ms
         if job is None or job.state in TERMINAL_STATES:
             return 1
-        if kind is TimerKind.DUE:
-            is_due = job.due_at is not None and job.due_at <= now_ms
-            if is_due and job.state in (State.SCHEDULED, State.RETRYING):
-                self.schedule.make_ready(job, is_first=job.waits_for == HANDED_BACK)
-        elif kind is TimerKind.EXPIRES:
-            # The timer may be that of an earlier job of this id.
-            if is_too_late(job, now_ms):
-                self._desk.decide(name, job, _EXPIRE)
-        elif waits_for_type(job) and (job.due_at or 0) <= now_ms:
-            self._absences.add(name)
-            return 1
+        is_due = job.due_at is not None and job.due_at <= self.state.clock_ms
+        if is_due and job.state in (State.SCHEDULED, State.RETRYING):
+            self.schedule.make_ready(job, is_first=job.waits_for == HANDED_BACK)
         return cost_of(job)
-
-    def _wake(self, name: WaitKey) -> None:
-        """Lets as many jobs go on as a delayed limit has room for; sets the next timer."""
-        waiting = self.schedule.wait_lists.get(name)
-        policy = self.state.policy(name[2])
-        if waiting is None or policy is None:
-            return
-        jobs, now_ms = self.state.jobs, self.state.clock_ms
-        used = self.state.limit_state(name[1], name[2])
-        # Who was woken before and has found no slot yet has the first right to a start.
-        for key in list(waiting.through):
-            if not is_waiting(jobs.get(key), name):
-                del waiting.through[key]
-        free = limits.free_starts(policy.limits, used, now_ms) - len(waiting.through)
-        while len(waiting) and free > 0:
-            key = waiting.pop()
-            job = jobs.get(key)
-            # One that has expired takes no start away: its own timer ends it.
-            if job is not None and is_waiting(job, name) and not is_too_late(job, now_ms):
-                self.schedule.make_ready(job, is_first=True)
-                waiting.through[key] = None
-                free -= 1
-        if len(waiting):
-            again_at = limits.delayed_until(policy.limits, used, now_ms)
-            shortest = min((limit.window_ms for limit in policy.limits), default=0)
-            self.schedule.set_wake(name, max(again_at, now_ms + min(shortest, SWEEP_EVERY_MS)))
-        elif not waiting.through:
-            self.schedule.wait_lists.pop(name, None)
-        else:
-            self.schedule.set_wake(name, now_ms + CLEAR_LIST_MS)
 
     def _sweep(self, now_ms: int) -> None:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
@@ -392,44 +309,17 @@ class Partition:
             for key in list(line.in_flight):
                 job = self.state.jobs.get(key)
                 if job is not None:
-                    reason = self._reason_to_rescue(job, now_ms, has_workers=has_workers)
+                    reason = self._rescue.reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
-                        self._desk.decide(key, job, Rescue(reason, self._detail(job, reason)))
+                        detail = self._rescue.detail_of(job, reason)
+                        self._desk.decide(key, job, Rescue(reason, detail))
                         left -= cost_of(job) + self._take_followed()
                 if left <= 0:
                     self._has_more = True
                     return
         self._swept_at = now_ms
         self.schedule.clear_out(self.state.jobs)
-        self._absences.look(now_ms)
-
-    def _reason_to_rescue(self, job: Job, now_ms: int, *, has_workers: bool) -> Reason | None:
-        since = max(job.dispatched_at or 0, self._leases_run_from)
-        if job.state is State.RUNNING and job.worker is not None:
-            worker_id, incarnation = job.worker
-            alive = self._workers.get(worker_id)
-            if alive is None:
-                # A worker that nobody has heard yet is not lost yet.
-                return Reason.WORKER_LOST if now_ms - since >= LEASE_MS else None
-            if alive < incarnation:
-                # Its first beat may be on its way. Or its clock has gone back since.
-                return Reason.WORKER_RESTARTED if now_ms - since > DISPATCH_LOST_MS else None
-            return Reason.WORKER_RESTARTED if alive > incarnation else None
-        reason = self._stalls.reason_to_rescue(job)
-        if reason is not None:
-            return reason
-        since = max(since, self._stalls.quiet_until(job.spec.queue))
-        is_lost = has_workers and min(now_ms, self._heard_until) - since > DISPATCH_LOST_MS
-        return Reason.DISPATCH_LOST if is_lost else None
-
-    def _detail(self, job: Job, reason: Reason) -> str | None:
-        """How the worker of a rescued attempt ended."""
-        if reason == Reason.WORKER_LOST:
-            return SILENT_DETAIL
-        if reason == Reason.WORKER_RESTARTED:
-            worker_id = self._stalls.begun_at(job) if job.worker is None else job.worker[0]
-            return self._former_ends.get(worker_id or "") or ENDED_UNTOLD
-        return None
+        self._absences.look(self._turn)
 
     def _take_followed(self) -> int:
         spent = self._desk.take_spent()
@@ -455,6 +345,7 @@ class Partition:
         if not len(waiting) or not self._capacity[name].partitions:
             return left
         room = line.window.allowance(len(line.in_flight), now_ms)
+        unknown = self.state.policies.of_unknown
         while room > 0:
             if left <= 0:
                 self._has_more = True
@@ -467,30 +358,15 @@ class Partition:
                 left -= 1
                 continue
             left -= cost_of(job)
-            # Asked here and not of the timer alone, which may be far behind.
-            if is_too_late(job, now_ms):
-                self._desk.decide(key, job, _EXPIRE)
-                continue
-            if self._is_held_back(key, job, now_ms):
-                continue
+            job_type = self.state.job_type(job.spec.type)
+            policies = unknown if job_type is None else job_type.policies_for(job.spec)
+            if policies:
+                verdict = ask_start(policies, self._turn, job)
+                if verdict.kind is not None:
+                    self._desk.decide(key, job, Obey(verdict))
+                    continue
             self._desk.decide(key, job, _DISPATCH)
             room -= 1
             left -= self._take_followed()
         line.window.note_use(len(line.in_flight))
         return left
-
-    def _is_held_back(self, key: JobKey, job: Job, now_ms: int) -> bool:
-        """Whether a delayed limit does not let the job start yet; it then waits in a list."""
-        policy = self.state.policy(job.spec.type)
-        if job.epoch > 0 or policy is None or not policy.limits:
-            return False
-        used = self.state.limit_state(key[0], job.spec.type)
-        name = (RATE_LIMIT, key[0], job.spec.type)
-        waiting = self.schedule.wait_lists.get(name)
-        ahead = 0 if waiting is None else len(waiting)
-        comes_later = ahead > 0 and job.waits_for != name
-        if not comes_later and limits.delayed_until(policy.limits, used, now_ms) <= now_ms:
-            return False
-        due_at = limits.estimated_due(policy.limits, used, now_ms, ahead=ahead)
-        self._desk.decide(key, job, Defer(due_at, name, Reason.RATE_LIMITED))
-        return True

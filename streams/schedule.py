@@ -11,21 +11,12 @@ whose job has moved on is dropped when it comes up.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
 from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
-from tidemill.streams.job import (
-    HANDED_BACK,
-    NO_WORKER,
-    RATE_LIMIT,
-    UNKNOWN_TYPE,
-    Job,
-    JobKey,
-    Spec,
-    WaitKey,
-)
+from tidemill.streams.job import HANDED_BACK, NO_WORKER, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
 from tidemill.streams.wait_list import WaitList
 from tidemill.streams.waiting import WaitingQueue
 from tidemill.streams.window import Window
@@ -39,9 +30,8 @@ class TimerKind(IntEnum):
     """What a timer is about."""
 
     DUE = 1  # run_at or a backoff has passed: the job may be dispatched
-    EXPIRES = 2
-    UNKNOWN_TYPE = 3
-    WAKE = 4  # what a list of jobs waits for may be there
+    JOB = 2  # a policy asked for it
+    LIST = 3  # what a list of jobs waits for may be there
 
 
 class LineName(NamedTuple):
@@ -87,19 +77,20 @@ class Schedule:
         self._split: dict[str, Groups] = {}  # those queues that need more than the group ""
         self.lines: dict[tuple[str, str, str], Line] = {}
         self.wait_lists: dict[WaitKey, WaitList] = {}
-        self._timers: list[tuple[int, int, TimerKind, JobKey | WaitKey]] = []
+        self._timers: list[tuple[int, int, TimerKind, str, JobKey | WaitKey]] = []
         self._timer_count = 0
 
     def next_timer_at(self) -> int | None:
         """Epoch ms of the earliest timer, None when there is none."""
         return self._timers[0][0] if self._timers else None
 
-    def pop_due(self, now_ms: int) -> tuple[TimerKind, JobKey | WaitKey] | None:
-        """The earliest timer that is due, None when none is."""
+    def pop_due(self, now_ms: int) -> tuple[str, JobKey | WaitKey] | None:
+        """The earliest timer that is due, None when none is: the policy that it is for and the name
+        of a job or a list. "": the job's own instant has come."""
         while self._timers and self._timers[0][0] <= now_ms:
-            at_ms, _, kind, name = heapq.heappop(self._timers)
-            if kind is not TimerKind.WAKE or self._is_lists_timer(name, at_ms):
-                return kind, name
+            at_ms, _, kind, policy, name = heapq.heappop(self._timers)
+            if kind is not TimerKind.LIST or self._is_lists_timer(name, at_ms):
+                return policy, name
         return None
 
     def _is_lists_timer(self, name: WaitKey, at_ms: int) -> bool:
@@ -109,21 +100,19 @@ class Schedule:
     def set_wake(self, name: WaitKey, at_ms: int) -> None:
         """The list is looked at then, and not when it was to be looked at before."""
         self.wait_lists[name].wakes_at = at_ms
-        self.set_timer(at_ms, TimerKind.WAKE, name)
+        self._push(at_ms, TimerKind.LIST, name[0], name)
 
-    def wake_limited(self, type: str, now_ms: int) -> None:
-        """A type's limits have changed: what they are now holds for who waits already."""
-        for name in self.wait_lists:
-            if name[0] == RATE_LIMIT and name[2] == type:
-                self.set_wake(name, now_ms)
+    def set_timer(self, at_ms: int, policy: str, key: JobKey) -> None:
+        """A timer of a policy for a job."""
+        self._push(at_ms, TimerKind.JOB, policy, key)
 
-    def unknown_types(self) -> list[str]:
-        """Those for which jobs wait, or did."""
-        return [name[1] for name in self.wait_lists if name[0] == UNKNOWN_TYPE]
+    def set_due(self, at_ms: int, key: JobKey) -> None:
+        """The job may be dispatched then."""
+        self._push(at_ms, TimerKind.DUE, "", key)
 
-    def set_timer(self, at_ms: int, kind: TimerKind, name: JobKey | WaitKey) -> None:
+    def _push(self, at_ms: int, kind: TimerKind, policy: str, name: JobKey | WaitKey) -> None:
         self._timer_count += 1
-        heapq.heappush(self._timers, (at_ms, self._timer_count, kind, name))
+        heapq.heappush(self._timers, (at_ms, self._timer_count, kind, policy, name))
 
     def line(self, name: tuple[str, str, str]) -> Line:
         """The line of that name, which is made when it is asked for first."""
@@ -204,23 +193,16 @@ class Schedule:
             self.line_of(before.spec).in_flight.pop(before.spec.key, None)
         if state is _PENDING:
             self.make_ready(job, is_first=before is not None and not before.is_refused)
-            self._watch_expiry(before, job)
         elif state in _IN_FLIGHT:
             self.line_of(job.spec).in_flight[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(before, job)
-            self._watch_expiry(before, job)
-
-    def _watch_expiry(self, before: Job | None, job: Job) -> None:
-        is_new = before is None or before.state in TERMINAL_STATES
-        if is_new and job.spec.expires_at is not None:
-            self.set_timer(job.spec.expires_at, TimerKind.EXPIRES, job.key)
 
     def _place_timed(self, before: Job | None, job: Job) -> None:
         due_at = job.due_at or 0
         name = job.waits_for
         if name is None or name[0] == HANDED_BACK[0]:
-            self.set_timer(due_at, TimerKind.DUE, job.key)
+            self.set_due(due_at, job.key)
         elif name[0] != NO_WORKER:
             self._hold_back(job, name, due_at)
         elif before is None:
@@ -233,7 +215,7 @@ class Schedule:
         if waiting is None:
             waiting = self.wait_lists[name] = WaitList()
         if name[0] == UNKNOWN_TYPE:
-            self.set_timer(due_at, TimerKind.UNKNOWN_TYPE, job.key)
+            self.set_timer(due_at, UNKNOWN_TYPE, job.key)
         elif not len(waiting):
             self.set_wake(name, due_at)
         waiting.add(job.key, job.spec.number)
@@ -244,8 +226,11 @@ class Schedule:
         if job.state is _SCHEDULED and _waits_for_its_instant(job) and (job.due_at or 0) <= now_ms:
             self.make_ready(job)
 
-    def rebuild(self, jobs: Iterable[Job], now_ms: int) -> None:
-        """Builds all indices anew; windows and slots stay, they come from heartbeats."""
+    def rebuild(
+        self, jobs: Iterable[Job], now_ms: int, follow: Callable[[Job], None] | None = None
+    ) -> None:
+        """Builds all indices anew, `follow` those of others; windows and slots stay, they come from
+        heartbeats."""
         self.note_types()
         for line in self.lines.values():
             line.waiting = WaitingQueue()
@@ -254,9 +239,11 @@ class Schedule:
         self._timers = []
         for job in sorted(jobs, key=lambda job: job.spec.number):
             self.place(None, job)
+            if follow is not None:
+                follow(job)
             self.ready_if_due(job, now_ms)
         # A job's own due_at is an estimate from when others were before it: ask the limit at once.
-        self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.WAKE]
+        self._timers = [timer for timer in self._timers if timer[2] is not TimerKind.LIST]
         heapq.heapify(self._timers)
         for name in self.wait_lists:
             if name[0] != UNKNOWN_TYPE:
@@ -268,7 +255,8 @@ class Schedule:
         room = 2 * len(jobs) + STALE_MAX
         if len(self._timers) > room + len(jobs):
             self._timers = [
-                timer for timer in self._timers if self._is_wanted(jobs, timer[0], *timer[2:])
+                timer for timer in self._timers
+                if self._is_wanted(jobs, timer[0], timer[2], timer[4])
             ]
             heapq.heapify(self._timers)
         if sum([len(line.waiting) for line in self.lines.values()]) > room:
@@ -290,12 +278,12 @@ class Schedule:
     def _is_wanted(
         self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | WaitKey
     ) -> bool:
-        if kind is TimerKind.WAKE:
+        if kind is TimerKind.LIST:
             return self._is_lists_timer(name, at_ms)
         job = jobs.get(name)
         if job is None or job.state in TERMINAL_STATES:
             return False
-        return at_ms == (job.spec.expires_at if kind is TimerKind.EXPIRES else job.due_at or 0)
+        return at_ms == (job.due_at or 0) or at_ms == job.spec.expires_at
 
 
 def _is_in_line(job: Job | None, queue: str) -> bool:

@@ -6,9 +6,14 @@ from.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tidemill.schemas.wire import Definition
-from tidemill.streams.policy import Policy
+from tidemill.streams.job_type import JobType
 from tidemill.streams.store.table import Table
+
+if TYPE_CHECKING:
+    from tidemill.streams.policies.registry import Policies
 
 KIND = b"d"
 
@@ -18,9 +23,10 @@ class Definitions(Table[str, Definition]):
 
     def __init__(self) -> None:
         super().__init__(KIND)
-        self.policies: dict[str, Policy] = {}
+        self.job_types: dict[str, JobType] = {}
         #: How the handler of a type runs: async, thread, process.
         self.kinds: dict[str, str] = {}
+        self.policies: Policies | None = None  # set by `PartitionState`: each needs the other
 
     def row_key(self, key: str) -> bytes:
         return KIND + key.encode()
@@ -34,8 +40,10 @@ class Definitions(Table[str, Definition]):
 
     def follow(self, key: str, value: Definition | None) -> None:
         if value is None:
-            self.policies.pop(key, None)
+            self.job_types.pop(key, None)
             self.kinds.pop(key, None)
         else:
-            self.policies[key] = Policy(value)
+            self.job_types[key] = made = JobType(value)
+            if self.policies is not None:
+                self.policies.bind(made)
             self.kinds[key] = value.runs_as

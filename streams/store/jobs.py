@@ -34,15 +34,9 @@ class Jobs(AnyTable):
         self.dead_letters: dict[JobKey, None] = {}
         self._position = position
         self._dedupe_retention_ms = dedupe_retention_ms
-        self._unique: dict[tuple[str, str], JobKey] = {}
         self._before: dict[JobKey, Job | None] = {}
-        self._unique_before: dict[tuple[str, str], JobKey | None] = {}
         self._forgotten: list[bytes] = []
         self._buried: list[JobKey] = []
-
-    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
-        """The living job of the user with that unique key."""
-        return self._unique.get((user_id, unique_key))
 
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
@@ -56,8 +50,6 @@ class Jobs(AnyTable):
         elif key not in self._before:
             self._before[key] = before
         self.live[key] = after
-        if after.spec.unique_key is not None:
-            self._move_unique(after, key, after.spec.unique_key)
 
     def _accept(self, before: Job | None, key: JobKey) -> None:
         """A request was accepted: of a new job, or the mended one of a refused job (`before`)."""
@@ -65,19 +57,6 @@ class Jobs(AnyTable):
             self._before[key] = self.live.get(key)
         if before is not None:
             self.finished.take_up(rows.key_of(before.spec)[1:])
-
-    def _move_unique(self, after: Job, key: JobKey, unique_key: str) -> None:
-        name = (key[0], unique_key)
-        holder = self._unique.get(name)
-        is_over = after.state in _OVER
-        if is_over == (holder != key):
-            return  # over and not the holder, or alive and already the holder
-        if name not in self._unique_before:
-            self._unique_before[name] = holder
-        if is_over:
-            del self._unique[name]
-        else:
-            self._unique[name] = key
 
     # --- forgetting ---
 
@@ -163,17 +142,11 @@ class Jobs(AnyTable):
                 self.live.pop(key, None)
             else:
                 self.live[key] = job
-        for name, holder in self._unique_before.items():
-            if holder is None:
-                self._unique.pop(name, None)
-            else:
-                self._unique[name] = holder
         self.finished.rollback()
         self._drop_before()
 
     def _drop_before(self) -> None:
         self._before = {}
-        self._unique_before = {}
         self._forgotten = []
         self._buried = []
 
@@ -188,11 +161,6 @@ class Jobs(AnyTable):
 
     def loaded(self) -> None:
         self.finished.sort()
-        dead: list[Job] = []
-        for job_key, job in self.live.items():
-            if job.state is State.FAILED:
-                dead.append(job)
-            elif job.spec.unique_key is not None:
-                self._unique[(job_key[0], job.spec.unique_key)] = job_key
+        dead = [job for job in self.live.values() if job.state is State.FAILED]
         dead.sort(key=lambda job: job.finished_at or 0)
         self.dead_letters = {job.key: None for job in dead}

@@ -4,7 +4,7 @@ Owns the bytes of their keys and values. Refuses to know how they are written or
 
 The state topic has rows of several tables, told apart by the first byte of their keys:
   b"j" + 16 bytes   a job; the digest is blake2b-128 of user_id, NUL, job_id (`jobs`)
-  b"l" + JSON       a limit's use: [user_id, type] (`limit_uses`)
+  b"l" + JSON       a limit's use: [user_id, type] (`policies.rate_limit`)
   b"c" + 16 bytes   a cancel that came before its request; the job's digest (`kept_cancels`)
   b"d" + type       a definition that this partition has taken (`definitions`)
   b"p"              the partition's position: applied offsets and clock (`position`)

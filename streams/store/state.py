@@ -10,30 +10,25 @@ Nobody but the decider reads them in between.
 
 from __future__ import annotations
 
-from typing import Final
-
 from tidemill.schemas.record_pages import RecordPages
 from tidemill.schemas.wire import Definition
 from tidemill.streams.decision import NeedsNewer
 from tidemill.streams.job import Job, JobKey
-from tidemill.streams.limits import NOTHING_USED, LimitState
-from tidemill.streams.policy import Policy
+from tidemill.streams.job_type import JobType
+from tidemill.streams.policies.base import Policy
+from tidemill.streams.policies.registry import Policies
+from tidemill.streams.policies.rescue import INTERRUPTIONS_MAX
 from tidemill.streams.store.definitions import Definitions
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS, Jobs
-from tidemill.streams.store.kept_cancels import KeptCancel, KeptCancels
-from tidemill.streams.store.limit_uses import LimitUses
+from tidemill.streams.store.kept_cancels import KeptCancels
 from tidemill.streams.store.position import KIND as POSITION_KEY
 from tidemill.streams.store.position import Position, needs_in
 from tidemill.streams.store.table import AnyTable, UnknownRow
 
-# Stops of its workers that a run survives while it runs: a deploy a day for three months. A job
-# that is longer than the stop grace begins anew with each, so it must not do so for ever.
-INTERRUPTIONS_MAX: Final = 100
-
 
 class PartitionState:
-    """The state of one partition. Implements `admission.Situation`."""
+    """The state of one partition."""
 
     def __init__(
         self,
@@ -41,27 +36,27 @@ class PartitionState:
         dedupe_retention_ms: int = DEDUPE_RETENTION_MS,
         interruptions_max: int = INTERRUPTIONS_MAX,
     ) -> None:
-        self._interruptions_max = interruptions_max
         self._position = Position()
         self._definitions = Definitions()
         self._jobs = Jobs(self._position, dedupe_retention_ms)
-        self._limits = LimitUses(self._definitions)
+        self.policies = Policies(self._definitions, interruptions_max)
+        self._definitions.policies = self.policies
         self.cancels = KeptCancels()
         self._tables: list[AnyTable] = []
         self._by_kind: dict[bytes, AnyTable] = {}
         # The registry: a new table is one line here. Rows are written in this order.
         self.add(self._jobs)
-        self.add(self._limits)
+        for policy in self.policies.all:
+            for table in policy.tables():
+                self.add(table)
         self.add(self._definitions)
         self.add(self.cancels)
         self.jobs = self._jobs.live
         self.finished = self._jobs.finished
         self.definitions = self._definitions.values
         self.kinds = self._definitions.kinds
-        self._policies = self._definitions.policies
+        self._job_types = self._definitions.job_types
         self._raw_rows: dict[bytes, bytes] = {}  # while a restore reads
-        #: Types that are known, while jobs that waited for them are resolved; see `policy_for_new`.
-        self.resolving: dict[str, None] = {}
 
     def add(self, table: AnyTable) -> None:
         """One more table. The first byte of their keys tells its rows from those of others."""
@@ -69,6 +64,12 @@ class PartitionState:
             raise ValueError(f"the kind of a table must be a byte of its own, not {table.kind!r}")
         self._tables.append(table)
         self._by_kind[table.kind] = table
+
+    def add_policy(self, policy: Policy) -> None:
+        """One more policy with its tables, before any row is loaded."""
+        self.policies.add(policy)
+        for table in policy.tables():
+            self.add(table)
 
     # --- what a decision may look at ---
 
@@ -85,26 +86,8 @@ class PartitionState:
     def accepted(self) -> int:
         return self._position.accepted
 
-    @property
-    def interruptions_max(self) -> int:
-        return self._interruptions_max
-
-    def policy(self, type: str) -> Policy | None:
-        return self._policies.get(type)
-
-    def policy_for_new(self, type: str) -> Policy | None:
-        """The same for a request that has just come. It waits behind those that wait for its type
-        to be known, as long as there are any."""
-        return None if self.resolving and type in self.resolving else self._policies.get(type)
-
-    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
-        return self._jobs.unique_holder(user_id, unique_key)
-
-    def limit_state(self, user_id: str, type: str) -> LimitState:
-        return self._limits.values.get((user_id, type), NOTHING_USED)
-
-    def kept_cancel(self, key: JobKey) -> KeptCancel | None:
-        return self.cancels.get(key)
+    def job_type(self, name: str) -> JobType | None:
+        return self._job_types.get(name)
 
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
@@ -121,17 +104,12 @@ class PartitionState:
         return self._position.begin(now_ms)
 
     def put(self, before: Job | None, after: Job) -> None:
-        """A decision made `after` of `before`: keeps the old value, moves the indices along."""
+        """A decision made `after` of `before`: keeps the old value."""
         self._jobs.put(before, after)
         if before is None or before.is_refused:
             self._position.accepted += 1
             if len(self.cancels):
                 self.cancels.drop(after.key)
-        policy = self._policies.get(after.spec.type)
-        is_held = after.holds_limit or (before is not None and before.holds_limit)
-        # A held job is released even when its type has lost its limits since.
-        if policy is not None and (policy.limits or is_held):
-            self._limits.move(before, after, policy.limits, self._position.clock_ms)
 
     def next_message(self) -> int:
         """The number of one more message of this partition; the first one is 1."""

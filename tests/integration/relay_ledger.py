@@ -15,9 +15,9 @@ from tidemill.streams.store.state import PartitionState
 def with_relay(
     number: int, partitions: int, topics: Topics, state: PartitionState, **rest: Any
 ) -> Partition:
-    return Partition(
-        number, partitions, topics, state, addressees=relays(state, number), **rest
-    )
+    for policy in relays(number):
+        state.add_policy(policy)
+    return Partition(number, partitions, topics, state, **rest)
 
 
 if __name__ == "__main__":

@@ -160,15 +160,14 @@ class Rig:
 
 def observable(state: PartitionState) -> dict[str, Any]:
     """Everything that a later decision may depend on, in a form that compares."""
-    used = {
-        name: value for name, value in state._limits.values.items() if value != NOTHING_USED
-    }
+    uses = state.policies.rate_limit.uses.values
+    used = {name: value for name, value in uses.items() if value != NOTHING_USED}
     ended: dict[bytes, Ended | None] = {
         digest: state.finished.get(digest) for digest in state.finished
     }
     return {
         "jobs": {key: rows.live_value(job) for key, job in state.jobs.items()},
-        "finished": ended, "limits": used, "unique": dict(state._jobs._unique),
+        "finished": ended, "limits": used, "unique": dict(state.policies.uniqueness.holders),
         "definitions": dict(state.definitions), "applied": dict(state.applied),
         "clock": state.clock_ms, "accepted": state.accepted,
         "dead": set(state._jobs.dead_letters),

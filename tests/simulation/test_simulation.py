@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.world import World
 from tidemill.schemas.record_pages import RecordPages
 from tidemill.streams.limits import NOTHING_USED
-from tidemill.streams.store.limit_uses import LimitUses
+from tidemill.streams.policies.rate_limit import LimitUses
 from tidemill.streams.store.position import Position
 from tidemill.streams.store.state import PartitionState
 

@@ -17,9 +17,8 @@ from tidemill.streams.commands import (
     Cancel,
     Cause,
     CoreCommand,
-    Defer,
     Dispatch,
-    Expire,
+    Obey,
     Redrive,
     Refuse,
     Report,
@@ -27,59 +26,57 @@ from tidemill.streams.commands import (
     Resolve,
     Submit,
 )
-from tidemill.streams.decision import Accepted
-from tidemill.streams.decisions import decide
+from tidemill.streams.decision import Accepted, Decision
+from tidemill.streams.decisions import decide as core_decide
 from tidemill.streams.job import RATE_LIMIT, Job, JobKey, Spec
+from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import evolve
 from tidemill.streams.limits import NOTHING_USED, LimitState
-from tidemill.streams.policy import Policy
-from tidemill.streams.schedule import LineName
-from tidemill.streams.store.finished import Ended
+from tidemill.streams.policies.base import wait
+from tidemill.streams.policies.expiry import EXPIRED
+from tidemill.streams.policies.uniqueness import UNIQUE_BY_USER_PREFIX
+from tidemill.streams.schedule import LineName, Schedule
+from tidemill.streams.store.finished import digest_of
 from tidemill.streams.store.kept_cancels import KeptCancel
+from tidemill.streams.store.state import PartitionState
+from tidemill.streams.turn import Turn
 
 NOW: Final = 1_760_000_000_000
+INTERRUPTIONS_MAX: Final = 2  # of the partition around a decision
 DEFAULT: Final = LineName("default", "async")
 HELD: Final = (RATE_LIMIT, "u", "t")  # what a job waits for that a limit holds back
 CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
 WORKER: Final = ("worker-1", 1)
 
 
-class Around:
-    """A `Situation` that a test can arrange."""
+def arranged(  # reads as what it makes
+    *definitions: Definition,
+    holder: JobKey | None = None,
+    used: LimitState = NOTHING_USED,
+    kept: KeptCancel | None = None,
+    has_ended: bool = False,
+) -> Turn:
+    """What a decision may look at beside its job, as a test arranges it."""
+    state = PartitionState(interruptions_max=INTERRUPTIONS_MAX)
+    state._position.accepted = 5
+    for definition in definitions:
+        state.define(definition)
+    if holder is not None:
+        for unique_key in ("k", f"{UNIQUE_BY_USER_PREFIX}t"):  # of requests, and of the type
+            state.policies.uniqueness.holders["u", unique_key] = holder
+    if used != NOTHING_USED:
+        state.policies.rate_limit.uses.put(("u", "t"), used)
+    if kept is not None:
+        state.cancels.keep(kept)
+    if has_ended:
+        state.finished.add(digest_of(("u", "j")), NOW, 0, State.SUCCEEDED)
+    return Turn(state, Schedule(state.kinds))
 
-    def __init__(
-        self,
-        *definitions: Definition,
-        holder: JobKey | None = None,
-        used: LimitState = NOTHING_USED,
-        kept: KeptCancel | None = None,
-        has_ended: bool = False,
-    ) -> None:
-        self.accepted = 5
-        self._kept = kept
-        self._has_ended = has_ended
-        self.interruptions_max = 2
-        self._policies = {definition.type: Policy(definition) for definition in definitions}
-        self._holder = holder
-        self._used = used
 
-    def policy(self, type: str) -> Policy | None:
-        return self._policies.get(type)
-
-    def policy_for_new(self, type: str) -> Policy | None:
-        return self.policy(type)
-
-    def unique_holder(self, user_id: str, unique_key: str) -> JobKey | None:
-        return self._holder
-
-    def limit_state(self, user_id: str, type: str) -> LimitState:
-        return self._used
-
-    def kept_cancel(self, key: JobKey) -> KeptCancel | None:
-        return self._kept
-
-    def ended(self, key: JobKey) -> Ended | None:
-        return Ended(NOW, 0, State.SUCCEEDED) if self._has_ended else None
+def decide(job: Job | None, command: CoreCommand, now: int, around: Turn) -> Decision:
+    """`decisions.decide` at that instant."""
+    around.state._position.clock_ms = now
+    return core_decide(job, command, around)
 
 
 def define(**facts: Any) -> Definition:
@@ -87,7 +84,7 @@ def define(**facts: Any) -> Definition:
     return Definition.model_validate({"schema_version": 1, "type": "t", **facts})
 
 
-KNOWN: Final = Around(define())
+KNOWN: Final = arranged(define())
 
 
 def decoded(**fields: Any) -> Decoded:
@@ -111,7 +108,7 @@ def report(kind: str, epoch: int = 1, **facts: Any) -> Report:
     return Report(outcome, WORKER, ("jobs.outcomes", 0, 3))
 
 
-def after(job: Job | None, *commands: CoreCommand, now: int = NOW, around: Around = KNOWN) -> Job:
+def after(job: Job | None, *commands: CoreCommand, now: int = NOW, around: Turn = KNOWN) -> Job:
     """The job once all the commands were accepted."""
     for command in commands:
         decision = decide(job, command, now, around)
@@ -119,6 +116,14 @@ def after(job: Job | None, *commands: CoreCommand, now: int = NOW, around: Aroun
         job = decision.job
     assert job is not None
     return job
+
+
+EXPIRE: Final = Obey(EXPIRED)
+
+
+def defer(due_at: int) -> Obey:
+    """A limit holds the job back."""
+    return Obey(wait(HELD, Reason.RATE_LIMITED, due_at))
 
 
 CANCEL: Final = Cancel(("u", "j"), "somebody", "no more", ("jobs.commands", 0, 1))
@@ -134,7 +139,7 @@ WAYS: Final[dict[State, tuple[CoreCommand, ...]]] = {
     State.FAILED: (submit(), Dispatch(), report("failed", error=FATAL)),
     State.CANCELLED: (submit(), CANCEL),
     State.SKIPPED: (submit(), Dispatch(), report("skipped", reason="nothing new")),
-    State.EXPIRED: (submit(expires_at=NOW + 5_000), Expire()),
+    State.EXPIRED: (submit(expires_at=NOW + 5_000), EXPIRE),
 }
 """How a job gets into each state."""
 
@@ -154,8 +159,8 @@ def command_named(name: str, state: State | None) -> CoreCommand:
         return WAYS[state][0]
     plain: dict[str, CoreCommand] = {
         "submit": submit(), "submit_other": submit(payload={"other": 1}), "refuse": refuse(),
-        "resolve": Resolve(Policy(define())), "resolve_none": Resolve(None), "dispatch": Dispatch(),
-        "defer": Defer(NOW + 9_000, HELD, Reason.RATE_LIMITED), "expire": Expire(),
+        "resolve": Resolve(JobType(define())), "resolve_none": Resolve(None),
+        "dispatch": Dispatch(), "defer": defer(NOW + 9_000), "expire": EXPIRE,
         "rescue": Rescue(Reason.WORKER_LOST), "cancel": CANCEL, "redrive": REDRIVE,
     }
     if name in plain:

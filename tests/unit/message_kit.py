@@ -20,10 +20,10 @@ from tidemill.streams.envelope import (
     POLICY_HEADER,
     VERSION_HEADER,
 )
-from tidemill.streams.messages import Addressee, CannotTake, Turn
 from tidemill.streams.partitioner import partition_of
-from tidemill.streams.store.state import PartitionState
-from tidemill.streams.store.table import Table
+from tidemill.streams.policies.base import CannotTake, Policy
+from tidemill.streams.store.table import AnyTable, Table
+from tidemill.streams.turn import Turn
 
 RELAY: Final = "relay"
 SINCE: Final = "0.3.0"
@@ -48,14 +48,16 @@ class TakenMessages(Table[int, Taken]):
         return int(key[1:]), tuple(orjson.loads(value))
 
 
-class Relay(Addressee):
+class Relay(Policy):
     """Takes {"name", "plan"}: writes the name down and sends on what the plan says."""
 
-    def __init__(self, state: PartitionState, number: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(RELAY, SINCE)
         self.taken = TakenMessages()
         self._number = number
-        state.add(self.taken)
+
+    def tables(self) -> tuple[AnyTable, ...]:
+        return (self.taken,)
 
     def on_message(self, turn: Turn, origin: int, body: dict[str, Any]) -> None:
         name: Any = body.get("name")
@@ -74,9 +76,9 @@ def _is_plan(plan: object) -> bool:
     )
 
 
-def relays(state: PartitionState, number: int) -> Sequence[Addressee]:
+def relays(number: int) -> Sequence[Policy]:
     """The policies of a partition that has a relay."""
-    return (Relay(state, number),)
+    return (Relay(number),)
 
 
 def follow(turn: Turn, number: int, name: str, plan: Plan) -> None:

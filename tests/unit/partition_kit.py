@@ -17,8 +17,8 @@ from tidemill.schemas.record_pages import OutGroup, OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.job import JobKey
-from tidemill.streams.messages import Addressee
 from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.policies.base import Policy
 from tidemill.streams.schedule import Groups, LineName
 from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
@@ -34,11 +34,11 @@ ROOM: Final = Capacity(4, 4, 1, (0, 1))
 Input = tuple[str, bytes]
 
 
-#: The policies of a partition, made with its state and number: a policy brings its tables.
-Policies = Callable[[PartitionState, int], Sequence[Addressee]]
+#: More policies of a partition, by its number.
+Policies = Callable[[int], Sequence[Policy]]
 
 
-def no_policies(state: PartitionState, number: int) -> Sequence[Addressee]:
+def no_policies(number: int) -> Sequence[Policy]:
     return ()
 
 
@@ -54,10 +54,11 @@ def restored(
 ) -> Partition:
     """A new owner, which knows the rows alone."""
     state = PartitionState(dedupe_retention_ms=retention_ms)
-    addressees = policies(state, number)
+    for policy in policies(number):
+        state.add_policy(policy)
     for key, value in rows:
         state.load(key, value)
-    engine = Partition(number, partitions, topics, state, addressees=addressees)
+    engine = Partition(number, partitions, topics, state)
     engine.restored(now_ms)
     return engine
 

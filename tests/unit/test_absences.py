@@ -21,9 +21,14 @@ from tests.unit.partition_kit import (
 from tidemill.agents.ledger.workers import groups_of
 from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.wire import Definition, LimitSpec
-from tidemill.streams.absences import NOT_SERVED_MS, NOT_SERVED_TOLD_MAX, PORTION, TELL_AFTER_MS
+from tidemill.streams.absences import (
+    NOT_SERVED_MS,
+    NOT_SERVED_TOLD_MAX,
+    PORTION,
+    TELL_AFTER_MS,
+    UNKNOWN_TYPE_WAIT_MS,
+)
 from tidemill.streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
-from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
 from tidemill.streams.partition import Capacity
 from tidemill.streams.schedule import Groups, LineName
 

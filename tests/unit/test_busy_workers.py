@@ -27,7 +27,7 @@ from tidemill.agents.worker.pulse import PAUSE_SECONDS, RING, STILL_SECONDS, Pul
 from tidemill.agents.worker.stand_in import GRACE_SECONDS, POLL_SECONDS, limit_of, state_of
 from tidemill.schemas.marks import mark_of
 from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, Heartbeat, KindSlots, QueueSlots
-from tidemill.streams.partition import DISPATCH_LOST_MS
+from tidemill.streams.policies.rescue import DISPATCH_LOST_MS
 from tidemill.streams.stalls import Stall
 
 KEY: Final = ("u", "j")

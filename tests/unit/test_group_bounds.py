@@ -24,7 +24,8 @@ from tests.unit.partition_kit import (
 from tidemill.schemas.wire import LimitSpec
 from tidemill.streams.decision import DECISION_BYTES
 from tidemill.streams.job import JobKey
-from tidemill.streams.partition import DECISIONS_MAX, DISPATCH_LOST_MS, NO_END, Capacity
+from tidemill.streams.partition import DECISIONS_MAX, Capacity
+from tidemill.streams.policies.rescue import DISPATCH_LOST_MS, NO_END
 from tidemill.streams.schedule import STALE_MAX
 
 Event = dict[str, Any]
@@ -95,7 +96,7 @@ def test_jobs_whose_type_is_told_of_go_on_in_bounded_groups_and_before_later_one
     first = room.events(NOW + 1, request("later"))
     groups = [first, *room.until_quiet(NOW + 1)]
     assert max(len(events) for events in groups) <= 2 * DECISIONS_MAX
-    assert not room.state.resolving
+    assert not room.state.policies.unknown_type.resolving
     waiting = room.engine.schedule.line(DEFAULT).waiting
     # A key may stand there twice: the second one is dropped when it comes up.
     assert list(dict.fromkeys(key[1] for key in waiting)) == [*ASKED, "later"]
@@ -108,15 +109,15 @@ def test_the_rest_of_those_goes_on_after_a_restore_and_after_an_undo() -> None:
     scene.definitions = [plain()]
     scene.group(NOW + 1)
     scene.restore(NOW + 2)
-    assert scene.engine.state.resolving
+    assert scene.engine.state.policies.unknown_type.resolving
     scene.engine.begin(NOW + 2)
     scene.engine.tick()
     scene.engine.undo()
-    assert scene.engine.state.resolving
+    assert scene.engine.state.policies.unknown_type.resolving
     for _ in range(4):
         scene.group(NOW + 3)
-    assert not scene.engine.state.resolving
-    assert not scene.engine.schedule.unknown_types()
+    assert not scene.engine.state.policies.unknown_type.resolving
+    assert not scene.engine.schedule.wait_lists
 
 
 def test_rescues_are_bounded() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from tests.unit.core_kit import KNOWN, NOW, WAYS, after, job_in, report
+from tests.unit.core_kit import INTERRUPTIONS_MAX, KNOWN, NOW, WAYS, after, decide, job_in, report
 from tidemill.schemas.words import EventKind, Reason, State
 from tidemill.streams.commands import Dispatch, Report, Rescue
 from tidemill.streams.decision import Accepted, Rejected
-from tidemill.streams.decisions import RESCUES_MAX, decide
 from tidemill.streams.job import Job
+from tidemill.streams.policies.rescue import RESCUES_MAX
 from tidemill.streams.store.rows import live_value, read_job
 
 AGAIN = Reason.REDELIVERED.value
@@ -84,7 +84,7 @@ def interrupted(epoch: int) -> Report:
 
 def test_a_run_that_is_interrupted_too_often_fails_with_a_code_of_its_own() -> None:
     job = after(None, *WAYS[State.PENDING])
-    for count in range(1, KNOWN.interruptions_max + 1):
+    for count in range(1, INTERRUPTIONS_MAX + 1):
         job = after(job, Dispatch())
         job = after(job, interrupted(job.epoch))
         assert job.state is State.PENDING
@@ -104,7 +104,7 @@ def test_a_run_that_is_interrupted_too_often_fails_with_a_code_of_its_own() -> N
 
 def test_what_never_began_is_no_interruption() -> None:
     job = after(None, *WAYS[State.PENDING])
-    for _ in range(KNOWN.interruptions_max + 3):
+    for _ in range(INTERRUPTIONS_MAX + 3):
         job = after(job, Dispatch())
         returned = report("returned", epoch=job.epoch, reason=Reason.WORKER_STOPPING.value)
         job = after(job, returned)

@@ -14,8 +14,9 @@ from tests.unit.core_kit import (
     NOW,
     REDRIVE,
     WAYS,
-    Around,
     after,
+    arranged,
+    decide,
     define,
     fields_of,
     fold,
@@ -27,22 +28,25 @@ from tests.unit.core_kit import (
 from tidemill.schemas.requests import RESULT_BYTES_MAX
 from tidemill.schemas.wire import DELAY_MS_MAX, BackoffSpec
 from tidemill.schemas.words import Reason, State
+from tidemill.streams.absences import UNKNOWN_TYPE_WAIT_MS
 from tidemill.streams.commands import CoreCommand, Dispatch, Redrive, Rescue, Resolve
 from tidemill.streams.decision import Accepted, InvalidTransition, Kept, Rejected, repeat_of
-from tidemill.streams.decisions import RESCUES_MAX, UNKNOWN_TYPE_WAIT_MS, EventBuilder, decide
+from tidemill.streams.decisions import EventBuilder
 from tidemill.streams.job import Job
 from tidemill.streams.limits import LimitState
+from tidemill.streams.policies.rescue import RESCUES_MAX
+from tidemill.streams.turn import Turn
 
 LATER = NOW + 5_000
 ONE_A_MINUTE = {"limit": 1, "window_ms": 60_000}
 SKIP = define(limits=[{**ONE_A_MINUTE, "over": "skip"}])
 DELAY = define(limits=[{**ONE_A_MINUTE, "over": "delay"}])
-UNKNOWN = Around()
+UNKNOWN = arranged()
 HELD = ("u", "another")
 LOST = Rescue(Reason.WORKER_LOST)
 
 
-def told(job: Job | None, command: CoreCommand, around: Around = KNOWN) -> str:
+def told(job: Job | None, command: CoreCommand, around: Turn = KNOWN) -> str:
     """The decision in words: events with their reasons, or the rejection."""
     decision = decide(job, command, NOW, around)
     if isinstance(decision, Rejected):
@@ -63,20 +67,20 @@ def told(job: Job | None, command: CoreCommand, around: Around = KNOWN) -> str:
         ({"expires_at": NOW}, KNOWN, "requested, expired (expired_before_start)"),
         ({"expires_at": NOW + 1}, KNOWN, "requested"),
         ({"unique_key": "k"}, KNOWN, "requested"),
-        ({"unique_key": "k"}, Around(define(), holder=HELD), "requested, skipped (duplicate)"),
-        ({"unique_key": "k"}, Around(define(), holder=("u", "j")), "requested"),
-        ({}, Around(define(unique_by="user"), holder=HELD), "requested, skipped (duplicate)"),
-        ({}, Around(SKIP), "requested"),
-        ({}, Around(SKIP, used=LimitState(1, ())), "requested, skipped (rate_limited)"),
-        ({}, Around(SKIP, used=LimitState(0, (NOW,))), "requested, skipped (rate_limited)"),
-        ({}, Around(SKIP, used=LimitState(0, (NOW - 60_000,))), "requested"),
-        ({}, Around(DELAY, used=LimitState(0, (NOW,))), "requested"),  # held back when dispatched
+        ({"unique_key": "k"}, arranged(define(), holder=HELD), "requested, skipped (duplicate)"),
+        ({"unique_key": "k"}, arranged(define(), holder=("u", "j")), "requested"),
+        ({}, arranged(define(unique_by="user"), holder=HELD), "requested, skipped (duplicate)"),
+        ({}, arranged(SKIP), "requested"),
+        ({}, arranged(SKIP, used=LimitState(1, ())), "requested, skipped (rate_limited)"),
+        ({}, arranged(SKIP, used=LimitState(0, (NOW,))), "requested, skipped (rate_limited)"),
+        ({}, arranged(SKIP, used=LimitState(0, (NOW - 60_000,))), "requested"),
+        ({}, arranged(DELAY, used=LimitState(0, (NOW,))), "requested"),  # held back when dispatched
         ({}, UNKNOWN, "requested, deferred (unknown_type)"),
         ({"expires_at": NOW}, UNKNOWN, "requested, expired (expired_before_start)"),
-        ({"unique_key": "k"}, Around(holder=HELD), "requested, skipped (duplicate)"),
+        ({"unique_key": "k"}, arranged(holder=HELD), "requested, skipped (duplicate)"),
     ],
 )
-def test_submit(fields: dict[str, Any], around: Around, expected: str) -> None:
+def test_submit(fields: dict[str, Any], around: Turn, expected: str) -> None:
     assert told(None, submit(**fields), around) == expected
 
 
@@ -94,7 +98,7 @@ def test_a_failed_attempt(outcome: dict[str, Any], expected: str) -> None:
 
 
 def test_attempts_run_out() -> None:
-    around = Around(define(max_attempts=2))
+    around = arranged(define(max_attempts=2))
     job = after(None, submit(), Dispatch(), report("failed"), Dispatch(), around=around)
     assert job.attempt == 2
     assert told(job, report("failed", 2), around) == (
@@ -113,7 +117,7 @@ def test_a_retry_waits_as_long_as_the_handler_asked(asked_ms: int, expected_ms: 
 
 def test_a_retry_waits_by_the_policy_and_always_the_same() -> None:
     policy = BackoffSpec(base_ms=1_000, factor=2.0, jitter=0.5, cap_ms=60_000)
-    around = Around(define(backoff=policy.model_dump()))
+    around = arranged(define(backoff=policy.model_dump()))
     dispatched = job_in(State.DISPATCHED)
     first = after(dispatched, report("failed"), around=around)
     again = after(dispatched, report("failed"), around=around)
@@ -178,25 +182,25 @@ def test_a_rescue_spends_no_attempt_and_the_fourth_ends_the_job() -> None:
     [
         ({}, KNOWN, "scheduled"),
         ({"run_at": LATER}, KNOWN, "scheduled (run_at)"),
-        ({}, Around(SKIP, used=LimitState(1, ())), "skipped (rate_limited)"),
-        ({"unique_key": "k"}, Around(define(), holder=HELD), "skipped (duplicate)"),
-        ({}, Around(define(unique_by="user"), holder=HELD), "skipped (duplicate)"),
+        ({}, arranged(SKIP, used=LimitState(1, ())), "skipped (rate_limited)"),
+        ({"unique_key": "k"}, arranged(define(), holder=HELD), "skipped (duplicate)"),
+        ({}, arranged(define(unique_by="user"), holder=HELD), "skipped (duplicate)"),
         ({}, UNKNOWN, "failed (not_retryable)"),
     ],
 )
 def test_the_wait_for_a_type_is_over(
-    fields: dict[str, Any], around: Around, expected: str
+    fields: dict[str, Any], around: Turn, expected: str
 ) -> None:
     waiting = after(None, submit(**fields), around=UNKNOWN)
     assert waiting.due_at == NOW + UNKNOWN_TYPE_WAIT_MS
-    assert told(waiting, Resolve(around.policy("t")), around) == expected
+    assert told(waiting, Resolve(around.job_type("t")), around) == expected
 
 
 def test_a_known_type_fills_in_what_the_request_left_open() -> None:
-    around = Around(define(queue="q", max_attempts=7, timeout_ms=9, unique_by="user"))
+    around = arranged(define(queue="q", max_attempts=7, timeout_ms=9, unique_by="user"))
     known = after(None, submit(), around=around)
     resolved = after(
-        after(None, submit(), around=UNKNOWN), Resolve(around.policy("t")), around=around
+        after(None, submit(), around=UNKNOWN), Resolve(around.job_type("t")), around=around
     )
     for spec in (known.spec, resolved.spec):
         assert (spec.queue, spec.max_attempts, spec.timeout_ms) == ("q", 7, 9)
@@ -211,7 +215,7 @@ def test_a_known_type_fills_in_what_the_request_left_open() -> None:
     [
         (job_in(State.FAILED), KNOWN, "redriven (operator)"),
         (after(None, submit(unique_key="k"), Dispatch(), report("failed", error=FATAL)),
-         Around(define(), holder=HELD), "rejected: duplicate"),
+         arranged(define(), holder=HELD), "rejected: duplicate"),
         (after(None, submit(unique_key="k"), Dispatch(), report("failed", error=FATAL)),
          KNOWN, "redriven (operator)"),
         # Nobody knew its type: a queue of its own does not make it known.
@@ -219,7 +223,7 @@ def test_a_known_type_fills_in_what_the_request_left_open() -> None:
          UNKNOWN, "redriven (operator), deferred (unknown_type)"),
     ],
 )
-def test_redrive(job: Job, around: Around, expected: str) -> None:
+def test_redrive(job: Job, around: Turn, expected: str) -> None:
     assert told(job, REDRIVE, around) == expected
 
 
@@ -244,11 +248,11 @@ def test_a_refused_request_cannot_be_redriven() -> None:
 
 
 def test_held_limits_are_kept_with_the_job_until_its_first_dispatch() -> None:
-    waiting = after(None, submit(), around=Around(SKIP))
+    waiting = after(None, submit(), around=arranged(SKIP))
     assert waiting.holds_limit
     assert not after(waiting, Dispatch()).holds_limit
     assert not after(waiting, CANCEL).holds_limit
-    assert not after(None, submit(), around=Around(DELAY)).holds_limit
+    assert not after(None, submit(), around=arranged(DELAY)).holds_limit
 
 
 def test_waiting_and_running_times_are_the_worker_s_where_they_are_believable() -> None:

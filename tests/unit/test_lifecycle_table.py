@@ -7,10 +7,9 @@ from typing import Final
 import pytest
 
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
-from tests.unit.core_kit import KNOWN, NOW, command_named, event_of, job_in
+from tests.unit.core_kit import KNOWN, NOW, command_named, decide, event_of, job_in
 from tidemill.schemas.words import AUDIT_KINDS, TERMINAL_STATES, EventKind, State
 from tidemill.streams.decision import Accepted, Effect, InvalidTransition, Kept, react
-from tidemill.streams.decisions import decide
 from tidemill.streams.lifecycle import NOTES, TRANSITIONS, evolve
 
 STATES: Final[tuple[State | None, ...]] = (None, *State)

@@ -8,8 +8,8 @@ import pytest
 
 from tidemill.schemas.wire import LimitSpec
 from tidemill.streams import limits
+from tidemill.streams.job_type import Limit
 from tidemill.streams.limits import NOTHING_USED, LimitState
-from tidemill.streams.policy import Limit
 
 SKIP_2 = Limit(LimitSpec(limit=2, window_ms=100, over="skip"))
 DELAY_2 = Limit(LimitSpec(limit=2, window_ms=100, over="delay"))

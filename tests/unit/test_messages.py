@@ -38,14 +38,13 @@ from tidemill.streams.envelope import (
     message_headers,
 )
 from tidemill.streams.messages import (
-    Addressee,
     MessagesWithoutEnd,
-    Turn,
     UnsendableMessage,
 )
 from tidemill.streams.partition import DECISIONS_MAX, Partition
 from tidemill.streams.partitioner import partition_of
-from tidemill.streams.store.state import PartitionState
+from tidemill.streams.policies.base import Policy
+from tidemill.streams.turn import Turn
 
 PARTITIONS: Final = 4
 NUMBER: Final = 1
@@ -264,12 +263,12 @@ def test_a_message_is_handed_to_its_policy_once(headers: Headers) -> None:
 
 
 def test_what_a_message_means_for_jobs_is_decided_in_its_group() -> None:
-    class Canceller(Addressee):
+    class Canceller(Policy):
         def on_message(self, turn: Turn, origin: int, body: dict[str, Any]) -> None:
             key = (body["user"], "j")
             turn.command(key, Cancel(key, self.id, None, turn.cause))
 
-    def policies(state: PartitionState, number: int) -> Sequence[Addressee]:
+    def policies(number: int) -> Sequence[Policy]:
         return (Canceller("canceller"),)
 
     here = Scene(plain(), partitions=PARTITIONS, policies=policies)

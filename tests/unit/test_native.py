@@ -113,7 +113,10 @@ def test_what_is_made_of_sources_is_no_source(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "edited",
-    ["streams/retry.py", "schemas/wire.py", "streams/__init__.py", "streams/store/rows.py"],
+    [
+        "streams/policies/expiry.py", "schemas/wire.py", "streams/__init__.py",
+        "streams/store/rows.py",
+    ],
 )
 def test_an_edited_source_is_never_masked(compiled: Path, edited: str) -> None:
     with (compiled / edited).open("a") as file:

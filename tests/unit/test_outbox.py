@@ -15,6 +15,7 @@ from tests.unit.core_kit import (
     NOW,
     WAYS,
     after,
+    decide,
     job_in,
     report,
     submit,
@@ -31,7 +32,6 @@ from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, Re
 from tidemill.schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
 from tidemill.streams.commands import Dispatch
 from tidemill.streams.decision import Accepted
-from tidemill.streams.decisions import decide
 from tidemill.streams.job import Job
 from tidemill.streams.outbox import Outbox
 

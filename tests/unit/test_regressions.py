@@ -30,7 +30,7 @@ from tidemill.schemas.wire import (
     LimitSpec,
     QueueSlots,
 )
-from tidemill.streams.partition import DISPATCH_LOST_MS
+from tidemill.streams.policies.rescue import DISPATCH_LOST_MS
 
 HOUR_MS: Final = 3_600_000
 

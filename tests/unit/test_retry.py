@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidemill.schemas.wire import BACKOFF_FACTOR_MAX, DELAY_MS_MAX, BackoffSpec
-from tidemill.streams.retry import backoff_ms
+from tidemill.streams.policies.backoff import backoff_ms
 
 
 @pytest.mark.parametrize(

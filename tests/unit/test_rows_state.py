@@ -19,17 +19,17 @@ from tests.unit.core_kit import (
     submit,
 )
 from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import State
 from tidemill.streams.commands import Dispatch, Resolve
-from tidemill.streams.decision import Accepted
-from tidemill.streams.decisions import decide
-from tidemill.streams.job import Job, Spec
+from tidemill.streams.desk import Desk
+from tidemill.streams.job import Job, JobKey, Spec
+from tidemill.streams.job_type import JobType
 from tidemill.streams.limits import LimitState
-from tidemill.streams.policy import Policy
+from tidemill.streams.policies.rate_limit import limit_key
 from tidemill.streams.store import rows
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.jobs import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS
-from tidemill.streams.store.limit_uses import limit_key
 from tidemill.streams.store.state import PartitionState
 
 SKIP = define(limits=[{"limit": 2, "window_ms": 60_000, "over": "skip"}])
@@ -91,7 +91,7 @@ def test_limits_definitions_and_positions_come_back() -> None:
     state.load(b"dt", SKIP.model_dump_json().encode())
     state.load(b"p", b'{"applied":{"jobs.requested":7},"clock":%d,"accepted":3}' % NOW)
     state.loaded()
-    assert state.limit_state('u"', "t") == LimitState(2, (1, 5))
+    assert state.policies.rate_limit.used('u"', "t") == LimitState(2, (1, 5))
     assert state.definitions == {"t": SKIP}
     assert state.applied == {"jobs.requested": 7}
     assert (state.clock_ms, state.accepted) == (NOW, 3)
@@ -102,21 +102,32 @@ def has_changes(state: PartitionState) -> bool:
     return state.has_changes
 
 
+def holder_of(state: PartitionState, unique_key: str) -> JobKey | None:
+    """The job of user u that has the key."""
+    return state.policies.uniqueness.holders.get(("u", unique_key))
+
+
 class Store:
     """A state with the rows that its settled groups wrote."""
 
     def __init__(self) -> None:
         self.state = PartitionState()
+        self.desk = Desk(0, Topics(), self.state)
         self.rows: dict[bytes, bytes] = {}
 
     def decide(self, command: Any, now: int = NOW) -> Job:
         """One decision about job (u, j)."""
         self.state.begin(now)
         job = self.state.jobs.get(("u", "j"))
-        decision = decide(job, command, self.state.clock_ms, self.state)
-        assert isinstance(decision, Accepted)
-        self.state.put(job, decision.job)
-        return decision.job
+        assert self.desk.decide(("u", "j"), job, command)
+        return self.state.jobs[("u", "j")]
+
+    def rollback(self) -> None:
+        self.state.rollback()
+        self.desk.rebuild()
+
+    def limit_state(self) -> LimitState:
+        return self.state.policies.rate_limit.used("u", "t")
 
     def settle(self) -> None:
         for key, value in rows_of(self.state):
@@ -137,6 +148,7 @@ class Store:
         for key, value in self.rows.items():
             state.load(key, value)
         state.loaded()
+        Desk(0, Topics(), state).rebuild()
         return state
 
 
@@ -167,7 +179,7 @@ def test_ended_jobs_are_forgotten_after_their_retention() -> None:
     store.state.forget_old(at + 1)
     assert has_changes(store.state)
     assert store.state.ended(("u", "j")) is None
-    store.state.rollback()
+    store.rollback()
     assert store.state.ended(("u", "j")) is not None
     store.state.begin(at)
     store.state.forget_old(at + 1)
@@ -230,13 +242,13 @@ def test_unique_keys_are_held_while_their_job_lives() -> None:
     store = Store()
     store.define(define())
     store.decide(submit(unique_key="k"))
-    assert store.state.unique_holder("u", "k") == ("u", "j")
+    assert holder_of(store.state, "k") == ("u", "j")
     store.settle()
-    assert store.restored().unique_holder("u", "k") == ("u", "j")
+    assert holder_of(store.restored(), "k") == ("u", "j")
     store.decide(CANCEL)
-    assert store.state.unique_holder("u", "k") is None
-    store.state.rollback()
-    assert store.state.unique_holder("u", "k") == ("u", "j")
+    assert holder_of(store.state, "k") is None
+    store.rollback()
+    assert holder_of(store.state, "k") == ("u", "j")
 
 
 def test_a_held_limit_is_released_even_when_the_type_lost_its_limits() -> None:
@@ -244,11 +256,11 @@ def test_a_held_limit_is_released_even_when_the_type_lost_its_limits() -> None:
     store.define(SKIP)
     store.decide(submit())
     store.settle()
-    assert store.state.limit_state("u", "t") == LimitState(1, ())
+    assert store.limit_state() == LimitState(1, ())
     store.define(define())
     store.decide(Dispatch())
     store.define(SKIP)
-    assert store.state.limit_state("u", "t").held == 0
+    assert store.limit_state().held == 0
 
 
 def test_limits_are_kept_undone_and_forgotten() -> None:
@@ -256,20 +268,20 @@ def test_limits_are_kept_undone_and_forgotten() -> None:
     store.define(SKIP)
     store.decide(submit())
     store.decide(Dispatch())
-    store.state.rollback()
+    store.rollback()
     store.define(SKIP)
-    assert store.state.limit_state("u", "t") == LimitState(0, ())
+    assert store.limit_state() == LimitState(0, ())
     store.decide(submit())
     store.decide(Dispatch())
     store.settle()
-    assert store.restored().limit_state("u", "t") == LimitState(0, (NOW,))
+    assert store.restored().policies.rate_limit.used("u", "t") == LimitState(0, (NOW,))
     store.state.begin(NOW)
     store.state.forget_old(NOW + 59_999)
     assert not has_changes(store.state)
     store.state.forget_old(NOW + 60_000)
     store.settle()
     assert limit_key("u", "t") not in store.rows
-    assert store.state.limit_state("u", "t") == LimitState(0, ())
+    assert store.limit_state() == LimitState(0, ())
 
 
 def test_a_resolved_job_takes_its_limit_and_its_key() -> None:
@@ -277,9 +289,9 @@ def test_a_resolved_job_takes_its_limit_and_its_key() -> None:
     store = Store()
     store.decide(submit())
     store.define(unique)
-    job = store.decide(Resolve(Policy(unique)))
-    assert store.state.limit_state("u", "t") == LimitState(1, ())
-    assert store.state.unique_holder("u", "\x1ftype:t") == job.key
+    job = store.decide(Resolve(JobType(unique)))
+    assert store.limit_state() == LimitState(1, ())
+    assert holder_of(store.state, "\x1ftype:t") == job.key
 
 
 def test_the_clock_never_goes_back_but_with_an_undo() -> None:
@@ -298,8 +310,8 @@ def test_an_undone_group_leaves_no_trace() -> None:
     store.decide(submit(unique_key="k"))
     store.state.applied["jobs.requested"] = 9
     assert has_changes(store.state)
-    store.state.rollback()
+    store.rollback()
     assert (store.state.jobs, store.state.definitions, store.state.applied) == ({}, {}, {})
     assert store.state.accepted == 0
     assert not has_changes(store.state)
-    assert store.state.unique_holder("u", "k") is None
+    assert holder_of(store.state, "k") is None

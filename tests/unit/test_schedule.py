@@ -8,17 +8,18 @@ import orjson
 import pytest
 
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, outcome_of, pack
-from tests.unit.core_kit import DEFAULT, HELD, NOW, Around, after, define, job_in, submit
+from tests.unit.core_kit import DEFAULT, HELD, NOW, after, arranged, defer, define, job_in, submit
 from tidemill.schemas.wire import Definition, LimitSpec
-from tidemill.schemas.words import Reason, State
-from tidemill.streams.commands import Defer, Dispatch, Resolve
-from tidemill.streams.decisions import UNKNOWN_TYPE_WAIT_MS
+from tidemill.schemas.words import State
+from tidemill.streams.absences import UNKNOWN_TYPE_WAIT_MS
+from tidemill.streams.commands import Dispatch, Resolve
 from tidemill.streams.intake import derived_job_id
 from tidemill.streams.job import UNKNOWN_TYPE
-from tidemill.streams.partition import DISPATCH_LOST_MS, FORGET_EVERY_MS, Capacity, Partition
+from tidemill.streams.job_type import JobType
+from tidemill.streams.partition import FORGET_EVERY_MS, Capacity, Partition
 from tidemill.streams.partitioner import partition_of
-from tidemill.streams.policy import Policy
-from tidemill.streams.schedule import Schedule, TimerKind
+from tidemill.streams.policies.rescue import DISPATCH_LOST_MS
+from tidemill.streams.schedule import Schedule
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
 from tidemill.streams.store.state import PartitionState
 
@@ -52,7 +53,7 @@ def test_timers_fire_in_their_order_and_not_before() -> None:
     schedule = Schedule({})
     assert schedule.next_timer_at() is None
     for at_ms, name in ((30, "c"), (10, "a"), (20, "b"), (10, "a2")):
-        schedule.set_timer(at_ms, TimerKind.DUE, ("u", name))
+        schedule.set_due(at_ms, ("u", name))
     assert schedule.next_timer_at() == 10
     assert schedule.pop_due(9) is None
     fired = []
@@ -78,8 +79,8 @@ def test_each_state_has_its_place(state: State) -> None:
 
 
 def test_deferred_jobs_wait_in_the_list_of_their_limit_or_for_their_type() -> None:
-    held = after(None, submit(), Defer(NOW + 7, HELD, Reason.RATE_LIMITED))
-    unknown = after(None, submit(), around=Around())
+    held = after(None, submit(), defer(NOW + 7))
+    unknown = after(None, submit(), around=arranged())
     schedule = Schedule({})
     schedule.rebuild([held, unknown], NOW + 100)
     assert list(schedule.wait_lists[HELD]) == [held.key]
@@ -89,7 +90,7 @@ def test_deferred_jobs_wait_in_the_list_of_their_limit_or_for_their_type() -> No
 
 
 def test_a_job_that_is_due_keeps_its_place_through_a_rebuild() -> None:
-    waited = after(after(None, submit(), around=Around()), Resolve(Policy(define())))
+    waited = after(after(None, submit(), around=arranged()), Resolve(JobType(define())))
     schedule = Schedule({})
     schedule.rebuild([waited], NOW - 1)
     assert not len(schedule.line(DEFAULT).waiting)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.unit.core_kit import KNOWN, NOW, after, report, submit
+from tests.unit.core_kit import KNOWN, NOW, after, decide, report, submit
 from tests.unit.partition_kit import (
     Scene,
     events_in,
@@ -18,7 +18,6 @@ from tests.unit.partition_kit import (
 from tidemill.schemas.words import State
 from tidemill.streams.commands import Dispatch
 from tidemill.streams.decision import Accepted
-from tidemill.streams.decisions import decide
 from tidemill.streams.job import Job
 
 HOUR: Final = 3_600_000

@@ -7,7 +7,13 @@ pydantic's, and to read one of its fields costs as much as a dozen of these.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.streams.job import Spec
+
+if TYPE_CHECKING:
+    from tidemill.streams.policies.base import Policy
 
 
 class Limit:
@@ -22,12 +28,12 @@ class Limit:
         self.delays: bool = not self.skips  # or waits
 
 
-class Policy:
-    """What a type's definition says to the engine. Never changed once made."""
+class JobType:
+    """What a type's definition says to the engine. Never changed once its policies are bound."""
 
     __slots__ = (
-        "backoff", "has_skip_limit", "is_unique_by_user", "limits", "max_attempts", "queue",
-        "timeout_ms", "type",
+        "backoff", "has_skip_limit", "is_unique_by_user", "limits", "max_attempts", "policies",
+        "policies_of_asked", "queue", "timeout_ms", "type",
     )
 
     def __init__(self, definition: Definition) -> None:
@@ -39,3 +45,13 @@ class Policy:
         self.is_unique_by_user: bool = definition.unique_by == "user"
         self.limits: tuple[Limit, ...] = tuple([Limit(spec) for spec in definition.limits])
         self.has_skip_limit: bool = any(limit.skips for limit in self.limits)
+        #: The policies that are asked about each of its jobs (`Policies.bind`),
+        self.policies: tuple[Policy, ...] = ()
+        #: and those about jobs whose request asks for more. Both in the registry's order.
+        self.policies_of_asked: tuple[Policy, ...] = ()
+
+    def policies_for(self, spec: Spec) -> tuple[Policy, ...]:
+        """Those that concern the job. A plain job of a plain type has none."""
+        if spec.unique_key is None and spec.expires_at is None:
+            return self.policies
+        return self.policies_of_asked
