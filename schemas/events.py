@@ -3,6 +3,8 @@
 Owns the public shape of both: the contract from which the documentation is generated. Refuses to
 know who decides (`streams`), how the bytes are made (`tidemill.schemas.event_writer`) and where
 they go (`agents`).
+
+A reader passes over fields that it does not know: a sink or a client may be older than the ledger.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tidemill.schemas.words import EventKind, Priority, State
 class JobError(BaseModel):
     """Why an attempt or a job failed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     code: str = Field(description="One of the engine's error codes, or the handler's own.")
     message: str = Field(description="For a person; no stack trace. Cut at 2,000 characters.")
@@ -27,7 +29,7 @@ class JobError(BaseModel):
 class Cause(BaseModel):
     """The input record that led to an event; absent when a timer or a worker's silence did."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     topic: str
     partition: int
@@ -37,9 +39,11 @@ class Cause(BaseModel):
 class JobEvent(BaseModel):
     """One record on `jobs.events`; key = user_id. The contract of `EventWriter`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    schema_version: int = Field(description="1. Refuse what you do not know.")
+    schema_version: int = Field(
+        description="1. Refuse another version; pass over fields that you do not know."
+    )
     event_id: str = Field(description="Unique; the same on a replay.")
     event: EventKind = Field(description="What happened.")
     job_id: str
@@ -94,7 +98,7 @@ class JobEvent(BaseModel):
 class CompletedJob(BaseModel):
     """One record on `jobs.completed`; key = user_id. Exactly one for each (user, job, run)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     job_id: str
     user_id: str

@@ -321,7 +321,7 @@ class Completions:
         if not self.forget(waiter) or not waiter.future.set_running_or_notify_cancel():
             return
         try:
-            waiter.future.set_result(CompletedJob.model_validate_json(value, extra="ignore"))
+            waiter.future.set_result(CompletedJob.model_validate_json(value))
         except ValidationError as error:
             waiter.future.set_exception(
                 ClientError(f"{self._topic}: the end of {waiter.key[1]} cannot be read: {error}")

@@ -46,11 +46,16 @@ INSERT_SETTINGS: Final[dict[str, object]] = {
     "date_time_input_format": "best_effort",  # RFC 3339 with Z
     "input_format_null_as_default": 1,
     "input_format_json_read_objects_as_strings": 1,  # `data` stays JSON text
-    "input_format_skip_unknown_fields": 0,
+    # A ledger may be newer than its sink, and its events then have more fields.
+    "input_format_skip_unknown_fields": 1,
+    "input_format_json_ignore_unknown_keys_in_named_tuple": 1,
     # An insert is one block: all of it or nothing, and one token.
     "max_insert_block_size": 1_048_576,
     "input_format_parallel_parsing": 0,
 }
+
+_PLACE: Final = COLUMNS[:2]  # not the event's own
+_FIELDS: Final = frozenset(COLUMNS[2:])
 
 # What nearly every value begins with: `EventWriter` puts the version first.
 _USUAL_START: Final = b'{"schema_version":%d,' % SCHEMA_VERSION
@@ -146,6 +151,12 @@ def check(value: bytes | None) -> dict[str, Any] | Refusal:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "value"
         return refuse(ErrorCode.INVALID_FIELD, f"field {name!r}: {first['msg']}", name)
+    for name in _PLACE:
+        if name in body:
+            return refuse(
+                ErrorCode.INVALID_FIELD, f"field {name!r}: it is the record's place in Kafka", name
+            )
+    body = {name: value for name, value in body.items() if name in _FIELDS}
     wrong = _wrong_value(body)
     if wrong is not None:
         return refuse(ErrorCode.INVALID_FIELD, f"field {wrong[0]!r}: {wrong[1]}", wrong[0])

@@ -218,7 +218,6 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "deep": (b'{"schema_version":1,"data":' + b"[" * 10_000, "TOO_DEEP"),
     "another version": (_changed(schema_version=2), "UNKNOWN_VERSION"),
     "no version": (b"{}", "UNKNOWN_VERSION"),
-    "unknown field": (_changed(extra=1), "INVALID_FIELD"),
     "fields missing": (b'{"schema_version":1,"event":"requested"}', "INVALID_FIELD"),
     "no id": (_changed(job_id=""), "INVALID_FIELD"),
     "wrong type": (_changed(attempt="three"), "INVALID_FIELD"),
@@ -289,7 +288,7 @@ def test_events_at_every_bound_of_the_door_go_in_beside_a_broken_one(
         for name, values in TAKEN.items() for value in values
     ]
     good = [event for life in lives for event in life]
-    broken = [BAD["cut"][0], BAD["unknown field"][0], BAD["no instant"][0]]
+    broken = [BAD["cut"][0], BAD["unknown event"][0], BAD["no instant"][0]]
     log.produce_bad([*good[:40], broken[0], *good[40:], *broken[1:]], partition=1)
     place.start().wait_ready()
     place.wait_count(len(good))
@@ -305,7 +304,7 @@ def test_events_at_every_bound_of_the_door_go_in_beside_a_broken_one(
     assert [value for value, _ in letters] == broken
 
 
-@pytest.mark.parametrize("name", ["two events", "unknown field", "fields missing", "wrong type"])
+@pytest.mark.parametrize("name", ["two events", "a second offset", "fields missing", "wrong type"])
 def test_a_record_that_looks_like_an_event_is_found_without_bad_neighbours(
     log: Log, place: Place, kafka: str, name: str
 ) -> None:
@@ -318,6 +317,27 @@ def test_a_record_that_looks_like_an_event_is_found_without_bad_neighbours(
     letters = _dead_letters(kafka, log.topics.dead, 1)
     assert [(found, h["tidemill.dead.error.code"].decode()) for found, h in letters] == [
         (value, code)
+    ]
+
+
+def test_events_of_a_newer_ledger_go_in_without_what_is_new(log: Log, place: Place) -> None:
+    error = {"code": "E", "message": "m", "retryable": True, "hint": "new"}
+    cause = {"topic": "t", "partition": 1, "offset": 2, "epoch": 3}
+    newer = [
+        _changed(job_id="top", new_in_2030={"a": [1]}),
+        _changed(job_id="inside", error=error, cause=cause),
+    ]
+    log.produce_bad([*newer, BAD["cut"][0]], partition=1)  # looked at one by one
+    log.produce_bad(newer, partition=2)  # as they are
+    log.produce(200)
+    place.start().wait_ready()
+    place.wait_count(len(log.events) + 4)
+    found = place.query(
+        "SELECT job_id, error_code, cause_offset, kafka_partition FROM job_events"
+        " WHERE job_id IN ('top', 'inside') ORDER BY kafka_partition, job_id"
+    )
+    assert [(row["job_id"], row["error_code"]) for row in found] == [
+        ("inside", "E"), ("top", ""), ("inside", "E"), ("top", "")
     ]
 
 

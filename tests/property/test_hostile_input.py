@@ -67,7 +67,7 @@ def _keeps_contracts(out: list[OutRecord]) -> None:
         assert size + sum(len(name) + len(text or b"") for name, text in headers or ()) < most
         assert partition >= 0
         if topic in CONTRACTS:
-            CONTRACTS[topic].model_validate_json(value or b"")
+            CONTRACTS[topic].model_validate_json(value or b"", extra="forbid")
         elif topic.startswith(TOPICS.ready("")):
             ReadyPack.model_validate_json(value or b"")
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import pkgutil
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import pytest
 from pydantic import BaseModel, ValidationError
 
+import tidemill.agents
+import tidemill.schemas
+import tidemill.streams
 from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
 from tidemill.doctor import workers
-from tidemill.schemas import wire
+from tidemill.schemas import events, wire
+from tidemill.schemas.requests import Command, JobRequest
 from tidemill.schemas.topics import Topics
 
 TOPICS = Topics()
+#: What people and their programs write: a misspelt field is theirs to mend, and nothing is lost.
+STRICT: Final = {JobRequest, Command}
 SLOTS = {"slots": 4, "free": 4}
 BEAT: dict[str, Any] = {
     "schema_version": 1, "worker_id": "w", "incarnation": 7, "at": 1, "types": ["t"], "running": 0,
@@ -40,7 +48,70 @@ RECORDS: list[tuple[type[BaseModel], dict[str, Any]]] = [
                         "run": 1, "epoch": 1}),
     (wire.Definition, {"schema_version": 1, "type": "t", "backoff": {"base_ms": 5},
                        "limits": [{"limit": 1, "window_ms": 1, "over": "skip"}]}),
+    (events.JobEvent, {
+        "schema_version": 1, "event_id": "e", "event": "attempt_failed", "job_id": "j",
+        "user_id": "u", "type": "t", "queue": "q", "priority": "low", "incarnation": 1, "run": 1,
+        "sequence": 3, "attempt": 1, "epoch": 1, "occurred_at": "2025-11-24T16:00:00.000Z",
+        "state_before": "running", "state_after": "retrying", "reason": None, "worker_id": "w",
+        "error": {"code": "E", "message": "m", "retryable": True}, "due_at": None, "wait_ms": 1,
+        "run_ms": 1, "cause": {"topic": "t", "partition": 0, "offset": 1}, "data": None,
+    }),
+    (events.CompletedJob, {
+        "job_id": "j", "user_id": "u", "type": "t", "queue": "q", "status": "failed",
+        "reason": None, "result": None, "attempts": 1, "run": 1, "sequence": 3, "wait_ms": 1,
+        "error": {"code": "E", "message": "m", "retryable": False}, "run_ms": 1,
+        "requested_at": "x", "started_at": None, "finished_at": "x", "schema_version": 1,
+    }),
 ]
+
+
+def models() -> set[type[BaseModel]]:
+    """Every model that stands in a module of ours below the public face, settings left out."""
+    found: set[type[BaseModel]] = set()
+    for package in (tidemill.schemas, tidemill.streams, tidemill.agents):
+        for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "__main__" in each.name:
+                continue
+            for value in vars(importlib.import_module(each.name)).values():
+                if isinstance(value, type) and issubclass(value, BaseModel):
+                    found.add(value)
+    return {one for one in found if one.__module__.startswith("tidemill.") and not _is_setting(one)}
+
+
+def _is_setting(model: type[BaseModel]) -> bool:
+    return model.__module__ == "tidemill.agents.settings"
+
+
+def parts_of(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """The model and those inside of it."""
+    inner = {
+        part
+        for field in model.model_fields.values()
+        for part in models()
+        if part.__name__ in str(field.annotation)
+    }
+    return {model}.union(*map(parts_of, inner - {model}))
+
+
+def strict_ones(found: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    return {one for one in found if one.model_config.get("extra", "ignore") != "ignore"}
+
+
+def test_only_what_people_write_is_refused_for_a_field_that_is_not_known() -> None:
+    assert strict_ones(models()) == STRICT
+
+
+def test_a_model_that_refuses_new_fields_is_caught() -> None:
+    class Told(wire.Heartbeat, extra="forbid"): ...
+
+    assert strict_ones({wire.Heartbeat, Told}) == {Told}
+
+
+def test_every_model_between_roles_is_tried_here() -> None:
+    """A new one needs a record in RECORDS."""
+    between = {one for one in models() if one.__module__ in (wire.__name__, events.__name__)}
+    assert len(between) > 10
+    assert between == set().union(*(parts_of(model) for model, _ in RECORDS))
 
 
 def renewed(value: Any) -> Any:

@@ -44,9 +44,9 @@ FACTS: dict[str, Any] = {
 
 
 def written(event: Event) -> dict[str, Any]:
-    """The bytes of an event as its contract reads them, which refuses what it does not know."""
+    """The bytes of an event, which has the fields of its contract and no other."""
     value = EventWriter(InstantCache()).write(event)
-    JobEvent.model_validate_json(value)
+    JobEvent.model_validate_json(value, extra="forbid")
     body: dict[str, Any] = orjson.loads(value)
     return body
 
@@ -78,7 +78,7 @@ def test_labels_are_with_each_event_of_a_job_that_has_them(
     events = events_in([*first, *second])
     assert [event["event"] for event in events][-1] == "succeeded"
     for event in events:
-        JobEvent.model_validate_json(orjson.dumps(event), strict=True)
+        JobEvent.model_validate_json(orjson.dumps(event), strict=True, extra="forbid")
         found = {name: event.get(name) for name in LABELS}
         if any(fields.values()):
             assert found == fields
@@ -177,7 +177,7 @@ def test_completed(state: State) -> None:
     outbox.completed(job, ended)
     ((topic, partition, key, value, headers),) = outbox.group()
     assert (topic, partition, key) == ("p.jobs.completed", 3, b"u")
-    body = CompletedJob.model_validate_json(value or b"")
+    body = CompletedJob.model_validate_json(value or b"", extra="forbid")
     assert (body.status, body.sequence, body.attempts) == (state, job.sequence, job.attempt)
     assert body.result == (1 if state is State.SUCCEEDED else None)
     assert (body.error is not None) == (state is State.FAILED)

@@ -41,7 +41,6 @@ RETRY: Final[dict[str, Any]] = {
     "title": "RetryScheduled",
     "description": "One record on `jobs.retry`; key = user_id. News: the timer is in the ledger.",
     "type": "object",
-    "additionalProperties": False,
     "properties": {
         "job_id": {"type": "string"},
         "user_id": {"type": "string"},
