@@ -295,7 +295,8 @@ def run_through_exits(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any,
 
     A loop stops when a task raises SystemExit or KeyboardInterrupt, as code of others may; who
     waits for the task gets the exception all the same, and nobody else shall notice. Code of others
-    that cancels ``main``, with every other task of the loop, ends the process.
+    that cancels ``main``, with every other task of the loop, ends the process; one that stops the
+    loop stops nothing.
     """
     task = loop.create_task(main)
     while True:
@@ -306,6 +307,10 @@ def run_through_exits(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any,
                 raise
             logger.error("a task asked to end the process, and it goes on: %r", error,
                          exc_info=error)
+        except RuntimeError as error:
+            if task.done() or loop.is_closed():
+                raise
+            logger.error("code in this process has stopped its loop, and it goes on: %r", error)
         except asyncio.CancelledError as error:
             fail_stop("code in this process has cancelled the tasks that it lives by", error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +38,12 @@ from tidemill.schemas.wire import DEFINITION_BYTES_MAX
 START_RETRY_SECONDS: Final = 2.0  # between two tries to reach Kafka at the start
 PUBLISH_SECONDS: Final = 20.0  # for definitions to be durable
 
+# Who replaces threads, what to ask it, and of what.
+GREEN_THREADS: Final = (
+    ("gevent.monkey", "is_module_patched", "threading"),
+    ("eventlet.patcher", "is_monkey_patched", "thread"),
+)
+
 logger = logging.getLogger("tidemill.worker")
 
 
@@ -63,6 +70,7 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
         plan = plan_modules(modules)
         plan.environment.pop(SUPERVISED, None)
         handlers = {handler.type: handler for handler in load(plan)}
+        check_threads()
         queues = queues_of(handlers, settings.queues)
         check_topics(settings.topic_prefix, handlers)
         definitions = {name: definition_value(each) for name, each in handlers.items()}
@@ -75,6 +83,23 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
         told = [_described(handlers[name]) for name in sorted(handlers)]
         tell_supervisor(LOADED_EVENT, handlers=told, files=_watched(plan))
     return Loaded(plan, handlers, queues, definitions)
+
+
+def check_threads() -> None:
+    """Refuse modules that have put something else in place of Python's threads.
+
+    The worker's loop never lets anything else run on its thread, so its beat would never begin, and
+    nothing would say why. Raises ModuleLoadError.
+    """
+    for name, question, what in GREEN_THREADS:
+        is_patched = getattr(sys.modules.get(name), question, None)
+        if is_patched is not None and is_patched(what):
+            who = name.partition(".")[0]
+            raise ModuleLoadError(
+                f"the modules have put {who}'s threads in place of Python's, and a worker waits "
+                f"for ever with those: leave {who}'s monkey patching out where a worker loads the "
+                "module; `def` and `async def` handlers wait side by side without it"
+            )
 
 
 def _watched(plan: LoadPlan | None) -> list[str]:

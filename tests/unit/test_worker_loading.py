@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from tidemill.agents.worker import handlers, loading
 from tidemill.agents.worker.errors import JobDefinitionError, ModuleLoadError
 from tidemill.agents.worker.handlers import Registry
 from tidemill.agents.worker.loading import load_modules
-from tidemill.agents.worker.start import queues_of
+from tidemill.agents.worker.start import check_threads, queues_of
 
 GOOD = """
 from __future__ import annotations
@@ -107,3 +108,19 @@ def test_queues_are_those_of_the_handlers_less_the_unwanted(tmp_path: Path) -> N
     assert queues_of(known, ["q2", "q2"]) == ("q2",)
     with pytest.raises(ModuleLoadError, match=r"'q3'.*q1, q2"):
         queues_of(known, ["q3"])
+
+
+@pytest.mark.parametrize("library", ["gevent.monkey", "eventlet.patcher"])
+@pytest.mark.parametrize("is_patched", [True, False])
+def test_threads_that_are_not_pythons_are_refused(
+    library: str, is_patched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands_in = SimpleNamespace(
+        is_module_patched=lambda name: is_patched, is_monkey_patched=lambda name: is_patched
+    )
+    monkeypatch.setitem(sys.modules, library, stands_in)
+    if is_patched:
+        with pytest.raises(ModuleLoadError, match=library.partition(".")[0]):
+            check_threads()
+    else:
+        check_threads()
