@@ -119,6 +119,12 @@ class Child:
             raise _Terminated
 
     def _listen(self) -> NoReturn:
+        try:
+            self._hear()
+        finally:  # the parent is gone, or a handler threw something at this thread: nobody hears
+            _die()
+
+    def _hear(self) -> None:
         while (message := receive(self._connection)) is not None:
             if "job" in message:
                 self._jobs.append(message["job"])
@@ -130,7 +136,6 @@ class Child:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             elif self._current is not None:
                 self._current.signal.is_set = True
-        _die()
 
     def _tell_stack(self) -> None:
         attempt = self._current
