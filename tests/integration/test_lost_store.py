@@ -244,6 +244,7 @@ def test_a_log_that_was_made_again_is_read_from_its_start(
         DEADLINE_SECONDS, "the topic is still there",
     )
     again = Log(kafka, log.topics.prefix)
+    again.skip(5_000)
     again.produce(1_500)
     place.start().wait_ready()
     wanted = len(log.events) + len(again.events)
