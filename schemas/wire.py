@@ -24,6 +24,7 @@ OUTCOMES_PER_RECORD_MAX: Final = 256
 OUTCOME_PACK_BYTES_MAX: Final = 524_288  # bytes; a single large result may pass it
 DELAY_MS_MAX: Final = 30 * 86_400_000  # ms before a retry, 30 days
 BACKOFF_FACTOR_MAX: Final = 1_000.0
+CONCURRENCY_MAX: Final = 1_000  # attempts at once: as many as a limit may let start
 LIMIT_WINDOW_MS_MAX: Final = 366 * 86_400_000  # ms of a limit's window, a year
 HEARTBEAT_SECONDS: Final = 2.0  # seconds between two beats of a worker
 HEARTBEAT_MISSING_SECONDS: Final = 10.0  # seconds of silence after which its attempts are rescued
@@ -207,6 +208,15 @@ class LimitSpec(BaseModel):
     by: Literal["user"] = "user"
 
 
+class ConcurrencySpec(BaseModel):
+    """At most `limit` attempts at once, per user and type."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    limit: int = Field(ge=1, le=CONCURRENCY_MAX)
+    by: Literal["user"] = "user"
+
+
 class Definition(BaseModel):
     """What a worker can run: one record on `jobs.definitions`, key = type, compacted."""
 
@@ -219,6 +229,7 @@ class Definition(BaseModel):
     timeout_ms: int = Field(default=300_000, ge=1, le=int(TIMEOUT_SECONDS_MAX * 1000))
     backoff: BackoffSpec = BackoffSpec()
     limits: tuple[LimitSpec, ...] = ()
+    concurrency: ConcurrencySpec | None = None
     unique_by: Literal["user"] | None = None
     runs_as: RunsAs = "async"
     payload_schema: dict[str, Any] | None = Field(

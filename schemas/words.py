@@ -110,6 +110,7 @@ class Reason(StrEnum):
 
     DUPLICATE = "duplicate"  # another live job has the same unique_key
     RATE_LIMITED = "rate_limited"
+    CONCURRENCY_LIMITED = "concurrency_limited"  # as many of its user and type run as may
     RUN_AT = "run_at"
     UNKNOWN_TYPE = "unknown_type"  # no worker has told of this type yet
     TYPE_NOT_RUN = "type_not_run"  # of the queue's living workers none runs the type

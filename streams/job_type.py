@@ -32,8 +32,8 @@ class JobType:
     """What a type's definition says to the engine. Never changed once its policies are bound."""
 
     __slots__ = (
-        "backoff", "has_skip_limit", "is_unique_by_user", "limits", "max_attempts", "policies",
-        "policies_of_asked", "queue", "timeout_ms", "type",
+        "backoff", "concurrency", "has_skip_limit", "is_unique_by_user", "limits", "max_attempts",
+        "policies", "policies_of_asked", "queue", "timeout_ms", "type",
     )
 
     def __init__(self, definition: Definition) -> None:
@@ -42,6 +42,9 @@ class JobType:
         self.max_attempts: int = definition.max_attempts
         self.timeout_ms: int = definition.timeout_ms
         self.backoff: BackoffSpec = definition.backoff
+        #: Attempts of a user at once; 0: as many as there are slots.
+        at_once = definition.concurrency
+        self.concurrency: int = 0 if at_once is None else at_once.limit
         self.is_unique_by_user: bool = definition.unique_by == "user"
         self.limits: tuple[Limit, ...] = tuple([Limit(spec) for spec in definition.limits])
         self.has_skip_limit: bool = any(limit.skips for limit in self.limits)

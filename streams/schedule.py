@@ -216,7 +216,7 @@ class Schedule:
             waiting = self.wait_lists[name] = WaitList()
         if name[0] == UNKNOWN_TYPE:
             self.set_timer(due_at, UNKNOWN_TYPE, job.key)
-        elif not len(waiting):
+        elif not len(waiting) and job.due_at is not None:  # else its policy wakes it
             self.set_wake(name, due_at)
         waiting.add(job.key, job.spec.number)
 

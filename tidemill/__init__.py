@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tidemill.errors import NonRetryable, Retry, Skip
     from tidemill.job_types import Job
     from tidemill.jobs import job
-    from tidemill.policies import Backoff, RateLimit
+    from tidemill.policies import Backoff, Concurrency, RateLimit
     from tidemill.shared_client import default_client
 
 __version__ = "0.1.0"
@@ -47,6 +47,7 @@ _HOMES: Final = {
     "JobHandle": "tidemill.handles",
     "NonRetryable": "tidemill.errors",
     "RateLimit": "tidemill.policies",
+    "Concurrency": "tidemill.policies",
     "Request": "tidemill.requests",
     "ResultMismatch": "tidemill.completed",
     "Retry": "tidemill.errors",
@@ -78,6 +79,7 @@ __all__ = [
     "ClientError",
     "CommandReceipt",
     "CompletedJob",
+    "Concurrency",
     "Context",
     "EnqueueFailed",
     "InvalidRequest",

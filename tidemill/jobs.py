@@ -19,7 +19,8 @@ from tidemill.agents.worker.handlers import (
     build_handler,
 )
 from tidemill.job_types import JobDecorator
-from tidemill.policies import Backoff, Duration, RateLimit, seconds_of
+from tidemill.policies import Backoff, Concurrency, Duration, RateLimit, seconds_of
+from tidemill.schemas.wire import ConcurrencySpec
 from tidemill.typed_jobs import JOBS, Job
 
 
@@ -30,7 +31,7 @@ def job(
     max_attempts: int = DEFAULT_ATTEMPTS,
     timeout_seconds: Duration = DEFAULT_TIMEOUT_SECONDS,
     backoff: Backoff | None = None,
-    limits: Sequence[RateLimit] = (),
+    limits: Sequence[RateLimit | Concurrency] = (),
     unique_by: Literal["user"] | None = None,
     process: bool = False,
 ) -> JobDecorator:
@@ -62,7 +63,8 @@ def job(
             max_attempts=max_attempts,
             timeout_seconds=seconds_of(timeout_seconds, f"@job({type!r}): timeout_seconds"),
             backoff=None if backoff is None else _backoff(type, backoff).spec(),
-            limits=[_limit(type, each).spec() for each in limits],
+            limits=[each.spec() for each in _limits(type, limits) if isinstance(each, RateLimit)],
+            concurrency=_concurrency(type, limits),
             unique_by=unique_by,
             process=process,
             local_names=outer.f_locals,
@@ -84,10 +86,22 @@ def _backoff(type_name: str, given: object) -> Backoff:
     return given
 
 
-def _limit(type_name: str, given: object) -> RateLimit:
-    if not isinstance(given, RateLimit):
+def _limits(type_name: str, given: Sequence[object]) -> list[RateLimit | Concurrency]:
+    found: list[RateLimit | Concurrency] = []
+    for each in given:
+        if not isinstance(each, RateLimit | Concurrency):
+            raise JobDefinitionError(
+                f"@job({type_name!r}): {each!r} in limits is no limit; write "
+                'RateLimit("1/h", by="user", over="skip") or Concurrency(2, by="user")'
+            )
+        found.append(each)
+    return found
+
+
+def _concurrency(type_name: str, given: Sequence[object]) -> ConcurrencySpec | None:
+    found = [each.spec() for each in given if isinstance(each, Concurrency)]
+    if len(found) > 1:
         raise JobDefinitionError(
-            f"@job({type_name!r}): {given!r} in limits is no limit; write "
-            'RateLimit("1/h", by="user", over="skip")'
+            f"@job({type_name!r}): limits has {len(found)} times Concurrency; leave the smallest"
         )
-    return given
+    return found[0] if found else None

@@ -1,4 +1,4 @@
-"""Policies as users write them: durations, backoff, rate limits.
+"""Policies as users write them: durations, backoff, limits.
 
 Owns the spelling and its checks. Refuses to apply them: they become `tidemill.schemas.wire` specs,
 which the ledger follows.
@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from tidemill.agents.worker.errors import JobDefinitionError
-from tidemill.schemas.wire import BackoffSpec, LimitSpec
+from tidemill.schemas.wire import CONCURRENCY_MAX, BackoffSpec, ConcurrencySpec, LimitSpec
 
 UNITS_SECONDS: Final = {
     "ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0,
@@ -156,6 +156,31 @@ class RateLimit:
             over=self.over,
             by=self.by,
         )
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Concurrency:
+    """At most N jobs of this type per user at once: `Concurrency(2, by="user")`. The others wait.
+
+    A job that waits for its next attempt takes up nothing.
+    """
+
+    limit: int
+    by: Literal["user"]
+
+    def __init__(self, limit: int, *, by: str = "user") -> None:
+        if type(limit) is not int or not 1 <= limit <= CONCURRENCY_MAX:
+            raise JobDefinitionError(
+                f"Concurrency({limit!r}): the number must be from 1 to {CONCURRENCY_MAX}"
+            )
+        if by != "user":
+            raise JobDefinitionError(f"Concurrency({limit}): by={by!r} is not known; use by='user'")
+        object.__setattr__(self, "limit", limit)
+        object.__setattr__(self, "by", "user")
+
+    def spec(self) -> ConcurrencySpec:
+        """As the ledger reads it."""
+        return ConcurrencySpec(limit=self.limit, by=self.by)
 
 
 def _parse_rate(rate: object) -> tuple[int, float]:

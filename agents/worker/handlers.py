@@ -32,7 +32,7 @@ from tidemill.schemas.requests import (
     TYPE_LENGTH_MAX,
     TYPE_PATTERN,
 )
-from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec, RunsAs
+from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec, RunsAs
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault
@@ -70,6 +70,7 @@ class Handler:
     reader: Reader | None
     #: Makes of what the function returns what can be written; None: it is written as it is.
     writer: Writer | None
+    concurrency: ConcurrencySpec | None = None
 
     def read_payload(self, payload: dict[str, Any]) -> Any:
         """What the function receives: the model or the dict; raises pydantic's ValidationError."""
@@ -90,6 +91,7 @@ class Handler:
             timeout_ms=max(1, round(self.timeout_seconds * 1000)),
             backoff=self.backoff,
             limits=self.limits,
+            concurrency=self.concurrency,
             unique_by=self.unique_by,
             runs_as=self.runs_as,
             payload_schema=self._payload_schema(),
@@ -164,6 +166,7 @@ def build_handler(
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     backoff: BackoffSpec | None = None,
     limits: Sequence[LimitSpec] = (),
+    concurrency: ConcurrencySpec | None = None,
     unique_by: str | None = None,
     process: bool = False,
     local_names: Mapping[str, Any] | None = None,
@@ -190,6 +193,7 @@ def build_handler(
         timeout_seconds=float(timeout_seconds),
         backoff=backoff or BackoffSpec(),
         limits=tuple(limits),
+        concurrency=concurrency,
         unique_by="user" if unique_by == "user" else None,
         runs_as=_runs_as(where, base, signature, process),
         model=signature.model,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from tidemill.schemas.record_pages import RecordPages
 from tidemill.schemas.wire import Definition
 from tidemill.streams.decision import NeedsNewer
-from tidemill.streams.job import Job, JobKey
+from tidemill.streams.job import HANDED_BACK, NO_WORKER, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.policies.base import Policy
 from tidemill.streams.policies.registry import Policies
@@ -195,6 +195,11 @@ class PartitionState:
                 raise NeedsNewer(f"the state has {error}", needs) from error
         for table in self._tables:
             table.loaded()
+        # A job that waits for what nobody here knows would never be woken.
+        known = {NO_WORKER, HANDED_BACK[0], *[policy.id for policy in self.policies.all]}
+        for job in self.jobs.values():
+            if job.waits_for is not None and job.waits_for[0] not in known:
+                raise NeedsNewer(f"the state has a job that waits for {job.waits_for[0]!r}", needs)
 
 
 def _text(kind: bytes) -> str:

@@ -31,7 +31,15 @@ from tests.chaos.between import Between
 from tests.chaos.history import LogCounts, check_history
 from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.ledger_rows import check_positions, check_rows, read_rows
-from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, OrderFold, UniqueFold
+from tests.chaos.promises import (
+    Asked,
+    ConcurrencyFold,
+    DueFold,
+    Limit,
+    LimitFold,
+    OrderFold,
+    UniqueFold,
+)
 from tests.chaos.rawlog import RawRecord, read_topic
 from tests.chaos.receipts import Receipt, read_receipts
 from tests.chaos.report import Report
@@ -44,17 +52,21 @@ class Expectations:
     max_attempts: dict[str, int] = field(default_factory=dict)
     limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     children: dict[str, str] = field(default_factory=dict)  # type -> prefix of its child's id
+    concurrency: dict[str, int] = field(default_factory=dict)  # type -> attempts of a user at once
 
     @classmethod
     def from_json(cls, text: str) -> Expectations:
         """{"max_attempts": {type: n}, "limits": {type: [[most, window_ms, over], …]},
-        "children": {type: prefix}}"""
+        "children": {type: prefix}, "concurrency": {type: n}}"""
         body: dict[str, Any] = json.loads(text)
         limits = {
             name: tuple(Limit(int(most), int(window), str(over)) for most, window, over in listed)
             for name, listed in body.get("limits", {}).items()
         }
-        return cls(dict(body.get("max_attempts", {})), limits, dict(body.get("children", {})))
+        return cls(
+            dict(body.get("max_attempts", {})), limits, dict(body.get("children", {})),
+            dict(body.get("concurrency", {})),
+        )
 
 
 @dataclass(slots=True)
@@ -86,6 +98,7 @@ class Checker:
         expected = evidence.expectations
         self.jobs = JobFold(self.report, expected.max_attempts)
         self.limits = LimitFold(self.report, expected.limits)
+        self.concurrency = ConcurrencyFold(self.report, expected.concurrency)
         self.due = DueFold(self.report, asked)
         self.unique = UniqueFold(self.report, asked)
         self.order = OrderFold(self.report, asked, expected.limits)
@@ -147,6 +160,7 @@ class Checker:
         if step.sequence is None:
             return
         self.limits.feed(trace, step)
+        self.concurrency.feed(trace, step)
         self.due.feed(trace, step, event)
         self.unique.feed(trace, step)
         self.order.feed(trace, step, event)

@@ -146,6 +146,8 @@ def _wait_of(trace: Trace, last: Step) -> list[str] | None:
             return ["unknown_type", trace.type]
         case "rate_limited":
             return ["rate_limit", trace.user_id, trace.type]
+        case "concurrency_limited":
+            return ["concurrency", trace.user_id, trace.type]
         case "type_not_run" | "queue_not_served":
             return ["no_worker", last.reason]
         case "handed_back":

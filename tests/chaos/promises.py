@@ -100,6 +100,33 @@ class LimitFold:
         )
 
 
+class ConcurrencyFold:
+    """Of each user and type no more attempts are out than may be at once."""
+
+    def __init__(self, report: Report, most: Mapping[str, int]) -> None:
+        self.report = report
+        self.most = most  # by type
+        self.out: dict[tuple[str, str], set[JobId]] = {}
+
+    def feed(self, trace: Trace, step: Step) -> None:
+        """One step of any job."""
+        most = self.most.get(trace.type)
+        if most is None or step.sequence is None:
+            return
+        group = (trace.user_id, trace.type)
+        out = self.out.setdefault(group, set())
+        if step.after not in ("dispatched", "running"):
+            out.discard(trace.key)
+            return
+        out.add(trace.key)
+        if step.kind == "dispatched" and len(out) > most:
+            self.report.violate(
+                "too_many_at_once",
+                f"user {group[0]!r}, type {group[1]}: {len(out)} are out, allowed are {most}",
+                trace.story(),
+            )
+
+
 class DueFold:
     """Nothing is dispatched before its instant."""
 

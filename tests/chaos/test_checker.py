@@ -489,6 +489,19 @@ def test_limit_broken_by_a_millisecond(over: str) -> None:
     assert limited(over, 999).check().kinds == {"limit_broken"}
 
 
+@pytest.mark.parametrize(("most", "kinds"), [(1, {"too_many_at_once"}), (2, set())])
+def test_one_more_at_once_than_may_be(most: int, kinds: set[str]) -> None:
+    log = History()
+    log.expectations = Expectations(concurrency={"t": most})
+    for name in ("a1", "a2"):
+        log.tell("ann", name, "requested", "pending", cause=log.ask("ann", name))
+        log.tell("ann", name, "dispatched", "dispatched")
+    for name in ("a1", "a2"):
+        log.finish("ann", name)
+    log.write_rows()
+    assert log.check().kinds == kinds
+
+
 def test_limit_counts_only_first_dispatches() -> None:
     log = limited("skip", 1_000)
     log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from tests.chaos.jobfold import JobFold, JobId
-from tests.chaos.promises import Asked, DueFold, Limit, LimitFold, UniqueFold
+from tests.chaos.promises import Asked, ConcurrencyFold, DueFold, Limit, LimitFold, UniqueFold
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 from tests.unit.message_kit import relays
@@ -52,12 +52,14 @@ class Rig:
         self,
         *,
         limits: Mapping[str, tuple[Limit, ...]] | None = None,
+        concurrency: Mapping[str, int] | None = None,
         max_attempts: Mapping[str, int] | None = None,
     ) -> None:
         self.asked: dict[JobId, Asked] = {}
         self.report = Report()
         self.fold = JobFold(self.report, dict(max_attempts or {}))
         self.limits = LimitFold(self.report, limits or {})
+        self.concurrency = ConcurrencyFold(self.report, concurrency or {})
         self.due = DueFold(self.report, self.asked)
         self.unique = UniqueFold(self.report, self.asked)
         self.rows: dict[bytes, bytes] = {}
@@ -124,6 +126,7 @@ class Rig:
         self.events.append(event)
         if step.sequence is not None:
             self.limits.feed(trace, step)
+            self.concurrency.feed(trace, step)
             self.due.feed(trace, step, event)
             self.unique.feed(trace, step)
         return event

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.chaos.promises import Asked, Limit
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, observable, outcome_of, pack
-from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec
 from tidemill.schemas.words import State
 from tidemill.streams.job import JobKey
 
@@ -40,6 +40,10 @@ DEFINITIONS: Final = {
         _define("skip", limits=(LimitSpec(limit=2, window_ms=WINDOW_MS, over="skip"),)),
         _define("delay", limits=(LimitSpec(limit=1, window_ms=WINDOW_MS, over="delay"),)),
         _define("unique", unique_by="user"),
+        _define(
+            "pair", concurrency=ConcurrencySpec(limit=2),
+            limits=(LimitSpec(limit=3, window_ms=WINDOW_MS, over="delay"),),
+        ),
         _define("late"),
     )
 }
@@ -57,8 +61,10 @@ class PartitionMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.rig = Rig(limits=LIMITS, max_attempts=dict.fromkeys(TYPES, 2))
-        self.rig.definitions = {name: DEFINITIONS[name] for name in TYPES[:4]}
+        self.rig = Rig(
+            limits=LIMITS, max_attempts=dict.fromkeys(TYPES, 2), concurrency={"pair": 2}
+        )
+        self.rig.definitions = {name: DEFINITIONS[name] for name in TYPES[:5]}
         self.now_ms = START_MS
         self.inputs: list[Input] = []
         self.incarnation = 1

@@ -28,7 +28,7 @@ from tests.simulation.worker import (
 )
 from tests.unit.partition_kit import Policies, no_policies
 from tidemill.schemas.topics import Topics
-from tidemill.schemas.wire import BackoffSpec, Definition, LimitSpec
+from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec
 from tidemill.schemas.words import State
 from tidemill.streams.partitioner import partition_of
 
@@ -57,9 +57,10 @@ DEFINITIONS: Final = (
             LimitSpec(limit=5, window_ms=4 * WINDOW_MS, over="delay"),
         ),
     ),
+    _definition("two-at-once", concurrency=ConcurrencySpec(limit=2)),
     _definition("late"),  # nobody knows it at first
 )
-SOMETIMES_LACKING: Final = ("side", "one-a-user", "few", "slowly")  # by some workers
+SOMETIMES_LACKING: Final = ("side", "one-a-user", "few", "slowly", "two-at-once")  # by some workers
 NEVER_DEFINED: Final = "unheard-of"
 EXPECTED: Final = Expectations(
     max_attempts={d.type: d.max_attempts for d in DEFINITIONS},
@@ -68,6 +69,7 @@ EXPECTED: Final = Expectations(
         for d in DEFINITIONS
         if d.limits
     },
+    concurrency={d.type: d.concurrency.limit for d in DEFINITIONS if d.concurrency},
 )
 
 

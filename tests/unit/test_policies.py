@@ -20,9 +20,11 @@ from tests.unit.partition_kit import (
     request,
 )
 from tidemill.schemas.words import EventKind, Reason, State
+from tidemill.streams.decision import NeedsNewer
 from tidemill.streams.job import Job, JobKey, Spec, WaitKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.policies.base import GO, Policy, Verdict, expire, fail, skip, wait
+from tidemill.streams.store.state import PartitionState
 from tidemill.streams.turn import Turn
 
 ROOM: WaitKey = ("told", "room")
@@ -266,3 +268,14 @@ def test_a_message_to_a_policy_that_takes_none_is_a_dead_letter() -> None:
     out = scene.group(NOW, (TOPICS.internal, b"{}"), headers=headers)
     (dead,) = [record for record in out if record[0] == TOPICS.dead]
     assert b"takes no messages" in b"".join(value or b"" for _, value in dead[4] or ())
+
+
+def test_a_job_that_waits_for_what_this_version_does_not_know_stops_the_start() -> None:
+    asked = Asked()
+    asked.told.at_start = wait(ROOM, Reason.RATE_LIMITED, asked.now_ms + 5_000)
+    asked.group(request("j"))
+    older = PartitionState()
+    for key, value in asked.scene.rows.items():
+        older.load(key, value)
+    with pytest.raises(NeedsNewer, match="a job that waits for 'told'"):
+        older.loaded()

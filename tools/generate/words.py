@@ -56,6 +56,7 @@ EVENT_MEANINGS: Final[dict[EventKind, str]] = {
 REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.DUPLICATE: "Another live job has the same `unique_key`.",
     R.RATE_LIMITED: "A limit of the handler was reached.",
+    R.CONCURRENCY_LIMITED: "As many jobs of its user and type run as may; it waits for one to end.",
     R.RUN_AT: "It waits for its `run_at`.",
     R.UNKNOWN_TYPE: "No worker has told of this type yet.",
     R.TYPE_NOT_RUN: "Workers of its queue live, and none of them runs its type.",
