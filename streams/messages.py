@@ -31,7 +31,7 @@ from tidemill.streams.envelope import (
     read_body,
 )
 from tidemill.streams.partitioner import Partitioner
-from tidemill.streams.policies.base import CannotTake, Policy
+from tidemill.streams.policies.base import CannotTake, ComesLater, Policy
 from tidemill.streams.turn import NO_CAUSE
 
 # Messages of one partition in one group: far beyond what a group may hold. A policy that has more
@@ -128,6 +128,9 @@ class Messages:
             taker.on_message(self.turn, origin, body)
         except CannotTake as error:
             return broken_message(f"its policy cannot take: {error}")
+        except ComesLater as later:
+            what = f"{place_of(here)} is a message that {policy!r} cannot take yet: {later}"
+            raise NeedsNewer(what, envelope.needs) from later
         finally:
             self.turn.cause = NO_CAUSE
         self._desk.drain()

@@ -77,6 +77,11 @@ def expire(reason: Reason) -> Verdict:
     return Verdict(_E.EXPIRED, reason)
 
 
+class ComesLater(ValueError):
+    """Raised by `on_message`, before it changes anything, for a message of a kind that only a later
+    version of the policy takes: the partition stops, and says which version is needed."""
+
+
 class CannotTake(ValueError):
     """Raised by `on_message`, before it changes anything, for a body that makes no sense to it: the
     record becomes a dead letter, with this text."""
@@ -88,7 +93,7 @@ class Policy:
 
     `id`: a word (`[a-z][a-z0-9_-]*`, 64 characters) that never changes its meaning: it is the first
     part of the policy's wait keys and the address of its messages. `since`: the first version of
-    Tidemill that has the policy; it travels with each message.
+    Tidemill that takes its messages; it travels with each.
     """
 
     def __init__(self, id: str, since: str = "", *, is_for_requests: bool = False) -> None:
@@ -146,9 +151,9 @@ class Policy:
         """Takes a message that this policy sent in the partition `origin`. State changes only in
         tables and by `turn.command`, so that an aborted group takes all of it back.
 
-        Raises CannotTake for a body that makes no sense to it.
+        Raises CannotTake for a body that makes no sense to it, and ComesLater for one that will.
         """
-        raise CannotTake(f"the policy {self.id!r} takes no messages")
+        raise ComesLater("it takes no messages")
 
     # --- indices ---
 

@@ -383,6 +383,19 @@ def test_what_came_later_stops_the_partition_and_names_the_version(
     assert TOPICS.internal not in here.state.applied
 
 
+@pytest.mark.parametrize(
+    "policy", ["rate_limit", "uniqueness", "expiry", "unknown_type", "rescue", "backoff"]
+)
+def test_a_policy_that_takes_no_messages_yet_stops_the_partition(policy: str) -> None:
+    here = scene()
+    assert policy in {one.id for one in here.state.policies.all}
+    headers = (ORIGIN, KIND, (POLICY_HEADER, policy.encode()), (NEEDS_HEADER, b"0.9.0"))
+    with pytest.raises(NeedsNewer) as raised:
+        here.group(NOW, (TOPICS.internal, BODY), headers=headers)
+    for part in (repr(policy), "Tidemill 0.9.0 or later", "jobs.internal[0]@0"):
+        assert part in str(raised.value)
+
+
 def test_a_policy_that_refuses_changes_nothing() -> None:
     """The relay raises for it; the reason is in the dead letter."""
     here = scene()
