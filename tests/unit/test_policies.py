@@ -259,17 +259,6 @@ def test_ids_are_words_and_no_two_are_alike() -> None:
     assert all(one.replace("_", "").isalpha() and one.islower() for one in ids)
 
 
-def test_a_message_to_a_policy_that_takes_none_is_a_dead_letter() -> None:
-    scene = Scene(plain())
-    headers = (
-        ("tidemill-origin", b"jobs.internal/0/1"), ("tidemill-kind", b"message"),
-        ("tidemill-policy", b"uniqueness"),
-    )
-    out = scene.group(NOW, (TOPICS.internal, b"{}"), headers=headers)
-    (dead,) = [record for record in out if record[0] == TOPICS.dead]
-    assert b"takes no messages" in b"".join(value or b"" for _, value in dead[4] or ())
-
-
 def test_a_job_that_waits_for_what_this_version_does_not_know_stops_the_start() -> None:
     asked = Asked()
     asked.told.at_start = wait(ROOM, Reason.RATE_LIMITED, asked.now_ms + 5_000)
