@@ -5,10 +5,11 @@ Owns the format. Refuses to know what is worth a line.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+from json import dumps as _dumps
+from traceback import format_exception as _format_exception
 from typing import Any, Final, Literal
 
 import structlog
@@ -71,7 +72,9 @@ def configure_logging(
     )
     handler = logging.StreamHandler(own_streams.log())
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
+            role,
+            is_json=log_format == "json",
             foreign_pre_chain=foreign,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -87,6 +90,40 @@ def configure_logging(
     take_loggers(handler, level)
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(max(level, logging.getLevelName(quiet)))
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """In the one format; a line that user code has made impossible there, such as by a factory of
+    records that raises, is told with what little is needed for it."""
+
+    def __init__(self, role: str, *, is_json: bool, **more: Any) -> None:
+        super().__init__(**more)
+        self._role = role
+        self._is_json = is_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            return super().format(record)
+        except Exception:  # noqa: BLE001
+            return self._simple(record)
+
+    def _simple(self, record: logging.LogRecord) -> str:
+        said = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        event = {
+            "event": str(said.get("event")), "level": record.levelname.lower(),
+            "logger": record.name, "role": self._role, "timestamp": wall_text(),
+        }
+        if isinstance(record.exc_info, tuple):
+            event["exception"] = _trace(record.exc_info)
+        if self._is_json:
+            return _dumps(event)
+        safe = plain_event(None, "", dict(event))
+        head = f"{safe['timestamp']} [{safe['level']}] {safe['event']} [{safe['logger']}]"
+        return "\n".join([head, *([safe["exception"]] if "exception" in safe else [])])
+
+
+def _trace(info: Any) -> str:
+    return "".join(_format_exception(*info)).rstrip()
 
 
 def log_words() -> str:
@@ -118,7 +155,7 @@ def announce_ready(role: str, **fields: Any) -> None:
 
 def tell_supervisor(event: str, **fields: Any) -> None:
     """One line of JSON on stdout, which a supervisor takes for itself."""
-    line = json.dumps({"event": event, "pid": os.getpid(), **fields})
+    line = _dumps({"event": event, "pid": os.getpid(), **fields})
     out = own_streams.out()
     out.write(line + "\n")
     out.flush()

@@ -15,6 +15,7 @@ import ctypes
 import inspect
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -121,11 +122,20 @@ class Child:
     def _listen(self) -> NoReturn:
         try:
             self._hear()
-        finally:  # the parent is gone, or a handler threw something at this thread: nobody hears
+        finally:  # the parent is gone, or nobody hears it any more
             _die()
 
     def _hear(self) -> None:
-        while (message := receive(self._connection)) is not None:
+        arrived = select.poll()
+        arrived.register(self._connection, select.POLLIN)
+        while True:
+            try:
+                arrived.poll()
+            except BaseException:  # noqa: BLE001, S112  # thrown at one that waits: nothing was read
+                continue
+            message = receive(self._connection)
+            if message is None:
+                return
             if "job" in message:
                 self._jobs.append(message["job"])
                 self._arrived.release()
@@ -251,6 +261,7 @@ def main(arguments: list[str]) -> int:
     FAILURES.tells_ends = False  # the parent does
     log_format, _, log_level = log.partition(":")
     configure_logging("worker", "json" if log_format == "json" else "console", log_level)
+    clocks.keep()
     child = Child(connection)
     try:
         try:

@@ -18,6 +18,7 @@ from tests.integration.test_worker import (  # noqa: F401  # fixtures
     start,
     topics,
 )
+from tests.unit.freezing import AT
 from tests.waiting import wait_until
 from tidemill.schemas.topics import Topics
 
@@ -59,7 +60,8 @@ def test_users_code_takes_nothing_from_its_worker(
         for how, expected in (
             ("read_stdin", ""), ("open_files", []), ("change_folder", "/"),
             ("silence_logging", "silent"), ("double_logging", "doubled"),
-            ("use_processes_on_a_loop", 0), ("change_others", "changed"),
+            ("use_processes_on_a_loop", 0), ("change_others", "changed"), ("freeze_time", AT),
+            ("break_logging", "broken"), ("throw_at_threads", "thrown"),
         ):
             [job_id] = ledger.dispatch((kind, {"how": how}), queue=queue)
             assert (how, result(job_id)) == (how, expected)

@@ -6,6 +6,7 @@ Each returns what it saw; the tests look at the worker afterwards.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import decimal
 import locale
 import logging
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from typing import Any, Optional
 
 from pydantic import BaseModel, Field
 
+from tests.unit.freezing import Freezer
 from tidemill import Context, NonRetryable, job
 
 OUTSIDE_SECONDS = 600.0  # longer than any test
@@ -194,6 +197,31 @@ def change_others() -> object:
     return asyncio.run(asyncio.sleep(0, "changed"))
 
 
+def freeze_time() -> object:
+    Freezer().freeze()
+    return time.time()
+
+
+def break_logging() -> object:
+    def needs_a_request(*words: Any, **more: Any) -> Any:
+        raise LookupError("no request is served now")
+
+    logging.setLogRecordFactory(needs_a_request)
+    logging.getLogger("aiokafka").addFilter(needs_a_request)
+    return "broken"
+
+
+def throw_at_threads() -> object:
+    """As tools do that end threads from outside."""
+    others = [each.ident for each in threading.enumerate() if each is not threading.main_thread()]
+    for ident in others:
+        if ident is not None and ident != threading.get_ident():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(ident), ctypes.py_object(SystemExit)
+            )
+    return "thrown"
+
+
 def use_processes_on_a_loop() -> object:
     async def run() -> int:
         helper = await asyncio.create_subprocess_exec("true")
@@ -205,7 +233,7 @@ def use_processes_on_a_loop() -> object:
 CHANGES: dict[str, Callable[[], object]] = {
     each.__name__: each for each in (
         read_stdin, open_files, change_folder, silence_logging, double_logging, change_others,
-        use_processes_on_a_loop,
+        use_processes_on_a_loop, freeze_time, break_logging, throw_at_threads,
     )
 }
 

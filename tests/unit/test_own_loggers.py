@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tidemill.agents import own_loggers
+from tidemill.agents.logging import configure_logging
 from tidemill.agents.own_loggers import take_loggers
 
 NAMES = (
@@ -69,3 +71,29 @@ def test_a_line_is_told_or_left_out_and_never_raises(name: str, what: str, kept:
     with pytest.raises(LookupError):
         # Users' own loggers are theirs.
         logging.getLogger("shop").error("theirs") if what == "factory" else raises()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_line_that_cannot_be_formatted_is_told_simply(
+    form: Literal["console", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    handlers, level, factory = list(root.handlers), root.level, logging.getLogRecordFactory()
+    ours, new = own_loggers.OwnLogger.handler, logging.Logger.manager.loggerClass
+    try:
+        configure_logging("worker", form, "info")
+        logging.setLogRecordFactory(raises)
+        try:
+            raise ValueError("a cause")
+        except ValueError:
+            logging.getLogger("tidemill.worker").exception("an attempt of %s\x1b[2J", "mail")
+    finally:
+        logging.setLogRecordFactory(factory)
+        root.handlers[:], root.level = handlers, level
+        own_loggers.OwnLogger.handler, logging.Logger.manager.loggerClass = ours, new
+    told = capsys.readouterr().err
+    assert "an attempt of mail" in told
+    assert "ValueError: a cause" in told
+    assert "\x1b" not in told
+    if form == "json":
+        assert json.loads(told)["role"] == "worker"
