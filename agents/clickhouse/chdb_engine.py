@@ -170,7 +170,7 @@ class ChdbEngine:
     def _insert_file(self, data: bytes) -> Iterator[str]:
         """A path under which the engine reads `data`, of no file on the disk where that can be.
 
-        Files that come and go make the next ones dearer on some file systems (D24).
+        Files that come and go make the next ones dearer on some file systems (decision 0024).
         """
         try:
             with _scratch(self._folder) as file:

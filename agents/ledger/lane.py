@@ -43,7 +43,7 @@ SHARED_OUT_RECORDS: Final = 400
 # From the beginning of a group to that of the next one, unless much waits: twice as long as a
 # transaction takes of late, within these. It has its price whatever is in it, and where it takes
 # longer the processors are busy: what a job waits for here it gains by processors that are free
-# (D2).
+# (decision 0002).
 GROUP_EVERY_SECONDS_MIN: Final = 0.008
 GROUP_EVERY_SECONDS_MAX: Final = 0.025
 TOOK_WEIGHT: Final = 0.1  # of the last transaction in "of late"

@@ -5,7 +5,7 @@ batch means. Refuses to know transactions (`tidemill.agents.runtime.transaction`
 says. The wire format and the metadata are aiokafka's.
 
 A stock client sends a request for each partition, and a broker answers a client's requests one
-after the other: for small batches that takes longer than all else (D23).
+after the other: for small batches that takes longer than all else (decision 0023).
 
 An answer that does not come is asked for again: a partition's leader knows a batch again by its
 sequence numbers. So every batch gets a definite answer, however often its broker goes away.
