@@ -31,7 +31,7 @@ RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
 NO_CODEC: Final = 0
 # What every client reads without an extra library: the public topics (docs/decisions/0050).
 GZIP: Final = 1
-# Half the bytes of lz4 for events and rows, at less processor time with the codec at hand (decision 0023).
+# Half the bytes of lz4 for events and rows, at less processor time with that codec (decision 0023).
 ZSTD: Final = 4
 # The codecs of the setting `public_compression`.
 CODECS: Final[Mapping[str, int]] = {"gzip": GZIP, "zstd": ZSTD, "none": NO_CODEC}
