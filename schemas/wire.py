@@ -173,7 +173,7 @@ class Heartbeat(BaseModel):
     )
 
 
-class ControlWord(BaseModel):
+class ControlMessage(BaseModel):
     """One record on `jobs.control`, read by every worker."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tidemill.agents import clocks
 from tidemill.agents.runtime.clients import client_settings
-from tidemill.schemas.wire import ControlWord
+from tidemill.schemas.wire import ControlMessage
 
 POLL_SECONDS: Final = 0.5  # how long a stop may wait for the thread
 METADATA_SECONDS: Final = 10.0  # one request for the topic's partitions
@@ -37,7 +37,7 @@ class ControlReader:
         kafka: str,
         topic: str,
         client_id: str,
-        on_word: Callable[[ControlWord], None],
+        on_word: Callable[[ControlMessage], None],
     ) -> None:
         self._topic = topic
         self._on_word = on_word
@@ -106,7 +106,7 @@ class ControlReader:
 
     def _hand_over(self, record: Any) -> None:
         try:
-            word = ControlWord.model_validate_json(record.value() or b"")
+            word = ControlMessage.model_validate_json(record.value() or b"")
         except ValidationError as error:
             logger.warning("a word on %s is left out: %s", self._topic, error)
             return

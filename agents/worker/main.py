@@ -46,7 +46,7 @@ from tidemill.agents.worker.start import Loaded, explain_refusal, load_worker, p
 from tidemill.agents.worker.watch import Watch
 from tidemill.agents.worker.writer import OutcomeWriter
 from tidemill.schemas.topics import READY_PARTITIONS, Topics
-from tidemill.schemas.wire import ControlWord, QueueSlots
+from tidemill.schemas.wire import ControlMessage, QueueSlots
 
 GROUP: Final = "tidemill-worker"  # one consumer group for all workers of an installation
 # A job makes some fifty objects and no cycles; handlers may make some, so not much more rarely.
@@ -215,7 +215,7 @@ class Worker:
     def _on_room(self) -> None:
         self._intake.wake()
 
-    def _on_word(self, word: ControlWord) -> None:
+    def _on_word(self, word: ControlMessage) -> None:
         """On the control reader's thread."""
         self._loop.call_soon_threadsafe(
             self._executor.cancel, word.user_id, word.job_id, word.run, word.epoch

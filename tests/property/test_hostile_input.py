@@ -19,7 +19,7 @@ from tests.property.rig import START_MS, TOPICS, Input, Rig, observable, outcome
 from tidemill.schemas.events import CompletedJob, JobEvent
 from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.topics import DEAD_RECORD_BYTES, RECORD_BYTES
-from tidemill.schemas.wire import ControlWord, Definition, ReadyPack
+from tidemill.schemas.wire import ControlMessage, Definition, ReadyPack
 
 EXAMPLES: Final = 150
 # All groups together stay within the day for which ended jobs are remembered.
@@ -27,7 +27,7 @@ MOVES_MS: Final = (-(10**13), 0, 1, 1_000, 6_000, 31_000, 3_600_000)
 DEEP: Final = "[" * 990 + "]" * 990
 
 CONTRACTS: Final[dict[str, type[BaseModel]]] = {
-    TOPICS.events: JobEvent, TOPICS.completed: CompletedJob, TOPICS.control: ControlWord
+    TOPICS.events: JobEvent, TOPICS.completed: CompletedJob, TOPICS.control: ControlMessage
 }
 Group = tuple[list[Input], list[Definition], int, str]
 GROUPS: Final = st.lists(

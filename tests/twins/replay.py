@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 PREFIXES = ("tidemill.", "")
-STATES = ("streams.store.state", "streams.state")
+STATES = ("tidemill.streams.store.state", "tidemill.streams.state")
 
 
 def _module(*names: str) -> Any:
@@ -33,13 +33,13 @@ def _module(*names: str) -> Any:
     raise SystemExit(f"no module {names} in {sys.path}")
 
 
-_PARTITION = _module("streams.partition")
-_SCHEDULE = _module("streams.schedule", "streams.dispatch.schedule")
+_PARTITION = _module("tidemill.streams.partition")
+_SCHEDULE = _module("tidemill.streams.schedule", "tidemill.streams.dispatch.schedule")
 _LINE_NAME = getattr(_SCHEDULE, "LineName", None) or _SCHEDULE.SlotPoolName
-_STALL = _module("streams.stalls").Stall
+_STALL = _module("tidemill.streams.stalls").Stall
 _STATE = _module(*STATES).PartitionState
-_WIRE = _module("schemas.wire")
-_TOPICS = _module("schemas.topics").Topics()
+_WIRE = _module("tidemill.schemas.wire")
+_TOPICS = _module("tidemill.schemas.topics").Topics()
 
 
 class _Record(NamedTuple):

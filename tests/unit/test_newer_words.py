@@ -44,7 +44,7 @@ RECORDS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (wire.Outcome, OUTCOME),
     (wire.OutcomePack,
      {"schema_version": 1, "worker_id": "w", "incarnation": 7, "outcomes": [OUTCOME]}),
-    (wire.ControlWord, {"schema_version": 1, "word": "cancel", "user_id": "u", "job_id": "j",
+    (wire.ControlMessage, {"schema_version": 1, "word": "cancel", "user_id": "u", "job_id": "j",
                         "run": 1, "epoch": 1}),
     (wire.Definition, {"schema_version": 1, "type": "t", "backoff": {"base_ms": 5},
                        "limits": [{"limit": 1, "window_ms": 1, "over": "skip"}]}),

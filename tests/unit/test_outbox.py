@@ -28,7 +28,7 @@ from tidemill.schemas.events import CompletedJob, JobEvent
 from tidemill.schemas.instants import InstantCache, instant_text
 from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.topics import Topics
-from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlWord, ReadyPack
+from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlMessage, ReadyPack
 from tidemill.schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
 from tidemill.streams.commands import Dispatch
 from tidemill.streams.decision import Accepted
@@ -229,7 +229,7 @@ def test_retry_news_and_words_to_workers() -> None:
     word, news = (orjson.loads(value or b"") for _, _, _, value, _ in outbox.group())
     assert news["due_at"] == instant_text(retry.due_at or 0)
     assert (news["attempt"], news["max_attempts"]) == (1, 3)
-    assert ControlWord.model_validate(word).epoch == 1
+    assert ControlMessage.model_validate(word).epoch == 1
 
 
 def dispatched(count: int, *, size: int = 0) -> list[tuple[Job, Event]]:
