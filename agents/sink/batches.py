@@ -42,7 +42,7 @@ class BatchLimits:
     burst_seconds_max: float = BURST_SECONDS_MAX
 
 
-class Flow:
+class BurstDetector:
     """How many new rows arrive: whether there is a burst, which the sink lets pass first.
 
     Nothing is learnt of a burst whose rows are left where they are (`hold`): it then lasts until a
@@ -122,7 +122,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class InsertIntent:
     """The borders of a batch: what is written down of it before its insert."""
 
     last: int
@@ -158,9 +158,9 @@ class Insert:
         """
         return all(batch.is_stale for batch in self.batches)
 
-    def begun(self, batch: Batch) -> Begun:
+    def begun(self, batch: Batch) -> InsertIntent:
         """The borders of one of its batches."""
-        return Begun(batch.last, self.token, self.partitions)
+        return InsertIntent(batch.last, self.token, self.partitions)
 
 
 @dataclass(slots=True)

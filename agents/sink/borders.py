@@ -22,7 +22,7 @@ from faust.types import TP
 
 from tidemill.agents.runtime.app import RoleApp
 from tidemill.agents.runtime.commits import commit_as_owner
-from tidemill.agents.sink.batches import Begun, Insert
+from tidemill.agents.sink.batches import Insert, InsertIntent
 from tidemill.agents.sink.store import Store
 
 # Version 2 named no store.
@@ -37,19 +37,19 @@ def place_note(mark: str) -> str:
     return f"tidemill-sink/3 store={mark}"
 
 
-def note_of(begun: Begun, mark: str) -> str:
+def note_of(begun: InsertIntent, mark: str) -> str:
     """The note of a batch that was begun."""
     partitions = ",".join(str(partition) for partition in begun.partitions)
     return f"{place_note(mark)} last={begun.last} of={partitions} insert={begun.token}"
 
 
-def begun_of(note: str | None) -> Begun | None:
+def begun_of(note: str | None) -> InsertIntent | None:
     """The batch that a note tells of; None when it tells of none."""
     found = _NOTE.match(note or "")
     if found is None:
         return None
     partitions = tuple(int(partition) for partition in found[2].split(","))
-    return Begun(int(found[1]), found[3], partitions)
+    return InsertIntent(int(found[1]), found[3], partitions)
 
 
 class Borders:
@@ -70,13 +70,13 @@ class Borders:
         for tp in [tp for tp in self._written if tp.topic == topic]:
             del self._written[tp]
 
-    async def read(self, tps: Collection[TP]) -> dict[TP, Begun | None]:
+    async def read(self, tps: Collection[TP]) -> dict[TP, InsertIntent | None]:
         """The batch that was begun at each committed offset; None where none was."""
         async with self._lock:
             wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
             coordinator = self._app.chunks.kafka._coordinator
             found = await coordinator.fetch_committed_offsets(wanted)
-            known: dict[TP, Begun | None] = dict.fromkeys(tps)
+            known: dict[TP, InsertIntent | None] = dict.fromkeys(tps)
             for place, committed in found.items():
                 tp = TP(place.topic, place.partition)
                 if not self._store.holds(tp, committed.metadata):

@@ -21,9 +21,9 @@ from tidemill.agents.sink.batches import (
     INSERT_PARTITIONS_MAX,
     Batch,
     BatchLimits,
-    Begun,
-    Flow,
+    BurstDetector,
     Insert,
+    InsertIntent,
     PartitionInbox,
     are_due,
 )
@@ -77,10 +77,10 @@ class Inboxes:
         self._limits = limits
         self._is_joint = is_joint
         self._passed_to = passed_to
-        self._flow = Flow()
+        self._bursts = BurstDetector()
         self._inboxes: dict[int, PartitionInbox] = {}
         # Partition -> the batch that was begun there, for all partitions that this process has.
-        self._begun: dict[int, Begun | None] = {}
+        self._begun: dict[int, InsertIntent | None] = {}
         self._is_known = False
         # Partitions of the insert that is on its way.
         self._under_way: frozenset[int] = frozenset()
@@ -95,7 +95,7 @@ class Inboxes:
             inbox = PartitionInbox(chunk.topic, chunk.partition)
             self._inboxes[chunk.partition] = inbox
         inbox.add(chunk, now, epoch_now - chunk.records[0].timestamp / 1000)
-        self._flow.note(len(chunk), epoch_now - chunk.records[-1].timestamp / 1000, now)
+        self._bursts.note(len(chunk), epoch_now - chunk.records[-1].timestamp / 1000, now)
 
     def credit(self, partition: int, now: float) -> int:
         """How many more records of a partition may come now."""
@@ -110,7 +110,7 @@ class Inboxes:
         inbox = self._inboxes.get(partition)
         return inbox is not None and inbox.holds(last)
 
-    def _waiting_again(self, partition: int) -> Begun | None:
+    def _waiting_again(self, partition: int) -> InsertIntent | None:
         """The batch that was begun there and waits to be made again."""
         return None if partition in self._under_way else self._begun.get(partition)
 
@@ -125,9 +125,9 @@ class Inboxes:
         ]
         if sum(inbox.size_bytes for inbox in inboxes) >= WAITING_BYTES_MAX:
             return True
-        if sum(inbox.rows for inbox in inboxes) < HELD_ROWS or not self._flow.is_burst(now):
+        if sum(inbox.rows for inbox in inboxes) < HELD_ROWS or not self._bursts.is_burst(now):
             return False
-        self._flow.hold()
+        self._bursts.hold()
         return True
 
     # -- what was begun ------------------------------------------------------------------------
@@ -151,11 +151,11 @@ class Inboxes:
         """A rebalance: what is begun must be told again, and what was revoked comes again."""
         self._begun = {}
         self._is_known = False
-        self._flow.let_go()
+        self._bursts.let_go()
         for inbox in self._inboxes.values():
             inbox.drop_stale()
 
-    def know(self, begun: Mapping[int, Begun | None]) -> None:
+    def know(self, begun: Mapping[int, InsertIntent | None]) -> None:
         """What was begun in every partition of this process, by whoever."""
         self._begun = {}
         for partition, found in begun.items():
@@ -190,7 +190,7 @@ class Inboxes:
     def pause_seconds(self, now: float) -> float | None:
         """Until something may be due; None when only an arrival helps."""
         waiting = [inbox for inbox in self._inboxes.values() if inbox]
-        is_burst = self._flow.is_burst(now)
+        is_burst = self._bursts.is_burst(now)
         due = [
             inbox.due_at(self._limits, is_burst=is_burst)
             for inbox in waiting if self._begun.get(inbox.partition) is None
@@ -230,14 +230,14 @@ class Inboxes:
         self._stuck.note(lacks, now)
         return self._new([x for x in waiting if self._begun[x.partition] is None], now)
 
-    def _is_past(self, partition: int, begun: Begun) -> bool:
+    def _is_past(self, partition: int, begun: InsertIntent) -> bool:
         """Whether reading is past a batch, which then never comes again: it was inserted whole and
         only the commit behind it was lost, or the log no longer has it."""
         inbox = self._inboxes.get(partition)
         at = inbox.first_offset if inbox else self._passed_to(partition)
         return at is not None and at > begun.last
 
-    def _parts(self, begun: Begun) -> dict[int, int]:
+    def _parts(self, begun: InsertIntent) -> dict[int, int]:
         """Partition -> last offset of its batch, for the parts that must be made again.
 
         An insert is made only after all of its notes were written, and a note goes only when the
@@ -251,7 +251,7 @@ class Inboxes:
                 parts[partition] = found.last
         return parts
 
-    def _lacks(self, begun: Begun) -> str:
+    def _lacks(self, begun: InsertIntent) -> str:
         """What an insert that was begun waits for; "" when it can be made again."""
         missing = sorted(set(begun.partitions) - self._begun.keys())
         if missing:
@@ -264,17 +264,17 @@ class Inboxes:
                 return f"{begun.token} waits for partition {partition} up to offset {last}"
         return ""
 
-    def _again(self, begun: Begun) -> Insert:
+    def _again(self, begun: InsertIntent) -> Insert:
         logger.info("making the insert %s again", begun.token)
         cut = [self._inboxes[part].cut_at(last) for part, last in self._parts(begun).items()]
         return Insert(cut, begun.token, begun.partitions)
 
     def _new(self, waiting: Sequence[PartitionInbox], now: float) -> Insert | None:
-        is_burst = self._flow.is_burst(now)
+        is_burst = self._bursts.is_burst(now)
         groups = [waiting] if self._is_joint else [[inbox] for inbox in waiting]
         for group in groups:
             if are_due(group, self._limits, now, is_burst=is_burst):
-                self._flow.let_go()
+                self._bursts.let_go()
                 return Insert.of(self._cut(group))
         return None
 

@@ -8,9 +8,9 @@ from tidemill.agents.runtime.tracker import OffsetTracker
 from tidemill.agents.sink.batches import (
     Batch,
     BatchLimits,
-    Begun,
-    Flow,
+    BurstDetector,
     Insert,
+    InsertIntent,
     PartitionInbox,
     are_due,
 )
@@ -76,7 +76,7 @@ def test_what_was_written_long_ago_waits_for_no_burst() -> None:
 
 
 def test_a_burst_is_many_new_rows_within_a_second() -> None:
-    flow = Flow(rows=100)
+    flow = BurstDetector(rows=100)
     flow.note(99, 0.0, 1.0)
     assert not flow.is_burst(1.0)
     flow.note(1, 0.9, 1.5)
@@ -88,7 +88,7 @@ def test_a_burst_is_many_new_rows_within_a_second() -> None:
 
 
 def test_a_burst_that_is_held_lasts_until_a_batch_is_cut() -> None:
-    flow = Flow(rows=100)
+    flow = BurstDetector(rows=100)
     flow.note(100, 0.0, 1.0)
     flow.hold()
     assert flow.is_burst(60.0)
@@ -200,8 +200,8 @@ def test_the_token_of_an_insert_tells_its_batches() -> None:
 
 def test_notes_are_read_as_they_were_written() -> None:
     for begun in (
-        Begun(0, "events:2:0-0@77", (2,)),
-        Begun(2**63, "events:2:0-9@77+0a", tuple(range(64))),
+        InsertIntent(0, "events:2:0-0@77", (2,)),
+        InsertIntent(2**63, "events:2:0-9@77+0a", tuple(range(64))),
     ):
         note = note_of(begun, "0a1f")
         assert begun_of(note) == begun

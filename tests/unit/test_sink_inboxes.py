@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.test_sink_batches import Partition
 from tidemill.agents.runtime.chunk import Chunk
-from tidemill.agents.sink.batches import BatchLimits, Begun, Insert
+from tidemill.agents.sink.batches import BatchLimits, Insert, InsertIntent
 from tidemill.agents.sink.inboxes import CREDIT_RECORDS, WAITING_BYTES_MAX, Inboxes
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
@@ -57,7 +57,7 @@ def cut_short(*numbers: int) -> Insert:
 def heir_of(insert: Insert, partitions: int, *, is_joint: bool = True) -> Scene:
     """Another process, which has all partitions and knows what the notes tell."""
     heir = Scene(partitions, is_joint=is_joint)
-    known: dict[int, Begun | None] = dict.fromkeys(range(partitions))
+    known: dict[int, InsertIntent | None] = dict.fromkeys(range(partitions))
     heir.inboxes.know({**known, **{b.partition: insert.begun(b) for b in insert.batches}})
     return heir
 
@@ -151,7 +151,7 @@ def test_a_part_that_has_gone_on_shows_that_the_insert_is_in() -> None:
     twice."""
     begun = cut_short(0, 1)
     heir = Scene(2)
-    heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: Begun(9, "another", (1,))})
+    heir.inboxes.know({0: begun.begun(begun.batches[0]), 1: InsertIntent(9, "another", (1,))})
     heir.add(0, 0, 1)
     again = heir.begin(1.0)
     assert again is not None
