@@ -2,9 +2,10 @@
 
 Owns the protocol of a hand-over. Refuses to know what is written under that right.
 
-A process writes all its partitions with the same few producers (`tidemill.agents.ledger.lane`), so
-their transactional ids name a process and not a partition. Whoever takes a partition over must
-therefore learn whose ids wrote it last, and fence them all:
+A process writes all its partitions with the same few producers
+(`tidemill.agents.ledger.group_committer`), so their transactional ids name a process and not a
+partition. Whoever takes a partition over must therefore learn whose ids wrote it last, and fence
+them all:
 
 1. *Lock*: `init_transactions` of the partition's own id fences everybody else who is claiming it.
 2. *Read* the partition's last claim: transactional ids, and whether their owner has let go.

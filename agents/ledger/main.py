@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.agents.ledger.claim import Claim
-from tidemill.agents.ledger.lane import Lane, end_as_too_old
+from tidemill.agents.ledger.group_committer import GroupCommitter, end_as_too_old
 from tidemill.agents.ledger.metrics import LedgerMetrics, open_door
 from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
@@ -64,7 +64,7 @@ class Ledger:
         self._partitioner = Partitioner(settings.partitions)
         self.book = WorkerBook()
         self._runners: dict[int, PartitionRunner] = {}
-        self._lane = Lane()  # started with the first partition
+        self._committer = GroupCommitter()  # started with the first partition
         self._reader: WorkerReader | None = None
         self._starting = asyncio.Lock()
         self._is_announced = False
@@ -73,7 +73,7 @@ class Ledger:
     def add(self, chunk: Chunk) -> None:
         """A chunk of an input of an owned partition."""
         self._runners[chunk.partition % self._settings.partitions].add(chunk)
-        self._lane.wake()
+        self._committer.wake()
 
     def tell(self, metrics: LedgerMetrics) -> None:
         """From now on these metrics are about this ledger."""
@@ -85,9 +85,9 @@ class Ledger:
         """Fence the former owner, then read its rows to the end that stands after the fence."""
         settings, topics = self._settings, self.topics
         async with self._starting:
-            if not self._lane.transactional_ids:
+            if not self._committer.transactional_ids:
                 await self._start()
-        claim = Claim(settings.kafka, topics, partition, self._lane.transactional_ids)
+        claim = Claim(settings.kafka, topics, partition, self._committer.transactional_ids)
         await claim.take()
         state = PartitionState(
             dedupe_retention_ms=int(settings.dedupe_retention_seconds * 1000),
@@ -106,7 +106,7 @@ class Ledger:
         )
         runner = PartitionRunner(engine, claim, self.book, topics.ledger_inputs, self._passed_to)
         self._runners[partition] = runner
-        self._lane.join(runner)
+        self._committer.join(runner)
         return runner
 
     async def _start(self) -> None:
@@ -114,7 +114,7 @@ class Ledger:
         self._start_reader()
         name = f"{self._settings.topic_prefix}tidemill-ledger-{self.instance_id}"
         codecs = public_codecs(self.topics, CODECS[self._settings.public_compression])
-        await self._lane.start(
+        await self._committer.start(
             [
                 TransactionalProducer(self._settings.kafka, f"{name}-{number}", codecs=codecs)
                 for number in range(PRODUCERS)
@@ -151,13 +151,13 @@ class Ledger:
     def note_gap(self, gap: Gap) -> None:
         """An input goes on behind a gap."""
         self._runners[gap.partition % self._settings.partitions].note_gap(gap)
-        self._lane.wake()
+        self._committer.wake()
 
     async def quiesce(self, partitions: frozenset[int]) -> None:
         runners = [self._runners[number] for number in partitions]
         for runner in runners:
             runner.is_active = False
-        await self._lane.quiesce(runners)
+        await self._committer.quiesce(runners)
         await asyncio.gather(*(runner.claim.let_go() for runner in runners))
 
     async def resume(self, partitions: frozenset[int]) -> None:
@@ -185,7 +185,7 @@ class Ledger:
 
     async def revoke(self, partition: int, state: PartitionRunner) -> None:
         del self._runners[partition]
-        self._lane.leave(state)
+        self._committer.leave(state)
         await state.claim.close()
 
     def _passed_to(self, topic: str, partition: int) -> int | None:
@@ -204,7 +204,7 @@ class Ledger:
     def _wake_all(self) -> None:
         for runner in self._runners.values():
             runner.wake()
-        self._lane.wake()
+        self._committer.wake()
 
 
 def build_ledger(

@@ -2,7 +2,7 @@
 
 Owns the inbox of a partition and the order of deciding. Refuses to know what is decided
 (`tidemill.streams.partition`), when a group begins and how it is committed
-(`tidemill.agents.ledger.lane`).
+(`tidemill.agents.ledger.group_committer`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tidemill.streams.partition import Partition
 
 
 class PartitionRunner:
-    """A partition's part of its lane's groups: `decide`, then `settle` or `undo`."""
+    """A partition's part of its committer's groups: `decide`, then `settle` or `undo`."""
 
     def __init__(
         self,

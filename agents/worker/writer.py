@@ -36,7 +36,7 @@ class OutcomeSink(Protocol):
     def send(self, partition: int, value: bytes, done: Callable[[bool], None]) -> None: ...
 
 
-class _Lane:
+class _PartitionStream:
     """What waits for and is on its way to one partition."""
 
     __slots__ = ("in_flight", "partition", "waiting")
@@ -68,8 +68,8 @@ class OutcomeWriter:
             }
         )
         self._head = head[:-1] + b',"outcomes":['
-        self._lanes: dict[int, _Lane] = {}
-        self._dirty: list[_Lane] = []
+        self._streams: dict[int, _PartitionStream] = {}
+        self._dirty: list[_PartitionStream] = []
         self._drained: asyncio.Event = asyncio.Event()
         self._drained.set()
         #: Outcomes that are not durable yet.
@@ -83,14 +83,14 @@ class OutcomeWriter:
         self, partition: int, outcome: bytes, pack: Settled | None, attempt: Attempt | None = None
     ) -> None:
         """Queue an outcome; `pack` is settled by one when it is durable."""
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = _Lane(partition)
-        if not lane.waiting:
+        stream = self._streams.get(partition)
+        if stream is None:
+            stream = self._streams[partition] = _PartitionStream(partition)
+        if not stream.waiting:
             if not self._dirty:
                 self._loop.call_soon(self._flush)
-            self._dirty.append(lane)
-        lane.waiting.append((outcome, pack, attempt))
+            self._dirty.append(stream)
+        stream.waiting.append((outcome, pack, attempt))
         if not self.pending:
             self._drained.clear()
         self.pending += 1
@@ -101,32 +101,32 @@ class OutcomeWriter:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
-        for lane in dirty:
-            self._send_some(lane)
+        for stream in dirty:
+            self._send_some(stream)
 
-    def _send_some(self, lane: _Lane) -> None:
+    def _send_some(self, stream: _PartitionStream) -> None:
         """A full record may always go, a part of one only when nothing is on the way."""
-        while lane.waiting and (
-            not lane.in_flight
-            or (lane.in_flight < IN_FLIGHT_MAX and len(lane.waiting) >= OUTCOMES_PER_RECORD_MAX)
+        while stream.waiting and (
+            not stream.in_flight
+            or (stream.in_flight < IN_FLIGHT_MAX and len(stream.waiting) >= OUTCOMES_PER_RECORD_MAX)
         ):
-            self._send(lane, _cut(lane.waiting))
+            self._send(stream, _cut(stream.waiting))
 
-    def _send(self, lane: _Lane, items: list[Item]) -> None:
-        lane.in_flight += 1
+    def _send(self, stream: _PartitionStream, items: list[Item]) -> None:
+        stream.in_flight += 1
         self.records_total += 1
         value = self._head + b",".join([item[0] for item in items]) + b"]}"
         crash_point("worker.after_run_before_outcome")
         self._sink.send(
-            lane.partition,
+            stream.partition,
             value,
-            lambda is_too_large: self._on_done(lane, items, is_too_large),
+            lambda is_too_large: self._on_done(stream, items, is_too_large),
         )
 
-    def _on_done(self, lane: _Lane, items: list[Item], is_too_large: bool) -> None:
-        lane.in_flight -= 1
+    def _on_done(self, stream: _PartitionStream, items: list[Item], is_too_large: bool) -> None:
+        stream.in_flight -= 1
         if is_too_large:
-            self._split(lane, items)
+            self._split(stream, items)
         else:
             crash_point("worker.after_outcome_before_commit")
             self.durable_total += len(items)
@@ -136,16 +136,16 @@ class OutcomeWriter:
                     pack.settle()
             if not self.pending:
                 self._drained.set()
-        self._send_some(lane)
+        self._send_some(stream)
 
-    def _split(self, lane: _Lane, items: list[Item]) -> None:
+    def _split(self, stream: _PartitionStream, items: list[Item]) -> None:
         """The record was refused for its size: the outcomes go alone, one alone goes as a refusal.
 
         Only a broker that takes less than the topic registry asks for comes here.
         """
         if len(items) > 1:
             for item in items:
-                self._send(lane, [item])
+                self._send(stream, [item])
             return
         outcome, pack, attempt = items[0]
         if attempt is None:
@@ -156,7 +156,7 @@ class OutcomeWriter:
         refusal = too_large(
             attempt.job, said.get("started_at", 0), said.get("finished_at", 0), len(outcome)
         )
-        self._send(lane, [(refusal, pack, None)])
+        self._send(stream, [(refusal, pack, None)])
 
     def _on_done_without(self, pack: Settled | None) -> None:
         self.pending -= 1

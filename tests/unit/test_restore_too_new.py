@@ -16,7 +16,7 @@ import pytest
 from tests.unit.core_kit import NOW, after, submit
 from tests.unit.partition_kit import Scene, plain, request
 from tidemill.agents import exit_codes
-from tidemill.agents.ledger import lane as lane_
+from tidemill.agents.ledger import group_committer as committer_
 from tidemill.agents.ledger import main as main_
 from tidemill.agents.ledger.main import Ledger
 from tidemill.agents.settings import LedgerSettings
@@ -52,7 +52,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     async def nothing(self: Ledger) -> None: ...
 
-    monkeypatch.setattr(lane_, "fail_stop", end)
+    monkeypatch.setattr(committer_, "fail_stop", end)
     monkeypatch.setattr(main_, "Claim", FreeClaim)
     monkeypatch.setattr(Ledger, "_start", nothing)
     return found

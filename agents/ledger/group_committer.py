@@ -51,7 +51,7 @@ IDLE_SECONDS_MAX: Final = 0.5  # between two looks at the clock and the workers
 ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 
 
-class Lane:
+class GroupCommitter:
     """The loop that decides and commits for the partitions of this process."""
 
     def __init__(self) -> None:

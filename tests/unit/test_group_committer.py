@@ -15,12 +15,12 @@ from typing import cast
 import pytest
 
 from tidemill.agents import exit_codes
-from tidemill.agents.ledger import lane as lane_
-from tidemill.agents.ledger.lane import (
+from tidemill.agents.ledger import group_committer as committer_
+from tidemill.agents.ledger.group_committer import (
     GROUP_EVERY_SECONDS_MAX,
     GROUP_EVERY_SECONDS_MIN,
     SHARED_OUT_RECORDS,
-    Lane,
+    GroupCommitter,
 )
 from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.runtime.errors import AbortableError
@@ -93,21 +93,21 @@ class Wanting:
 
 
 class Bench:
-    """A lane with two producers and the partitions a, b, c, d."""
+    """A committer with two producers and the partitions a, b, c, d."""
 
     def __init__(self) -> None:
         self.log: Log = []
         self.producers = [HeldProducer(name, self.log) for name in ("first", "second")]
-        self.lane = Lane()
+        self.committer = GroupCommitter()
         self.partitions = {name: Wanting(name, self.log) for name in "abcd"}
         for partition in self.partitions.values():
-            self.lane.join(cast("PartitionRunner", partition))
+            self.committer.join(cast("PartitionRunner", partition))
 
     def want(self, names: str, waiting: int = 0) -> None:
         for name in names:
             self.partitions[name].wants = True
             self.partitions[name].waiting = waiting
-        self.lane.wake()
+        self.committer.wake()
 
     async def hold_first(self, names: str) -> None:
         """These have decided, and their transaction does not end before `let_go`."""
@@ -132,9 +132,9 @@ class Bench:
 @asynccontextmanager
 async def bench() -> AsyncIterator[Bench]:
     made = Bench()
-    await made.lane.start(cast("list[TransactionalProducer]", made.producers))
+    await made.committer.start(cast("list[TransactionalProducer]", made.producers))
     yield made
-    for task in list(made.lane._tasks):
+    for task in list(made.committer._tasks):
         task.cancel()
 
 
@@ -161,7 +161,7 @@ async def test_a_group_lets_some_time_pass_after_the_last_one_unless_much_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for bound in ("GROUP_EVERY_SECONDS_MIN", "GROUP_EVERY_SECONDS_MAX"):
-        monkeypatch.setattr(lane_, bound, 60.0)
+        monkeypatch.setattr(committer_, bound, 60.0)
     async with bench() as here:
         here.want("a")
         await here.until(lambda: here.happened("ack") == "a")
@@ -178,7 +178,7 @@ async def test_where_transactions_take_longer_groups_are_rarer() -> None:
         for name in "ab":
             here.want(name)
             await here.until(lambda name=name: name in here.happened("ack"))  # type: ignore[misc]
-            pauses.append(here.lane.pause_seconds)
+            pauses.append(here.committer.pause_seconds)
             here.producers[1].is_held = True
             asyncio.get_running_loop().call_later(0.2, here.producers[1].let_go)
         assert pauses == [GROUP_EVERY_SECONDS_MIN, GROUP_EVERY_SECONDS_MAX]
@@ -220,7 +220,7 @@ async def test_with_much_to_do_each_transaction_takes_its_share() -> None:
 async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(committer_, "ABORT_PAUSE_SECONDS", 0.0)
     async with bench() as here:
         here.producers[0].error = AbortableError("the broker said so")
         await here.hold_first("a")
@@ -237,7 +237,7 @@ async def test_an_abort_undoes_its_own_group_and_it_is_decided_again(
 async def test_a_group_whose_records_are_refused_is_undone_and_decided_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane_, "ABORT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(committer_, "ABORT_PAUSE_SECONDS", 0.0)
     async with bench() as here:
         for producer in here.producers:
             producer.refusal = AbortableError("the topic takes no such batch")
@@ -264,9 +264,9 @@ async def test_a_hand_over_waits_for_its_own_partitions_only() -> None:
         leaving, staying = here.partitions["a"], here.partitions["b"]
         staying.is_active = leaving.is_active = False
         async with asyncio.timeout(5):
-            await here.lane.quiesce({cast("PartitionRunner", staying)})
+            await here.committer.quiesce({cast("PartitionRunner", staying)})
         handed_over = asyncio.create_task(
-            here.lane.quiesce({cast("PartitionRunner", leaving)})
+            here.committer.quiesce({cast("PartitionRunner", leaving)})
         )
         await here.turns()
         assert not handed_over.done()
@@ -283,7 +283,7 @@ async def test_a_record_that_needs_a_newer_version_ends_the_process_with_its_cod
 ) -> None:
     ends: list[tuple[str, int]] = []
     monkeypatch.setattr(
-        lane_, "fail_stop", lambda reason, *_, code=0: ends.append((reason, code))
+        committer_, "fail_stop", lambda reason, *_, code=0: ends.append((reason, code))
     )
     async with bench() as here:
         partition = here.partitions["a"]
