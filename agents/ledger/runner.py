@@ -11,8 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from tidemill.agents.ledger.burials import BURIALS
 from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.ledger.dead_letter_log import DEAD_LETTERS
 from tidemill.agents.ledger.metrics import COUNTS
 from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.agents.runtime.batches import size_of
@@ -119,7 +119,7 @@ class PartitionRunner:
     def settle(self) -> None:
         """The group's transaction is committed: its decisions stand."""
         self._gaps.clear()
-        BURIALS.tell(self.partition.buried)
+        DEAD_LETTERS.tell(self.partition.buried)
         COUNTS.add(self.partition.buried, self.partition.forgotten_cancels)
         self.partition.settle()
 

@@ -93,7 +93,7 @@ class Executor:
             self._lanes["process"] = ProcessLane(self, loop, processes, modules, graces)
         self._apart = Apart(self, loop, processes, modules, graces)
         # Jobs of types that this worker does not know: they wait for their hand-back.
-        self._strangers: list[Attempt] = []
+        self._unknown_types: list[Attempt] = []
         self._former_ends = former_ends or {}  # how former owners of our partitions ended
         self._suspects = Suspects(
             tell=self._teller.start_first, begin=self._begin_suspect, lane=self._lane_of
@@ -235,7 +235,7 @@ class Executor:
             return
         attempt.pack.queue.waiting += 1
         if attempt.handler is None:
-            self._strangers.append(attempt)
+            self._unknown_types.append(attempt)
         elif "rescues" in attempt.job and attempt.rescues > 0:
             self._suspects.add(attempt)
         else:
@@ -266,7 +266,7 @@ class Executor:
                 self._teller.start(attempt)
 
     def _all_waiting(self) -> list[Attempt]:
-        waiting = [*self._strangers, *self._suspects.waiting]
+        waiting = [*self._unknown_types, *self._suspects.waiting]
         for lane in self._every_lane():
             waiting.extend(lane.waiting)
         return waiting
@@ -274,7 +274,7 @@ class Executor:
     def _forget_waiting(self, attempt: Attempt) -> None:
         attempt.pack.queue.waiting -= 1
         if attempt.handler is None:
-            self._strangers.remove(attempt)
+            self._unknown_types.remove(attempt)
         elif attempt in self._suspects.waiting:
             self._suspects.waiting.remove(attempt)
         else:
@@ -355,7 +355,7 @@ class Executor:
             if lane.waiting:
                 self._hand_back(lane, now)
                 lane.kick()
-        if self._strangers:
+        if self._unknown_types:
             self._hand_back_strangers()
         self._suspects.look(now)
         self._apart.look(now)
@@ -421,12 +421,12 @@ class Executor:
 
     def _hand_back_strangers(self) -> None:
         """They came before the ledger knew what this worker runs; it lets them wait a while."""
-        strangers = list(self._strangers)
+        unknown = list(self._unknown_types)
         logger.warning(
             "gave back %d jobs of types that this worker does not run, such as %r",
-            len(strangers), strangers[0].job["type"],
+            len(unknown), unknown[0].job["type"],
         )
-        for attempt in strangers:
+        for attempt in unknown:
             self._forget_waiting(attempt)
             self._end_unbegun(attempt, ends.returned(Reason.TYPE_NOT_RUN))
         self._on_room()

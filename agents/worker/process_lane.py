@@ -72,7 +72,7 @@ class ChildProcess:
         self._killer: asyncio.TimerHandle | None = None
 
     def send(self, message: dict[str, Any]) -> None:
-        if not self._writer.is_closing():  # it is being buried
+        if not self._writer.is_closing():  # it is being reaped
             self._writer.write(frame(message))
 
     async def receive(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class ChildProcess:
         """Close our end of the socket, by which the child learns that nobody listens."""
         self._writer.close()
 
-    async def bury(self) -> str:
+    async def reap(self) -> str:
         """Kill what is left, wait for the child, and say how it ended."""
         self.hang_up()
         if self._killer is None:
@@ -314,7 +314,7 @@ class ProcessLane:
         try:
             message = await self._first_word(child)
         except (ChildGone, TimeoutError) as error:
-            how = await child.bury()
+            how = await child.reap()
             if isinstance(error, TimeoutError):
                 how += f", after {error}"
             logger.error("a child process for process=True handlers did not get ready: %s", how)
@@ -322,7 +322,7 @@ class ProcessLane:
         finally:
             self._starting -= is_expected
         if "broken" in message:
-            await child.bury()
+            await child.reap()
             logger.error("a child process cannot load the modules: %s", message["broken"])
             return False
         return True
@@ -378,7 +378,7 @@ class ProcessLane:
             if waiter in self._idle:
                 self._idle.remove(waiter)
         if is_lost:
-            how = await child.bury()
+            how = await child.reap()
             logger.warning("an idle child process ended: %s; another one is started", how)
         await asyncio.gather(listening, return_exceptions=True)
         return is_lost
@@ -392,7 +392,7 @@ class ProcessLane:
                 else:
                     attempt.set_progress(message["progress"])
         except ChildGone:
-            how = await child.bury()
+            how = await child.reap()
             if how == KILLED_BY_KERNEL and attempt.verdict is None:
                 how += " (out of memory?)"
             self._end(attempt, self.died(attempt, how))
@@ -401,7 +401,7 @@ class ProcessLane:
         self._end(attempt, message["end"])
         # A child that was told to end may still be unwinding: never reuse it.
         if attempt.verdict is not None:
-            await child.bury()
+            await child.reap()
             return False
         return True
 

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, decided, events_in, outcome, outcomes, plain, request
-from tidemill.agents.ledger.burials import BurialLog
+from tidemill.agents.ledger.dead_letter_log import DeadLetterLog
 from tidemill.agents.tally import KIND_SECONDS, LINES_A_SECOND, Tally
 from tidemill.streams.outbox import Buried
 
@@ -16,7 +16,7 @@ REFUSED = Buried("request", "INVALID_FIELD", "", "", "", 0, "", "priority", "job
 
 
 def test_a_job_that_failed_for_good_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    BurialLog().tell([FAILED])
+    DeadLetterLog().tell([FAILED])
     (record,) = caplog.records
     said = vars(record)
     assert record.getMessage() == "a job failed for good"
@@ -25,7 +25,7 @@ def test_a_job_that_failed_for_good_is_named(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_refused_record_is_named_by_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    BurialLog().tell([REFUSED])
+    DeadLetterLog().tell([REFUSED])
     (record,) = caplog.records
     said = vars(record)
     assert "a request was refused" in record.getMessage()
@@ -35,7 +35,7 @@ def test_a_refused_record_is_named_by_its_place(caplog: pytest.LogCaptureFixture
 
 def test_a_storm_is_told_by_some_and_a_count(caplog: pytest.LogCaptureFixture) -> None:
     seconds = [0.0]
-    log = BurialLog(Tally(lambda: seconds[0]))
+    log = DeadLetterLog(Tally(lambda: seconds[0]))
     log.tell([FAILED] * 1_000)
     log.tell([REFUSED])
     assert len(caplog.records) == LINES_A_SECOND + 1

@@ -19,7 +19,7 @@ logger = logging.getLogger("tidemill.ledger")
 _FAILED: Final = "attempt"
 
 
-class BurialLog:
+class DeadLetterLog:
     """Told after the commit of each group; used from the loop."""
 
     def __init__(self, tally: Tally[tuple[str, str, str]] | None = None) -> None:
@@ -61,5 +61,5 @@ def _tell(letter: Buried) -> None:
     )
 
 
-BURIALS: Final = BurialLog()
+DEAD_LETTERS: Final = DeadLetterLog()
 """The one of this process."""
