@@ -356,7 +356,7 @@ class Executor:
                 self._hand_back(lane, now)
                 lane.kick()
         if self._unknown_types:
-            self._hand_back_strangers()
+            self._hand_back_unknown_types()
         self._suspects.look(now)
         self._apart.look(now)
         self._hand_back_suspects(now)
@@ -419,7 +419,7 @@ class Executor:
                 self._forget_waiting(attempt)
                 self._end_unbegun(attempt, ends.returned(Reason.ON_PROBATION))
 
-    def _hand_back_strangers(self) -> None:
+    def _hand_back_unknown_types(self) -> None:
         """They came before the ledger knew what this worker runs; it lets them wait a while."""
         unknown = list(self._unknown_types)
         logger.warning(
