@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from tidemill.agents import clocks
 
 EVERY_SECONDS: Final = 0.01  # from the beginning of a burst to that of the next, at least
 # Who sends more often than that stays with bursts: two ways in turn mean twice the requests.
@@ -71,7 +72,7 @@ class Bursts:
         """Whether records are not acknowledged yet, or the last one came a moment ago."""
         return (
             bool(self._waiting or self._taken or len(self._producer))
-            or time.monotonic() - self._added_at < STAYS_SECONDS
+            or clocks.monotonic() - self._added_at < STAYS_SECONDS
         )
 
     def add(self, topic: str, key: str, value: bytes, delivered: Delivered) -> bool:
@@ -84,7 +85,7 @@ class Bursts:
                 return False
             self._waiting_bytes += len(value)
             self._waiting.append(_Waiting(topic, key, value, delivered))
-            self._added_at = time.monotonic()
+            self._added_at = clocks.monotonic()
             self._changed.notify()
         return True
 
@@ -101,8 +102,8 @@ class Bursts:
     def _run(self) -> None:
         begun_at = float("-inf")
         while self._wait():
-            time.sleep(max(0.0, begun_at + EVERY_SECONDS - time.monotonic()))
-            begun_at = time.monotonic()
+            clocks.sleep(max(0.0, begun_at + EVERY_SECONDS - clocks.monotonic()))
+            begun_at = clocks.monotonic()
             try:
                 self._send_one()
             except Exception:

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, Self, overload
 from confluent_kafka import Message
 from pydantic import BaseModel
 
+from tidemill.agents import clocks
 from tidemill.agents.settings import CommonSettings, load
 from tidemill.answers import (
     ANSWER_SECONDS,
@@ -187,11 +188,11 @@ class _Core:
 def _sent(try_send: Sending, seconds: float) -> Any:
     """Send, when there is room, and wait for the answer: `seconds` each at most."""
     answer: Future[Any] = Future()
-    deadline = time.monotonic() + seconds
+    deadline = clocks.monotonic() + seconds
     while not try_send(answer):
-        if time.monotonic() > deadline:
+        if clocks.monotonic() > deadline:
             raise _unanswered(try_send, seconds)
-        time.sleep(ROOM_SECONDS)
+        clocks.sleep(ROOM_SECONDS)
     try:
         # librdkafka's own bound is shorter: this one is for a thread that is not there any more.
         return answer.result(seconds + CLOSE_SLACK_SECONDS)
@@ -207,9 +208,9 @@ async def _sent_async(try_send: Sending, answer: LoopPromise, seconds: float) ->
     """The same on a loop, which goes on meanwhile. Who comes first is sent first."""
     if answer.bridge.queue.locked() or not try_send(answer):
         async with answer.bridge.queue:
-            deadline = time.monotonic() + seconds
+            deadline = clocks.monotonic() + seconds
             while not try_send(answer):  # librdkafka tells nobody of room
-                if time.monotonic() > deadline:
+                if clocks.monotonic() > deadline:
                     raise _unanswered(try_send, seconds)
                 await asyncio.sleep(ROOM_SECONDS)
     return await answer.future

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from confluent_kafka import (
 )
 from pydantic import ValidationError
 
+from tidemill.agents import clocks
 from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.agents.runtime.forks import never_free, tell_in_copies
 from tidemill.completed import CompletedJob
@@ -194,7 +194,7 @@ class Completions:
             consumer.close()
 
     def _loop(self, consumer: Consumer) -> None:
-        idle_since = time.monotonic()
+        idle_since = clocks.monotonic()
         while not self._is_closed:
             with self._lock:
                 new, self._new = self._new, []
@@ -202,8 +202,8 @@ class Completions:
             if new:
                 self._admit(consumer, new)
             if has_waiters:
-                idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > IDLE_SECONDS:
+                idle_since = clocks.monotonic()
+            elif clocks.monotonic() - idle_since > IDLE_SECONDS:
                 if self._rest(consumer):
                     return
                 continue

@@ -7,10 +7,10 @@ either is read (`tidemill.completions`, `tidemill.looking_back`).
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tidemill.agents import clocks
 from tidemill.completed import CompletedJob
 from tidemill.requests import ClientError
 
@@ -37,10 +37,10 @@ class Connection(Protocol):
 def wait(connection: Connection, job: JobHandle, timeout: float, run: int) -> CompletedJob:
     """The job's end. Raises WaitTimeout after `timeout` seconds."""
     waiter = connection.waiter(job, run)
-    deadline = time.monotonic() + timeout
+    deadline = clocks.monotonic() + timeout
     try:
         while True:
-            left = deadline - time.monotonic()
+            left = deadline - clocks.monotonic()
             connection.ask_clickhouse(waiter, left)
             try:
                 return waiter.future.result(max(0.0, min(left, ASK_CLICKHOUSE_SECONDS)))
@@ -57,10 +57,10 @@ async def wait_async(
     """The same on the running loop."""
     waiter = connection.waiter(job, run)
     end = asyncio.wrap_future(waiter.future)
-    deadline = time.monotonic() + timeout
+    deadline = clocks.monotonic() + timeout
     try:
         while True:
-            left = deadline - time.monotonic()
+            left = deadline - clocks.monotonic()
             connection.ask_clickhouse(waiter, left)
             done, _ = await asyncio.wait(
                 [end], timeout=max(0.0, min(left, ASK_CLICKHOUSE_SECONDS))

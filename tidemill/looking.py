@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import socket
-import time
 import uuid
 from collections.abc import Collection, Iterable
 from contextlib import closing
@@ -17,6 +16,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from tidemill.agents import clocks
 from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.requests import ClientError
 from tidemill.schemas.topics import Topics
@@ -50,11 +50,11 @@ def reach(kafka: str) -> int:
 
 def _refusal(kafka: str) -> str | None:
     """Why no server takes a connection; None when one does. librdkafka would try on and on."""
-    deadline = time.monotonic() + CONNECT_SECONDS
+    deadline = clocks.monotonic() + CONNECT_SECONDS
     reason = "no server named"
     for address in kafka.split(","):
         host, _, port = address.strip().rpartition(":")
-        left = max(0.1, deadline - time.monotonic())
+        left = max(0.1, deadline - clocks.monotonic())
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=left).close()
         except (OSError, ValueError, OverflowError) as error:
@@ -68,7 +68,7 @@ def known_types(
     kafka: str, topics: Topics, seconds: float = KNOWN_TYPES_SECONDS
 ) -> frozenset[str] | None:
     """Types that workers have told of; None when that cannot be found out in time."""
-    deadline = time.monotonic() + seconds
+    deadline = clocks.monotonic() + seconds
     place = TopicPartition(topics.definitions, 0, 0)
     reader = Consumer(
         client_settings(
@@ -88,7 +88,7 @@ def known_types(
     with closing(reader) as consumer:
         try:
             consumer.assign([place])
-            while time.monotonic() < deadline:
+            while clocks.monotonic() < deadline:
                 if _note(found, take_arrived(consumer, RECORDS_MAX, POLL_SECONDS)):
                     return frozenset(name for name, is_told in found.items() if is_told)
         except KafkaException:

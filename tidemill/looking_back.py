@@ -7,11 +7,11 @@ meanwhile, so an answer that does not come holds nobody up.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
+from tidemill.agents import clocks
 from tidemill.agents.runtime.forks import tell_in_copies
 from tidemill.completed import CompletedJob
 from tidemill.completions import Waiter
@@ -41,7 +41,7 @@ class LookingBack:
         if waiter.is_asked:
             return
         waiter.is_asked = True
-        self._asked.put((waiter, time.monotonic() + min(seconds, ANSWER_SECONDS)))
+        self._asked.put((waiter, clocks.monotonic() + min(seconds, ANSWER_SECONDS)))
         if self._threads < THREADS:
             self._threads += 1
             threading.Thread(target=self._work, name="tidemill-history", daemon=True).start()
@@ -55,7 +55,7 @@ class LookingBack:
         while (asked := self._asked.get()) is not None:
             waiter, deadline = asked
             if not waiter.future.done():
-                self._look(waiter, max(SECONDS_MIN, deadline - time.monotonic()))
+                self._look(waiter, max(SECONDS_MIN, deadline - clocks.monotonic()))
             waiter.is_asked = False
 
     def _look(self, waiter: Waiter, seconds: float) -> None:

@@ -13,7 +13,6 @@ default would send requests to partitions where the ledger must forward them.
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Literal, Protocol
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from tidemill.agents import clocks
 from tidemill.agents.runtime.clients import client_settings
 from tidemill.agents.runtime.forks import never_free, tell_in_copies
 from tidemill.bursts import LINGER_MS, Bursts, poll
@@ -194,16 +194,16 @@ class Sender:
         `seconds`: at most so long; None: as long as an acknowledgement may take.
         """
         patience = self._timeout_seconds + CLOSE_SLACK_SECONDS if seconds is None else seconds
-        deadline = time.monotonic() + patience
+        deadline = clocks.monotonic() + patience
         with self._lock:
             self._is_closed.set()
         if self._bursts is not None:
             self._bursts.close(patience)
         for producer in (self._single, self._bulk):
             if producer is not None:
-                producer.flush(max(0.0, deadline - time.monotonic()))
+                producer.flush(max(0.0, deadline - clocks.monotonic()))
         if self._poller is not None:
-            self._poller.join(max(0.0, deadline - time.monotonic()))
+            self._poller.join(max(0.0, deadline - clocks.monotonic()))
 
     def _producer(self, settings: dict[str, Any]) -> Producer:
         return _producer(self._kafka, self._timeout_seconds, {**self._compression, **settings})

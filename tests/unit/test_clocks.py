@@ -3,11 +3,13 @@ told of."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,6 +32,7 @@ from tidemill.schemas.wire import KindSlots, QueueSlots
 from tidemill.streams.schedule import LineName
 
 SOON_SECONDS = 10.0
+ROOT = Path(__file__).parents[2]
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": run.new_event_loop, "asyncio": run._Loop,
 }
@@ -174,3 +177,28 @@ def test_the_ledger_hears_of_free_slots_from_a_worker_whose_clock_stands_still()
         book.note_beat(beat_of(snapshot, worker_id="w", incarnation=1, at_ms=int(AT * 1000)))
         told.append(book.capacity()[LineName("mail", "async", "")].told)
     assert len(set(told)) == 3
+
+
+# -- who may read Python's own -----------------------------------------------------------------
+
+#: What shares its process with code of users. The stand-in beside a worker runs none.
+SHARED = ("agents/worker", "agents/runtime", "tidemill")
+APART = {"stand_in.py", "demo.py", "demo_jobs.py"}
+
+
+def reads_of(path: Path) -> list[str]:
+    """Where a file reads a clock of Python's that user code may replace."""
+    return [
+        f"{path.name}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in {("time", "monotonic"), ("time", "sleep")}
+    ]
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_what_waits_beside_users_code_waits_by_our_own_clocks(folder: str) -> None:
+    files = [each for each in (ROOT / folder).glob("*.py") if each.name not in APART]
+    assert files
+    assert [place for each in files for place in reads_of(each)] == []
