@@ -284,7 +284,11 @@ class DevStack:
             word = "stopping" if self._signals == 1 else "killing what is left"
             self._say(f"{signal.Signals(number).name}: {word}")
 
-        before = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # The terminal was closed. Under `nohup` that changes nothing.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, count) for number in numbers}
         try:
             yield
         finally:

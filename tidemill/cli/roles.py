@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidemill.cli import options as o
+from tidemill.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from tidemill.agents.settings import CommonSettings, WorkerSettings
@@ -86,12 +87,20 @@ def dev(
         clickhouse_port=ports["clickhouse"], http_port=ports["http"], settings=settings,
         concurrency=concurrency, workers=workers, is_reloading=reload,
     )
-    lines = _Lines(settings.log_format)
+    terminal = Terminal()
+    lines = _Lines(settings.log_format, terminal.write)
 
     def ready() -> None:
-        print(f"ready kafka={plan.kafka} clickhouse={plan.clickhouse} http={plan.http}", flush=True)
+        terminal.write(
+            f"ready kafka={plan.kafka} clickhouse={plan.clickhouse} http={plan.http}",
+            is_result=True,
+        )
 
-    raise typer.Exit(DevStack(plan, partial(lines, "tidemill"), lines).run(ready))
+    try:
+        code = DevStack(plan, partial(lines, "tidemill"), lines).run(ready)
+    finally:
+        terminal.close()
+    raise typer.Exit(code)
 
 
 def _check_roles(concurrency: int | None) -> None:
@@ -112,8 +121,12 @@ class _Lines:
     WIDTH = 8  # the longest name of a role
     COLORS = ("36", "33", "32", "35", "34", "31")
 
-    def __init__(self, log_format: str = "console") -> None:
-        self._has_color = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    def __init__(
+        self, log_format: str = "console", write: Callable[[str], None] | None = None
+    ) -> None:
+        self._write = write or _write_now
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._has_color = is_terminal and not os.environ.get("NO_COLOR")
         self._is_json = log_format == "json"
 
     def __call__(self, name: str, line: str) -> None:
@@ -121,15 +134,20 @@ class _Lines:
             # Who asks for JSON reads all of it by a program: what a handler prints, too.
             is_event = line.startswith("{") and line.endswith("}")
             told = line if is_event else json.dumps({"event": line, "level": "info", "role": name})
-            sys.stderr.write(f"{told}\n")
+            self._write(told)
             return
         label = f"{name:<{self.WIDTH}} |"
         if self._has_color:
             color = self.COLORS[sum(name.encode()) % len(self.COLORS)]
             label = f"\x1b[{color}m{label}\x1b[0m"
-        # Whoever read it may have had enough (`2>&1 | head`); the stack runs on.
-        with contextlib.suppress(BrokenPipeError):
-            sys.stderr.write(f"{label} {line}\n")
+        self._write(f"{label} {line}")
+
+
+def _write_now(line: str) -> None:
+    # Whoever read it may have had enough (`2>&1 | head`), or the terminal is gone.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{line}\n")
 
 
 @app.command(rich_help_panel="Run")
