@@ -31,7 +31,7 @@ from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.topics import READY_PARTITIONS, Topics
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import LineName
+from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store.state import PartitionState
 
 ROWS = 200_000
@@ -81,7 +81,7 @@ class _Maker:
         if has_worker:
             engine.set_workers({WORKER: 1})
             room = Capacity(SLOTS, SLOTS, 1, tuple(range(READY_PARTITIONS)))
-            engine.set_capacity({LineName(QUEUE, "async"): room})
+            engine.set_capacity({SlotPoolName(QUEUE, "async"): room})
         for value in values:
             engine.take(topic, 0, _Input(self._offsets[topic], b"user", value))
             self._offsets[topic] += 1
@@ -92,7 +92,7 @@ class _Maker:
                 self._keep(key, record)
             elif out_topic == self._topics.ready(QUEUE) and record is not None:
                 answers.append(self._answer(record))
-        engine.settle()
+        engine.commit()
         return answers
 
     def _keep(self, key: bytes | None, value: bytes | None) -> None:

@@ -132,17 +132,17 @@ class Absences:
         if self._due:
             return
         jobs, now_ms = turn.jobs, turn.now_ms
-        waiting = [one for one in turn.schedule.lines.items() if len(one[1].waiting)]
+        waiting = [one for one in turn.schedule.pools.items() if len(one[1].waiting)]
         queues = {name[0] for name, _ in waiting}
         for queue in self._dead_since.keys() - queues:
             del self._dead_since[queue]
-        for (queue, _, group), line in waiting:
+        for (queue, _, group), pool in waiting:
             reason = self._reason_of(queue, group, now_ms)
             # A common line has no type of its own; what is in it is run as soon as there is room.
             if reason is None or (reason is Reason.TYPE_NOT_RUN and group == ""):
                 continue
             is_served = reason is Reason.TYPE_NOT_RUN
-            looked_at = line.waiting.some(LOOKED_AT_MAX if is_served else NOT_SERVED_TOLD_MAX)
+            looked_at = pool.waiting.some(LOOKED_AT_MAX if is_served else NOT_SERVED_TOLD_MAX)
             left = 0
             for key in looked_at:
                 job = jobs.get(key)
@@ -151,7 +151,7 @@ class Absences:
                 elif not _is_told(job, reason) or (is_served and self._is_over(job, now_ms)):
                     self._due.append(key)
             if 2 * left > len(looked_at):
-                turn.schedule.drop_moved_on(line, queue, jobs)
+                turn.schedule.drop_moved_on(pool, queue, jobs)
 
     def work(self, turn: Turn) -> None:
         """Deals with a portion of what was found."""

@@ -31,12 +31,12 @@ from tidemill.streams.commands import (
     Report,
     Submit,
 )
-from tidemill.streams.desk import Desk
 from tidemill.streams.envelope import COMMAND, REQUEST, read_envelope
 from tidemill.streams.job import Job
 from tidemill.streams.messages import Messages
-from tidemill.streams.outbox import CARRIED_BYTES_MAX, carried_bytes
+from tidemill.streams.output import CARRIED_BYTES_MAX, carried_bytes
 from tidemill.streams.partitioner import Partitioner
+from tidemill.streams.processor import Processor
 from tidemill.streams.stalls import Stalls
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.rows import job_key
@@ -75,14 +75,14 @@ class Intake:
     """Takes records into one partition."""
 
     def __init__(
-        self, number: int, topics: Topics, desk: Desk, partitioner: Partitioner, stalls: Stalls,
-        messages: Messages,
+        self, number: int, topics: Topics, processor: Processor, partitioner: Partitioner,
+        stalls: Stalls, messages: Messages,
     ) -> None:
         self._number = number
         self._messages = messages
         self._stalls = stalls
-        self._desk = desk
-        self._state = desk.state
+        self._processor = processor
+        self._state = processor.state
         self._partitioner = partitioner
         self._topics = topics
         self._takers = {
@@ -94,7 +94,7 @@ class Intake:
 
     def take(self, topic: str, partition: int, record: InRecord) -> None:
         """Decides one record, whatever it holds."""
-        self._desk.audits = 0
+        self._processor.audits = 0
         self._takers[topic](topic, partition, record)
 
     def note_lost(self, topic: str, partition: int, offset: int, what: str) -> None:
@@ -105,7 +105,7 @@ class Intake:
             f"{what}. Ask their senders to send again what was not answered: a repeat with the "
             "same job_id is harmless",
         )
-        self._desk.outbox.dead_record(
+        self._processor.output.dead_record(
             topic=topic, partition=partition, offset=offset, timestamp=self._state.clock_ms,
             key=None, value=None, headers=(), stage=stage.get(topic, "request"), refusal=refusal,
         )
@@ -158,7 +158,7 @@ class Intake:
         if user_id is not None and may_forward:
             home = self._partitioner.of(user_id)
             if home != self._number:
-                self._desk.outbox.forward(
+                self._processor.output.forward(
                     partition=home, key=record.key, value=record.value, headers=headers,
                     kind="request", origin=origin,
                 )
@@ -183,12 +183,12 @@ class Intake:
             if ended is not None and ended.is_refused:
                 job = Job.refused(key, ended.finished_at, row_key)
                 ended = None
-        self._desk.decide(key, job, Submit(decoded, job_id, origin, row_key, ended))
+        self._processor.decide(key, job, Submit(decoded, job_id, origin, row_key, ended))
 
     def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
         key = (user_id, job_id)
         command = Refuse(refusal, user_id, job_id, origin)
-        self._desk.decide(key, self._state.jobs.get(key), command)
+        self._processor.decide(key, self._state.jobs.get(key), command)
 
     def _command(
         self, record: InRecord, headers: Headers, origin: Cause, *, may_forward: bool
@@ -201,7 +201,7 @@ class Intake:
             return
         home = self._partitioner.of(command.user_id)
         if home != self._number and may_forward:
-            self._desk.outbox.forward(
+            self._processor.output.forward(
                 partition=home, key=record.key, value=record.value, headers=headers,
                 kind="command", origin=origin,
             )
@@ -209,8 +209,8 @@ class Intake:
         key = (command.user_id, command.job_id)
         job = self._state.jobs.get(key)
         made = Cancel if command.command == "cancel" else Redrive
-        if self._desk.decide(key, job, made(key, command.actor, command.reason, origin)):
-            self._desk.resolve_known(key)
+        if self._processor.decide(key, job, made(key, command.actor, command.reason, origin)):
+            self._processor.resolve_known(key)
         elif job is None and made is Redrive and self._state.ended(key) is None:
             refusal = Refusal(
                 ErrorCode.UNKNOWN_JOB,
@@ -253,20 +253,20 @@ class Intake:
                 return
             if self._stalls.is_unbegun(job, outcome):
                 outcome["reason"] = Reason.WORKER_STALLED.value
-        if not self._desk.decide(key, job, Report(outcome, worker, origin)) or job is None:
+        if not self._processor.decide(key, job, Report(outcome, worker, origin)) or job is None:
             return
-        window = self._desk.schedule.line_of(job.spec).window
+        limit = self._processor.schedule.pool_of(job.spec).limit
         if kind == "returned":
             if outcome.get("reason") == Reason.NO_FREE_SLOT:
-                window.note_returned(self._state.clock_ms)
+                limit.note_returned(self._state.clock_ms)
         elif kind != "progressed" and job.state is State.DISPATCHED:
             now_ms = self._state.clock_ms
             started_at, _, run_ms = attempts.times(job, outcome, now_ms)
             waited_ms = started_at - (job.dispatched_at or started_at)
             if kind == "started":
-                window.note_start(waited_ms, now_ms)
+                limit.note_start(waited_ms, now_ms)
             else:
-                window.note_outcome(waited_ms, run_ms, now_ms)
+                limit.note_outcome(waited_ms, run_ms, now_ms)
         children = outcome.get("children")
         if children:
             self._bear(children, job, record, origin)
@@ -299,7 +299,7 @@ class Intake:
     def _bury(
         self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal
     ) -> None:
-        self._desk.outbox.dead_record(
+        self._processor.output.dead_record(
             topic=origin[0], partition=origin[1], offset=origin[2], timestamp=record.timestamp,
             key=record.key, value=record.value, headers=headers, stage=stage, refusal=refusal,
         )

@@ -19,7 +19,6 @@ from tidemill.schemas.codec import Refusal
 from tidemill.schemas.topics import Topics
 from tidemill.streams.commands import Cause
 from tidemill.streams.decision import DECISION_BYTES, NeedsNewer
-from tidemill.streams.desk import Desk
 from tidemill.streams.envelope import (
     MESSAGE_BYTES_MAX,
     MESSAGES_SINCE,
@@ -32,6 +31,7 @@ from tidemill.streams.envelope import (
 )
 from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.policies.base import CannotTake, ComesLater, Policy
+from tidemill.streams.processor import Processor
 from tidemill.streams.turn import NO_CAUSE
 
 # Messages of one partition in one group: far beyond what a group may hold. A policy that has more
@@ -50,16 +50,16 @@ class Messages:
     """The messages of one partition, both ways."""
 
     def __init__(
-        self, number: int, partitions: int, topics: Topics, desk: Desk, partitioner: Partitioner,
-        policies: Sequence[Policy],
+        self, number: int, partitions: int, topics: Topics, processor: Processor,
+        partitioner: Partitioner, policies: Sequence[Policy],
     ) -> None:
         self._number = number
         self._partitions = partitions
         self._internal = topics.internal
-        self._desk = desk
+        self._processor = processor
         self._partitioner = partitioner
         self._policies: dict[str, Policy] = {one.id: one for one in policies}
-        self.turn = desk.turn
+        self.turn = processor.turn
         self.turn.messages = self
 
     # --- out ---
@@ -91,16 +91,16 @@ class Messages:
         return value
 
     def _write(self, partition: int, key: bytes | None, policy: str, value: bytes) -> None:
-        outbox = self._desk.outbox
-        if outbox.messages >= MESSAGES_MAX:
+        output = self._processor.output
+        if output.messages >= MESSAGES_MAX:
             raise MessagesWithoutEnd(f"of {policy!r}, more than {MESSAGES_MAX} in one group")
         since = self._policies[policy].since or MESSAGES_SINCE
         headers = message_headers(
             policy=policy, internal=self._internal, partition=self._number,
-            number=self._desk.state.next_message(), needs=since,
+            number=self._processor.state.next_message(), needs=since,
         )
-        outbox.message(partition, key, value, headers)
-        self._desk.spend(1 + len(value) // DECISION_BYTES)
+        output.message(partition, key, value, headers)
+        self._processor.spend(1 + len(value) // DECISION_BYTES)
 
     # --- in ---
 
@@ -109,7 +109,7 @@ class Messages:
 
         Raises NeedsNewer for a policy that this version does not have.
         """
-        self._desk.spend(1 + len(value or b"") // DECISION_BYTES)
+        self._processor.spend(1 + len(value or b"") // DECISION_BYTES)
         topic, origin, _ = envelope.origin
         if topic != self._internal or origin >= self._partitions:
             return broken_message(f"comes from no partition of this installation: {topic}/{origin}")
@@ -133,5 +133,5 @@ class Messages:
             raise NeedsNewer(what, envelope.needs) from later
         finally:
             self.turn.cause = NO_CAUSE
-        self._desk.drain()
+        self._processor.drain()
         return None

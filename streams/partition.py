@@ -2,7 +2,7 @@
 
 Owns the order of a group's work: take each input once, fire timers, rescue, dispatch, seal.
 Refuses to know Faust, Kafka clients, threads and the clock: `now_ms` comes in, records go out, and
-the caller says whether their transaction was committed (`settle`) or not (`undo`).
+the caller says whether their transaction was committed (`commit`) or not (`rollback`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import TERMINAL_STATES, Reason, State
 from tidemill.streams.commands import Dispatch, Obey, Rescue
 from tidemill.streams.decision import cost_of
-from tidemill.streams.desk import Desk
 from tidemill.streams.intake import InRecord, Intake
 from tidemill.streams.job import HANDED_BACK, JobKey, WaitKey
 from tidemill.streams.messages import Messages
-from tidemill.streams.outbox import Buried
+from tidemill.streams.output import Buried
 from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.policies.base import ask_start
 from tidemill.streams.policies.rescue import NO_END
-from tidemill.streams.schedule import Groups, LineName, may_dispatch
+from tidemill.streams.processor import Processor
+from tidemill.streams.schedule import Groups, SlotPoolName, may_dispatch
 from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import FORGET_AT_ONCE_MAX
 from tidemill.streams.store.position import input_name
@@ -41,7 +41,7 @@ _NOBODY: Final[Mapping[str, str]] = {}
 
 
 class Capacity(NamedTuple):
-    """What the heartbeats of all workers say of the slots of one line."""
+    """What the heartbeats of all workers say of the slots of one pool."""
 
     slots: int
     free: int
@@ -65,23 +65,23 @@ class Partition:
         self.number = number
         self._partitions = partitions
         self.state = state
-        self._desk = Desk(number, topics, state)
-        self.schedule = self._desk.schedule
+        self._processor = Processor(number, topics, state)
+        self.schedule = self._processor.schedule
         self._topics = topics
-        self._turn = self._desk.turn
+        self._turn = self._processor.turn
         self._rescue = state.policies.rescue
         self._unknown_type = state.policies.unknown_type
         self._absences = self._unknown_type.absences
         partitioner = partitioner or Partitioner(partitions)
         self.messages = Messages(
-            number, partitions, topics, self._desk, partitioner, state.policies.all
+            number, partitions, topics, self._processor, partitioner, state.policies.all
         )
         self._intake = Intake(
-            number, topics, self._desk, partitioner, self._rescue.stalls, self.messages
+            number, topics, self._processor, partitioner, self._rescue.stalls, self.messages
         )
         self._policies = {one.id: one for one in state.policies.all}
         self._groups: Mapping[str, Groups] = {}
-        self._capacity: dict[LineName, Capacity] = {}
+        self._capacity: dict[SlotPoolName, Capacity] = {}
         self._swept_at = 0
         self._forgot_at = 0
         self._has_more = False  # the last tick left something that was due
@@ -108,13 +108,13 @@ class Partition:
                 self.schedule.regroup(queue, groups, self.state.jobs)
         self._absences.set_told(told, self.state.clock_ms)
 
-    def set_capacity(self, capacity: Mapping[LineName, Capacity]) -> None:
-        """Free slots and ready partitions by line, from the workers' heartbeats."""
+    def set_capacity(self, capacity: Mapping[SlotPoolName, Capacity]) -> None:
+        """Free slots and ready partitions by pool, from the workers' heartbeats."""
         for name in self._capacity.keys() - capacity.keys():
-            self.schedule.line(name).window.set_slots(0, free=0)
+            self.schedule.pool(name).limit.set_slots(0, free=0)
         self._capacity = dict(capacity)
         for name, room in capacity.items():
-            self.schedule.line(name).window.set_slots(
+            self.schedule.pool(name).limit.set_slots(
                 room.slots, free=room.free, partitions=self._partitions, told=room.told
             )
 
@@ -161,9 +161,9 @@ class Partition:
         """`take` of each. False when the rest is for the next group, as those before have led to
         all that a group may hold: it is to come again with the whole of `records`."""
         name = input_name(topic, partition, self.number)
-        desk = self._desk
+        processor = self._processor
         for record in records:
-            if desk.spent >= DECISIONS_MAX:
+            if processor.spent >= DECISIONS_MAX:
                 return False
             self._take(name, topic, partition, record)
         return True
@@ -212,7 +212,7 @@ class Partition:
         now_ms = self.state.clock_ms
         self._has_more = False
         # What follows from the group's inputs counts, as it takes time of the same transaction.
-        self._followed = self._desk.take_spent()
+        self._followed = self._processor.take_spent()
         left = DECISIONS_MAX - self._followed
         while left > 0 and (due := self.schedule.pop_due(now_ms)) is not None:
             left -= self._fire(*due) + self._take_followed()
@@ -238,38 +238,38 @@ class Partition:
     def seal(self) -> OutGroup:
         """The records of the group's one transaction; empty when nothing changed.
 
-        They are of one use: `settle` and `undo` begin the next ones.
+        They are of one use: `commit` and `rollback` begin the next ones.
         """
-        outbox = self._desk.outbox
-        if not self.state.has_changes and not len(outbox.group()):
+        output = self._processor.output
+        if not self.state.has_changes and not len(output.group()):
             return OutGroup()
         for name, room in self._capacity.items():
             jobs_a_pack = max(1, room.slots // max(1, 2 * room.workers))
-            outbox.pack_ready(
+            output.pack_ready(
                 name, room.partitions, workers=room.workers, jobs_a_pack=jobs_a_pack
             )
-        self.state.write_rows(outbox.state)
-        return outbox.group()
+        self.state.write_rows(output.state)
+        return output.group()
 
     @property
     def buried(self) -> list[Buried]:
         """What the group at hand has put on jobs.dead; to be told once it is committed."""
-        return self._desk.outbox.buried
+        return self._processor.output.buried
 
     @property
     def forgotten_cancels(self) -> int:
         """Cancels that the group at hand has forgotten early; to be told as `buried`."""
-        return self._desk.outbox.forgotten_cancels
+        return self._processor.output.forgotten_cancels
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The transaction is committed."""
         self.state.commit()
-        self._desk.outbox.clear()
+        self._processor.output.clear()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The transaction was aborted: state and indices are as before the group."""
         self.state.rollback()
-        self._desk.outbox.clear()
+        self._processor.output.clear()
         self._rebuild()
 
     # --- time ---
@@ -277,21 +277,21 @@ class Partition:
     def _forget_cancels(self, now_ms: int) -> bool:
         """Forgets cancels whose request has not come within their day. True: there may be more."""
         old = self.state.cancels.too_old(now_ms, at_most=FORGET_AT_ONCE_MAX)
-        self._desk.audits = 0
+        self._processor.audits = 0
         for kept in old:
-            self._desk.forget(kept, Reason.UNKNOWN_JOB)
+            self._processor.forget(kept, Reason.UNKNOWN_JOB)
         return len(old) >= FORGET_AT_ONCE_MAX
 
     def _rebuild(self) -> None:
-        self._desk.rebuild()
+        self._processor.rebuild()
         self._unknown_type.find_known(self._turn)
 
     def _fire(self, policy: str, name: JobKey | WaitKey) -> int:
         """What a timer is for; how many decisions it counts as."""
         if policy:
             self._policies[policy].on_timer(self._turn, name)
-            self._desk.drain()
-            return max(1, self._desk.take_spent())
+            self._processor.drain()
+            return max(1, self._processor.take_spent())
         job = self.state.jobs.get(name)
         if job is None or job.state in TERMINAL_STATES:
             return 1
@@ -304,15 +304,15 @@ class Partition:
         """Rescues attempts whose worker is gone, and dispatches that reached nobody."""
         left = DECISIONS_MAX
         served = {name.queue for name in self._capacity}
-        for name, line in list(self.schedule.lines.items()):
+        for name, pool in list(self.schedule.pools.items()):
             has_workers = name[0] in served
-            for key in list(line.in_flight):
+            for key in list(pool.in_flight):
                 job = self.state.jobs.get(key)
                 if job is not None:
                     reason = self._rescue.reason_to_rescue(job, now_ms, has_workers=has_workers)
                     if reason is not None:
                         detail = self._rescue.detail_of(job, reason)
-                        self._desk.decide(key, job, Rescue(reason, detail))
+                        self._processor.decide(key, job, Rescue(reason, detail))
                         left -= cost_of(job) + self._take_followed()
                 if left <= 0:
                     self._has_more = True
@@ -322,7 +322,7 @@ class Partition:
         self._absences.look(self._turn)
 
     def _take_followed(self) -> int:
-        spent = self._desk.take_spent()
+        spent = self._processor.take_spent()
         self._followed += spent
         return spent
 
@@ -337,14 +337,14 @@ class Partition:
         for name in names:
             left = self._dispatch(name, now_ms, left)
 
-    def _dispatch(self, name: LineName, now_ms: int, left: int) -> int:
+    def _dispatch(self, name: SlotPoolName, now_ms: int, left: int) -> int:
         """Takes waiting jobs in their order while the window has room. How many of `left` decisions
         are left."""
-        line = self.schedule.line(name)
-        waiting = line.waiting
+        pool = self.schedule.pool(name)
+        waiting = pool.waiting
         if not len(waiting) or not self._capacity[name].partitions:
             return left
-        room = line.window.allowance(len(line.in_flight), now_ms)
+        room = pool.limit.allowance(len(pool.in_flight), now_ms)
         unknown = self.state.policies.of_unknown
         while room > 0:
             if left <= 0:
@@ -363,10 +363,10 @@ class Partition:
             if policies:
                 verdict = ask_start(policies, self._turn, job)
                 if verdict.kind is not None:
-                    self._desk.decide(key, job, Obey(verdict))
+                    self._processor.decide(key, job, Obey(verdict))
                     continue
-            self._desk.decide(key, job, _DISPATCH)
+            self._processor.decide(key, job, _DISPATCH)
             room -= 1
             left -= self._take_followed()
-        line.window.note_use(len(line.in_flight))
+        pool.limit.note_use(len(pool.in_flight))
         return left

@@ -16,10 +16,10 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
+from tidemill.streams.in_flight_limit import InFlightLimit
 from tidemill.streams.job import HANDED_BACK, NO_WORKER, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
 from tidemill.streams.wait_list import WaitList
 from tidemill.streams.waiting import WaitingQueue
-from tidemill.streams.window import Window
 
 # Entries of jobs that have moved on, beside as many as there are jobs, before they are cleared out.
 STALE_MAX: Final = 10_000
@@ -34,7 +34,7 @@ class TimerKind(IntEnum):
     LIST = 3  # what a list of jobs waits for may be there
 
 
-class LineName(NamedTuple):
+class SlotPoolName(NamedTuple):
     """Slots that jobs wait for. Handlers of each kind have slots of their own: a queue has a line
     for each kind, so that slow processes do not keep quick coroutines waiting. What only some of
     its workers run has other slots than the rest, so it has a line of its own too; and so has a
@@ -46,19 +46,19 @@ class LineName(NamedTuple):
 
 
 Groups = Mapping[str, str]
-"""What living workers of one queue have told: each of their types, and the `LineName.group` that it
-is in. A type that is not in it is run by none of them, and is a group of its own name."""
+"""What living workers of one queue have told: each of their types, and the `SlotPoolName.group`
+that it is in. A type that is not in it is run by none of them, and is a group of its own name."""
 
 
-class Line:
+class SlotPool:
     """Who waits for those slots, who holds them, and how many may."""
 
-    __slots__ = ("in_flight", "waiting", "window")
+    __slots__ = ("in_flight", "limit", "waiting")
 
     def __init__(self) -> None:
         self.waiting = WaitingQueue()
         self.in_flight: dict[JobKey, None] = {}
-        self.window = Window()
+        self.limit = InFlightLimit()
 
 
 _PENDING: Final = State.PENDING
@@ -75,7 +75,7 @@ class Schedule:
         self._kinds = kinds
         self._groups: dict[str, Groups] = {}  # by queue, as its workers told last
         self._split: dict[str, Groups] = {}  # those queues that need more than the group ""
-        self.lines: dict[tuple[str, str, str], Line] = {}
+        self.pools: dict[tuple[str, str, str], SlotPool] = {}
         self.wait_lists: dict[WaitKey, WaitList] = {}
         self._timers: list[tuple[int, int, TimerKind, str, JobKey | WaitKey]] = []
         self._timer_count = 0
@@ -114,11 +114,11 @@ class Schedule:
         self._timer_count += 1
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, policy, name))
 
-    def line(self, name: tuple[str, str, str]) -> Line:
+    def pool(self, name: tuple[str, str, str]) -> SlotPool:
         """The line of that name, which is made when it is asked for first."""
-        found = self.lines.get(name)
+        found = self.pools.get(name)
         if found is None:
-            found = self.lines[name] = Line()
+            found = self.pools[name] = SlotPool()
         return found
 
     def name_of(self, spec: Spec) -> tuple[str, str, str]:
@@ -130,8 +130,8 @@ class Schedule:
                 return spec.queue, kind, groups.get(spec.type, spec.type)
         return spec.queue, kind, ""
 
-    def line_of(self, spec: Spec) -> Line:
-        return self.line(self.name_of(spec))
+    def pool_of(self, spec: Spec) -> SlotPool:
+        return self.pool(self.name_of(spec))
 
     def regroup(self, queue: str, groups: Groups, jobs: Mapping[JobKey, Job]) -> None:
         """The living workers of a queue run other types than before: its jobs change lines."""
@@ -144,7 +144,7 @@ class Schedule:
             left = {before.get(t, t) for t in types if before.get(t, t) != groups.get(t, t)}
         else:
             left = {""} if queue in self._split else set()
-        for name in [name for name in self.lines if name[0] == queue and name[2] in left]:
+        for name in [name for name in self.pools if name[0] == queue and name[2] in left]:
             self._sort_out(name, jobs)
 
     def note_types(self) -> None:
@@ -157,12 +157,12 @@ class Schedule:
 
     def _sort_out(self, name: tuple[str, str, str], jobs: Mapping[JobKey, Job]) -> None:
         """Moves the jobs of a line that belong to another one by now."""
-        line = self.lines[name]
-        for key in list(line.in_flight):
+        pool = self.pools[name]
+        for key in list(pool.in_flight):
             job = jobs.get(key)
             if job is not None and self.name_of(job.spec) != name:
-                del line.in_flight[key]
-                self.line_of(job.spec).in_flight[key] = None
+                del pool.in_flight[key]
+                self.pool_of(job.spec).in_flight[key] = None
         moving: list[Job] = []
 
         def stays(key: JobKey) -> bool:
@@ -174,14 +174,14 @@ class Schedule:
             moving.append(job)
             return False
 
-        line.waiting.keep(stays)
+        pool.waiting.keep(stays)
         for job in moving:
             self.make_ready(job, is_first=True)
 
     def make_ready(self, job: Job, *, is_first: bool = False) -> None:
         """The job waits for a slot."""
         spec = job.spec
-        waiting = self.line_of(spec).waiting
+        waiting = self.pool_of(spec).waiting
         waiting.push(spec.key, spec.priority, number=spec.number if is_first else None)
 
     def place(self, before: Job | None, job: Job) -> None:
@@ -190,11 +190,11 @@ class Schedule:
         if before is not None and before.state in _IN_FLIGHT:
             if state in _IN_FLIGHT:
                 return
-            self.line_of(before.spec).in_flight.pop(before.spec.key, None)
+            self.pool_of(before.spec).in_flight.pop(before.spec.key, None)
         if state is _PENDING:
             self.make_ready(job, is_first=before is not None and not before.is_refused)
         elif state in _IN_FLIGHT:
-            self.line_of(job.spec).in_flight[job.spec.key] = None
+            self.pool_of(job.spec).in_flight[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(before, job)
 
@@ -232,9 +232,9 @@ class Schedule:
         """Builds all indices anew, `follow` those of others; windows and slots stay, they come from
         heartbeats."""
         self.note_types()
-        for line in self.lines.values():
-            line.waiting = WaitingQueue()
-            line.in_flight = {}
+        for pool in self.pools.values():
+            pool.waiting = WaitingQueue()
+            pool.in_flight = {}
         self.wait_lists = {}
         self._timers = []
         for job in sorted(jobs, key=lambda job: job.spec.number):
@@ -259,21 +259,21 @@ class Schedule:
                 if self._is_wanted(jobs, timer[0], timer[2], timer[4])
             ]
             heapq.heapify(self._timers)
-        if sum([len(line.waiting) for line in self.lines.values()]) > room:
-            for (queue, _, _), line in self.lines.items():
-                self.drop_moved_on(line, queue, jobs)
-        for name, line in list(self.lines.items()):
-            if not len(line.waiting) and not line.in_flight and not line.window.slots:
-                del self.lines[name]  # a request may name any queue
+        if sum([len(pool.waiting) for pool in self.pools.values()]) > room:
+            for (queue, _, _), pool in self.pools.items():
+                self.drop_moved_on(pool, queue, jobs)
+        for name, pool in list(self.pools.items()):
+            if not len(pool.waiting) and not pool.in_flight and not pool.limit.slots:
+                del self.pools[name]  # a request may name any queue
         for wait_key, waiting in self.wait_lists.items():
             if len(waiting) > room:
                 wanted = {key for key in waiting if is_waiting(jobs.get(key), wait_key)}
                 waiting.keep(wanted.__contains__)
 
-    def drop_moved_on(self, line: Line, queue: str, jobs: Mapping[JobKey, Job]) -> None:
-        """The same for one line."""
-        wanted = {key for key in line.waiting if _is_in_line(jobs.get(key), queue)}
-        line.waiting.keep(wanted.__contains__)
+    def drop_moved_on(self, pool: SlotPool, queue: str, jobs: Mapping[JobKey, Job]) -> None:
+        """The same for one pool."""
+        wanted = {key for key in pool.waiting if _is_in_line(jobs.get(key), queue)}
+        pool.waiting.keep(wanted.__contains__)
 
     def _is_wanted(
         self, jobs: Mapping[JobKey, Job], at_ms: int, kind: TimerKind, name: JobKey | WaitKey

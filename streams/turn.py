@@ -1,7 +1,7 @@
 """What a policy sees and asks for during one group.
 
 Owns that view of a partition. Refuses to decide: what is asked for becomes commands
-(`tidemill.streams.desk`), wakes and timers (`tidemill.streams.schedule`) and messages
+(`tidemill.streams.processor`), wakes and timers (`tidemill.streams.schedule`) and messages
 (`tidemill.streams.messages`).
 """
 
@@ -21,8 +21,8 @@ from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState
 
 if TYPE_CHECKING:
-    from tidemill.streams.desk import Desk
     from tidemill.streams.messages import Messages
+    from tidemill.streams.processor import Processor
 
 # Until a list where nobody waits is looked at again, whether those that were woken have started.
 CLEAR_LIST_MS: Final = 60_000
@@ -41,7 +41,7 @@ class Turn:
         self.schedule = schedule
         self.policies: Policies = state.policies
         self.cause: Cause = NO_CAUSE  # of the message at hand
-        self.desk: Desk | None = None
+        self.processor: Processor | None = None
         self.messages: Messages | None = None
 
     # --- what there is ---
@@ -109,10 +109,10 @@ class Turn:
         """`on_timer` of that policy, for a job. The timers of lists are set by `look_at`."""
         self.schedule.set_timer(at_ms, policy, key)
 
-    def _around(self) -> Desk:
-        if self.desk is None:
+    def _around(self) -> Processor:
+        if self.processor is None:
             raise NobodyAround("no partition decides here")
-        return self.desk
+        return self.processor
 
     def _post(self) -> Messages:
         if self.messages is None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from tidemill.agents.tally import LINES_A_SECOND, Tally
 from tidemill.schemas.safe_text import safe_line
-from tidemill.streams.outbox import Buried
+from tidemill.streams.output import Buried
 
 logger = logging.getLogger("tidemill.ledger")
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from tidemill.streams.outbox import Buried
+from tidemill.streams.output import Buried
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

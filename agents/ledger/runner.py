@@ -121,7 +121,7 @@ class PartitionRunner:
         self._gaps.clear()
         DEAD_LETTERS.tell(self.partition.buried)
         COUNTS.add(self.partition.buried, self.partition.forgotten_cancels)
-        self.partition.settle()
+        self.partition.commit()
 
     def ack(self) -> None:
         """Only now the inputs are acked; their offsets are a hint, the applied positions rule."""
@@ -131,7 +131,7 @@ class PartitionRunner:
 
     def undo(self) -> None:
         """The transaction was aborted: the state is as before, the inputs wait again."""
-        self.partition.undo()
+        self.partition.rollback()
         chunks, self._deciding = self._deciding, []
         self._put_back(chunks)
 

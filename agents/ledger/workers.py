@@ -29,7 +29,7 @@ from tidemill.schemas.wire import (
     Heartbeat,
 )
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.stalls import NO_STALLS, Stall
 
 logger = logging.getLogger("tidemill.ledger")
@@ -211,14 +211,14 @@ class WorkerBook:
 
     def capacity(
         self, groups: Mapping[str, Groups] | None = None
-    ) -> dict[LineName, Capacity]:
+    ) -> dict[SlotPoolName, Capacity]:
         """Slots and ready partitions by line. Workers that stop or have been silent for more than
         two beats, those that are stalled, and those without partitions of the queue, give none.
 
         `groups`: an answer of `groups`, whose names the lines have; None: that of now. Who uses
         both hands it over, since a beat may come between the two questions.
         """
-        shares: dict[LineName, list[_Room]] = {}
+        shares: dict[SlotPoolName, list[_Room]] = {}
         if groups is None:
             groups = self.groups()
         for beat, seen_at in self._seen_within(SUSPECT_SECONDS):
@@ -236,7 +236,7 @@ class WorkerBook:
                         kind.slots, kind.free, room.partitions, int(seen_at * _MICROSECONDS)
                     )
                     for group in names:
-                        shares.setdefault(LineName(queue, runs_as, group), []).append(share)
+                        shares.setdefault(SlotPoolName(queue, runs_as, group), []).append(share)
         return {name: _capacity_of(rooms) for name, rooms in shares.items()}
 
 

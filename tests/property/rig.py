@@ -25,7 +25,7 @@ from tidemill.schemas.words import IN_FLIGHT_STATES
 from tidemill.streams.job import Job
 from tidemill.streams.limits import NOTHING_USED
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import LineName
+from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store import rows
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import cancel_value
@@ -94,7 +94,7 @@ class Rig:
     ) -> tuple[list[OutRecord], int]:
         """Everything up to the commit: the records, and how many the inputs alone led to."""
         room = Capacity(self.slots, self.slots, 1, (0, 1))
-        lines = [LineName(queue, "async") for queue in ("default", "side")]
+        lines = [SlotPoolName(queue, "async") for queue in ("default", "side")]
         out = decided(
             self.engine, now_ms, [record for _, record in records],
             alive=self.alive,
@@ -106,7 +106,7 @@ class Rig:
     def commit(self, records: Sequence[tuple[str, RawRecord]], now_ms: int) -> list[dict[str, Any]]:
         """A whole group; the events that it wrote."""
         out, _ = self.decide(records, now_ms)
-        self.engine.settle()
+        self.engine.commit()
         self.taken += records
         return self.write(out)
 

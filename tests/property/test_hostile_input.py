@@ -98,9 +98,9 @@ def test_nothing_escapes_a_partition(groups: list[Group]) -> None:
         out, _ = rig.decide(records, now_ms)
         _keeps_contracts(out)
         if fate == "abort":
-            rig.engine.undo()
+            rig.engine.rollback()
             out, _ = rig.decide(records, now_ms)
-        rig.engine.settle()
+        rig.engine.commit()
         rig.write(out)
         rig.check()
         assert rig.engine.state.applied.items() >= {
@@ -128,7 +128,7 @@ def test_a_bad_outcome_is_buried_and_its_neighbours_go_on(bent: dict[str, Any]) 
     headers = dict(letter[4] or ())
     assert headers["tidemill.dead.stage"] == b"outcome"
     assert headers["tidemill.dead.error.code"] == b"INVALID_FIELD"
-    rig.engine.settle()
+    rig.engine.commit()
     rig.write(out)
     rig.check()
     assert first.key in rig.engine.state.jobs
@@ -157,7 +157,7 @@ def test_an_outsized_part_of_an_outcome_becomes_one_within_bounds(
     ))
     out, _ = rig.decide(rig.records([Input(TOPICS.outcomes, value)]), START_MS + 2)
     _keeps_contracts(out)
-    rig.engine.settle()
+    rig.engine.commit()
     written = rig.write(out)
     rig.check()
     assert any(event["job_id"] == job.spec.job_id for event in written)

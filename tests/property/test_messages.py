@@ -80,13 +80,13 @@ class Owner:
         engine.tick()
         out = list(engine.seal())
         if fate is Fate.ABORTED:
-            engine.undo()
+            engine.rollback()
             return True
         if fate is not Fate.CRASH_BEFORE_COMMIT:
             self._log.commit(out, now_ms)
             self.seeds = []
         if fate is Fate.COMMITTED:
-            engine.settle()
+            engine.commit()
             if is_whole and records:
                 self._position = max(self._position, records[-1].offset + 1)
         else:

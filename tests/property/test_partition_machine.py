@@ -183,11 +183,11 @@ class PartitionMachine(RuleBasedStateMachine):
         self.inputs = []
         before = observable(self.rig.engine.state)
         first, _ = self.rig.decide(records, self.now_ms)
-        self.rig.engine.undo()
+        self.rig.engine.rollback()
         assert observable(self.rig.engine.state) == before
         second, _ = self.rig.decide(records, self.now_ms)
         assert _caused_by_inputs(first) == _caused_by_inputs(second)
-        self.rig.engine.settle()
+        self.rig.engine.commit()
         self.rig.taken += records
         self.rig.write(second)
 
@@ -208,7 +208,7 @@ class PartitionMachine(RuleBasedStateMachine):
         assert not self.rig.engine.take(topic, 0, record)
         assert not self.rig.engine.state.has_changes
         assert not len(self.rig.engine.seal())
-        self.rig.engine.undo()
+        self.rig.engine.rollback()
 
     @invariant()
     def all_agree(self) -> None:

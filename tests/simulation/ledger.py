@@ -17,7 +17,7 @@ from tests.unit.partition_kit import Policies, decided, no_policies, restored
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 
 CHUNK_RECORDS_MAX: Final = 12  # records of one input in one group: small, so that groups are many
 
@@ -77,7 +77,7 @@ class Ledger:
         now_ms: int,
         *,
         alive: Mapping[str, int],
-        capacity: Mapping[LineName, Capacity],
+        capacity: Mapping[SlotPoolName, Capacity],
         definitions: Iterable[Definition],
         told: Mapping[str, Groups],
     ) -> None:
@@ -93,7 +93,7 @@ class Ledger:
         )
         # 3. One transaction.
         if fate is Fate.ABORTED:
-            engine.undo()
+            engine.rollback()
             return
         if fate is Fate.CRASH_BEFORE_COMMIT:
             self.restore(now_ms)
@@ -105,7 +105,7 @@ class Ledger:
             self.restore(now_ms)
             return
         # 4. The decisions stand.
-        engine.settle()
+        engine.commit()
         if fate is Fate.CRASH_BEFORE_ACK:
             self.restore(now_ms)
             return

@@ -20,7 +20,7 @@ from tidemill.agents.ledger.workers import groups_of
 from tidemill.schemas.topics import READY_PARTITIONS, Topics
 from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 
 SLOTS: Final = 4  # jobs that one worker runs at once
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)
@@ -296,10 +296,10 @@ def capacity_of(
     topics: Topics,
     now_ms: int,
     told: Mapping[str, Groups],
-) -> dict[LineName, Capacity]:
+) -> dict[SlotPoolName, Capacity]:
     """Free slots by line, of the workers that still beat."""
     living = [worker for worker in workers if now_ms - worker.beat_at < MISSING_MS]
-    found: dict[LineName, Capacity] = {}
+    found: dict[SlotPoolName, Capacity] = {}
     for queue in queues if living else ():
         topic, groups = topics.ready(queue), told[queue]
         for group in sorted(set(groups.values())):
@@ -307,7 +307,7 @@ def capacity_of(
             there = [worker for worker in living if not types & worker.lacks]
             partitions = sorted(p for w in there for t, p in w.positions if t == topic)
             if partitions:
-                found[LineName(queue, "async", group)] = Capacity(
+                found[SlotPoolName(queue, "async", group)] = Capacity(
                     slots=SLOTS * len(there), free=sum(max(0, worker.free) for worker in there),
                     workers=len(there), partitions=tuple(partitions),
                 )

@@ -17,29 +17,30 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-PREFIXES = ("tidemill.", "")
-STATES = ("tidemill.streams.store.state", "tidemill.streams.state")
+CORE, CONTRACTS = "streams", "schemas"
+ABOVE = ("tidemill.", "")  # a checkout of today, and one from before it had one name at the top
 
 
-def _module(*names: str) -> Any:
+def _module(package: str, *names: str) -> Any:
     """The first of these modules that the checkout has, below `tidemill` or not."""
-    for prefix in PREFIXES:
+    for prefix in ABOVE:
         for name in names:
+            path = f"{prefix}{package}.{name}"
             try:
-                return importlib.import_module(prefix + name)
+                return importlib.import_module(path)
             except ModuleNotFoundError as error:
-                if not (prefix + name).startswith(error.name or " "):
+                if not path.startswith(error.name or " "):
                     raise
     raise SystemExit(f"no module {names} in {sys.path}")
 
 
-_PARTITION = _module("tidemill.streams.partition")
-_SCHEDULE = _module("tidemill.streams.schedule", "tidemill.streams.dispatch.schedule")
-_LINE_NAME = getattr(_SCHEDULE, "LineName", None) or _SCHEDULE.SlotPoolName
-_STALL = _module("tidemill.streams.stalls").Stall
-_STATE = _module(*STATES).PartitionState
-_WIRE = _module("tidemill.schemas.wire")
-_TOPICS = _module("tidemill.schemas.topics").Topics()
+_PARTITION = _module(CORE, "partition")
+_SCHEDULE = _module(CORE, "schedule", "dispatch.schedule")
+_POOL_NAME = getattr(_SCHEDULE, "SlotPoolName", None) or getattr(_SCHEDULE, f"{'Line'}Name")
+_STALL = _module(CORE, "stalls").Stall
+_STATE = _module(CORE, "store.state", "state").PartitionState
+_WIRE = _module(CONTRACTS, "wire")
+_TOPICS = _module(CONTRACTS, "topics").Topics()
 
 
 class _Record(NamedTuple):
@@ -85,7 +86,7 @@ class Player:
             facts["stalls"] = {name: _STALL(*stall) for name, stall in facts["stalls"].items()}
             return engine.set_workers(values[0], **facts)
         if name == "set_capacity":
-            rooms = {_LINE_NAME(*line): _PARTITION.Capacity(*room) for line, room in values[0]}
+            rooms = {_POOL_NAME(*line): _PARTITION.Capacity(*room) for line, room in values[0]}
             return engine.set_capacity(rooms)
         if name == "define":
             return engine.define(self._definition(values[0]))

@@ -17,7 +17,7 @@ from tests.unit.partition_kit import restored
 from tidemill.schemas.record_pages import OutGroup
 from tidemill.schemas.wire import Definition
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.store.state import PartitionState
 
 Place = tuple[int, int]
@@ -87,7 +87,7 @@ class Recorded:
         self._write("set_groups", {queue: dict(groups) for queue, groups in told.items()})
         self._engine.set_groups(told)
 
-    def set_capacity(self, rooms: Mapping[LineName, Capacity]) -> None:
+    def set_capacity(self, rooms: Mapping[SlotPoolName, Capacity]) -> None:
         self._write("set_capacity", [(tuple(name), tuple(room)) for name, room in rooms.items()])
         self._engine.set_capacity(rooms)
 
@@ -111,13 +111,13 @@ class Recorded:
         self._write("seal")
         return self._engine.seal()
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         self._write("settle")
-        self._engine.settle()
+        self._engine.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         self._write("undo")
-        self._engine.undo()
+        self._engine.rollback()
 
     def next_tick_at(self) -> int:
         return self._engine.next_tick_at()

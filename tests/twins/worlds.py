@@ -25,7 +25,7 @@ from tests.twins.tape import Tape
 from tests.unit import partition_kit
 from tests.unit.partition_kit import decided, plain
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import LineName
+from tidemill.streams.schedule import SlotPoolName
 
 MACHINES_AT_ONCE: Final = 20  # runs of the property machine between two looks at the count
 HOSTILE_AT_ONCE: Final = 50
@@ -121,9 +121,9 @@ def record_drain(tape: Tape, jobs: int) -> None:
             records.append(RawRecord(TOPICS.outcomes, 0, now_ms, now_ms, b"k", pack(told)))
         decided(
             engine, now_ms, records, alive={"worker-1": 1},  # type: ignore[arg-type]
-            rooms={LineName("default", "async"): room}, definitions=[plain()],
+            rooms={SlotPoolName("default", "async"): room}, definitions=[plain()],
         )
-        engine.settle()
+        engine.commit()
         tape.committed()
         ended += len(flying)
         now_ms += 20

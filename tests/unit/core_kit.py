@@ -35,7 +35,7 @@ from tidemill.streams.limits import NOTHING_USED, LimitState
 from tidemill.streams.policies.base import wait
 from tidemill.streams.policies.expiry import EXPIRED
 from tidemill.streams.policies.uniqueness import UNIQUE_BY_USER_PREFIX
-from tidemill.streams.schedule import LineName, Schedule
+from tidemill.streams.schedule import Schedule, SlotPoolName
 from tidemill.streams.store.finished import digest_of
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState
@@ -43,7 +43,7 @@ from tidemill.streams.turn import Turn
 
 NOW: Final = 1_760_000_000_000
 INTERRUPTIONS_MAX: Final = 2  # of the partition around a decision
-DEFAULT: Final = LineName("default", "async")
+DEFAULT: Final = SlotPoolName("default", "async")
 HELD: Final = (RATE_LIMIT, "u", "t")  # what a job waits for that a limit holds back
 CAUSE: Final[Cause] = ("jobs.requested", 0, 7)
 WORKER: Final = ("worker-1", 1)

@@ -19,7 +19,7 @@ from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.job import JobKey
 from tidemill.streams.partition import Capacity, Partition
 from tidemill.streams.policies.base import Policy
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
 from tidemill.streams.store.state import PartitionState
@@ -69,7 +69,7 @@ def decided(
     records: Iterable[RawRecord],
     *,
     alive: Mapping[str, int],
-    rooms: Mapping[LineName, Capacity],
+    rooms: Mapping[SlotPoolName, Capacity],
     definitions: Iterable[Definition],
     told: Mapping[str, Groups] | None = None,
     stalls: Mapping[str, Stall] = NO_STALLS,
@@ -124,7 +124,7 @@ class Scene:
     ) -> None:
         self.rows: dict[bytes, bytes] = {}
         self.alive = {WORKER_ID: INCARNATION}
-        self.rooms: Mapping[LineName, Capacity] = {DEFAULT: ROOM}
+        self.rooms: Mapping[SlotPoolName, Capacity] = {DEFAULT: ROOM}
         self.definitions: list[Definition] = list(definitions)
         #: What living workers run, by queue; None: all that is defined.
         self.told: Mapping[str, Groups] | None = None
@@ -168,15 +168,15 @@ class Scene:
         )
         records = list(out)
         if is_committed:
-            self.engine.settle()
+            self.engine.commit()
             keep(self.rows, records)
         else:
-            self.engine.undo()
+            self.engine.rollback()
         return records
 
-    def in_flight(self, *names: LineName) -> list[JobKey]:
+    def in_flight(self, *names: SlotPoolName) -> list[JobKey]:
         """Who is out, of these lines or of all."""
-        lines = self.engine.schedule.lines
+        lines = self.engine.schedule.pools
         return [key for name in names or lines for key in lines[name].in_flight]
 
 

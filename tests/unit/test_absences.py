@@ -30,12 +30,12 @@ from tidemill.streams.absences import (
 )
 from tidemill.streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, LineName
+from tidemill.streams.schedule import Groups, SlotPoolName
 
 Event = dict[str, Any]
 
-OLD: Final = LineName("default", "async", "old")
-OTHER: Final = LineName("other", "async")
+OLD: Final = SlotPoolName("default", "async", "old")
+OTHER: Final = SlotPoolName("other", "async")
 ROOM: Final = Capacity(4, 4, 1, (0, 1))
 FEW: Final = 20
 
@@ -67,7 +67,7 @@ class Fleet(Scene):
             }
             count = len(owned)
             room = Capacity(4 * count, 4 * count, count, tuple(sorted(owned)))
-            rooms[LineName(queue, "async", group)] = room
+            rooms[SlotPoolName(queue, "async", group)] = room
         self.rooms = rooms
 
     def stop(self, queue: str = "default") -> None:
@@ -285,7 +285,7 @@ def test_time_that_was_not_heard_does_not_count() -> None:
         )
         engine.tick()
         assert events_in(list(engine.seal())) == []
-        engine.settle()
+        engine.commit()
 
 
 def test_a_worker_that_is_seen_before_the_others_does_no_harm() -> None:

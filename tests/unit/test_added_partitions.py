@@ -38,7 +38,7 @@ def test_what_lies_in_an_added_partition_comes_home_once(home: int) -> None:
         engine.take_all(TOPICS.requested, HOME, [own])
         engine.take_all(TOPICS.requested, ADDED, [request(0, user_of(home))])
         out = list(engine.seal())
-        engine.settle()
+        engine.commit()
         rows |= {one[2]: one[3] for one in out if one[0] == TOPICS.state}
         forwarded = [one for one in out if one[0] == TOPICS.internal]
         if rows.get(b"seen"):
@@ -101,12 +101,12 @@ def test_records_that_are_gone_are_told_on_dead(topic: str, partition: int, name
         engine.note_lost(topic, partition, 40, "offsets 0 to 39 are gone")
         (letter,) = [one for one in engine.seal() if one[0] == TOPICS.dead]
         headers = dict(letter[4] or ())
-        engine.undo()
+        engine.rollback()
         assert engine.state.applied == {}
     engine.begin(NOW)
     engine.note_lost(topic, partition, 40, "offsets 0 to 39 are gone")
     engine.seal()
-    engine.settle()
+    engine.commit()
     assert engine.state.applied == {name.format(topic): 39}
     assert headers["tidemill.dead.error.code"] == b"RECORDS_LOST"
     assert (headers["tidemill.dead.topic"], headers["tidemill.dead.offset"]) == (
@@ -116,5 +116,5 @@ def test_records_that_are_gone_are_told_on_dead(topic: str, partition: int, name
     engine.begin(NOW + 1)
     engine.note_lost(topic, partition, 0, "made again")
     engine.seal()
-    engine.settle()
+    engine.commit()
     assert engine.state.applied == {name.format(topic): -1}

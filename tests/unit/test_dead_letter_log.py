@@ -9,7 +9,7 @@ from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, decided, events_in, outcome, outcomes, plain, request
 from tidemill.agents.ledger.dead_letter_log import DeadLetterLog
 from tidemill.agents.tally import KIND_SECONDS, LINES_A_SECOND, Tally
-from tidemill.streams.outbox import Buried
+from tidemill.streams.output import Buried
 
 FAILED = Buried("attempt", "TIMEOUT", "u\x1b[2J", "j", "t", 3, "attempts_exhausted", "", "")
 REFUSED = Buried("request", "INVALID_FIELD", "", "", "", 0, "", "priority", "jobs.requested/1/2")
@@ -58,7 +58,7 @@ def test_what_a_group_buried_is_known_until_it_is_settled() -> None:
         alive=scene.alive, rooms=scene.rooms, definitions=scene.definitions,
     )
     records, told = list(out), engine.buried
-    engine.settle()
+    engine.commit()
     assert [(letter.stage, letter.code, letter.job_id) for letter in told] == [
         ("attempt", "GONE", "j"), ("request", "INVALID_FIELD", "k")
     ]

@@ -23,13 +23,13 @@ from tests.unit.partition_kit import (
 )
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.partition import DECISIONS_MAX, Capacity
-from tidemill.streams.schedule import LineName
+from tidemill.streams.schedule import SlotPoolName
 
 EXPIRES_AT: Final = NOW + 2_000
 MANY: Final = DECISIONS_MAX + 11  # more than the timers of one group
 BIG: Final = {"text": "x" * 900_000}
 ONE_A_SECOND: Final = LimitSpec(limit=1, window_ms=1_000, over="delay")
-NOBODY: Final[dict[LineName, Capacity]] = {}
+NOBODY: Final[dict[SlotPoolName, Capacity]] = {}
 WIDE: Final = {DEFAULT: Capacity(2_000, 2_000, 1, (0,))}
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.core_kit import CAUSE, NOW
 from tests.unit.partition_kit import TOPICS, Scene, events_in, plain, request
 from tidemill.schemas.words import TERMINAL_STATES
-from tidemill.streams import desk as desk_
+from tidemill.streams import processor as processor_
 from tidemill.streams.commands import Cancel
 from tidemill.streams.decision import Accepted, Decision, FollowUp, FollowUpsWithoutEnd
 from tidemill.streams.decisions import decide
@@ -37,7 +37,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
             decision.follow_ups = policy(decision.job)
         return decision
 
-    monkeypatch.setattr(desk_, "decide", with_policy)
+    monkeypatch.setattr(processor_, "decide", with_policy)
 
 
 def next_one(most: int) -> Policy:
@@ -113,13 +113,13 @@ def test_what_follows_counts_against_the_work_of_its_group(
 
 def test_commands_without_an_end_are_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = waiting(1)
-    monkeypatch.setattr(desk_, "FOLLOW_UPS_MAX", 10)
+    monkeypatch.setattr(processor_, "FOLLOW_UPS_MAX", 10)
     loop = Cancel(("u", "j0"), "policy", None, CAUSE)
 
     def endless(job: Job | None, *rest: Any) -> Decision:
         found = scene.state.jobs[("u", "j0")]
         return Accepted([], found, ((found.key, loop),))
 
-    monkeypatch.setattr(desk_, "decide", endless)
+    monkeypatch.setattr(processor_, "decide", endless)
     with pytest.raises(FollowUpsWithoutEnd):
         scene.group(NOW + 1, CANCEL_FIRST)

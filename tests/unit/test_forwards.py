@@ -88,7 +88,7 @@ def test_a_kind_that_came_later_ends_the_ledger_and_names_the_version(
     for part in (named, repr(kind.decode()), "jobs.internal[0]@0"):
         assert part in str(raised.value)
     # Nothing was decided of it: after an upgrade it is read again.
-    scene.engine.undo()
+    scene.engine.rollback()
     assert TOPICS.internal not in scene.state.applied
 
 

@@ -97,7 +97,7 @@ def test_jobs_whose_type_is_told_of_go_on_in_bounded_groups_and_before_later_one
     groups = [first, *room.until_quiet(NOW + 1)]
     assert max(len(events) for events in groups) <= 2 * DECISIONS_MAX
     assert not room.state.policies.unknown_type.resolving
-    waiting = room.engine.schedule.line(DEFAULT).waiting
+    waiting = room.engine.schedule.pool(DEFAULT).waiting
     # A key may stand there twice: the second one is dropped when it comes up.
     assert list(dict.fromkeys(key[1] for key in waiting)) == [*ASKED, "later"]
 
@@ -112,7 +112,7 @@ def test_the_rest_of_those_goes_on_after_a_restore_and_after_an_undo() -> None:
     assert scene.engine.state.policies.unknown_type.resolving
     scene.engine.begin(NOW + 2)
     scene.engine.tick()
-    scene.engine.undo()
+    scene.engine.rollback()
     assert scene.engine.state.policies.unknown_type.resolving
     for _ in range(4):
         scene.group(NOW + 3)
@@ -179,7 +179,7 @@ def test_lines_without_workers_keep_no_keys_of_ended_jobs() -> None:
     alive = [request("alive")]
     room.events(NOW + 100_000, *alive)
     room.until_quiet(NOW + 102_000)
-    line = room.engine.schedule.line(DEFAULT).waiting
+    line = room.engine.schedule.pool(DEFAULT).waiting
     assert len(line) <= STALE_MAX + 2 * len(room.state.jobs) + 1_000
     assert in_order(room.until_quiet(NOW + 103_000, slots=4), "dispatched") == ["alive"]
 
@@ -261,5 +261,5 @@ def test_nothing_is_lost_while_nothing_can_be_heard() -> None:
         engine.set_capacity({DEFAULT: Capacity(4, 4, 1, (0,))})
         engine.tick()
         assert not [topic for topic, *_ in engine.seal() if topic == TOPICS.events]
-        engine.settle()
+        engine.commit()
         later += 2_000

@@ -15,7 +15,7 @@ from tests.unit.partition_kit import TOPICS, Scene, decided, plain
 from tidemill.agents.api.main import ApiServer
 from tidemill.agents.ledger.metrics import LedgerCounts, LedgerMetrics, open_door
 from tidemill.agents.settings import LedgerSettings, SettingsError
-from tidemill.streams.outbox import Buried
+from tidemill.streams.output import Buried
 from tidemill.streams.store.kept_cancels import USER_COUNT_MAX
 
 FAILED = Buried("attempt", "A_CODE_OF_A_USER", "ada-l", "job-1", "mail", 3, "", "", "")
@@ -96,5 +96,5 @@ def test_cancels_that_make_room_are_counted_in_their_group() -> None:
         definitions=scene.definitions, told=scene.told, stalls=scene.stalls,
     )
     assert scene.engine.forgotten_cancels == 7
-    scene.engine.settle()
+    scene.engine.commit()
     assert scene.engine.forgotten_cancels == 0

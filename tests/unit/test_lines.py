@@ -11,10 +11,10 @@ from tests.unit.partition_kit import TOPICS, Input, Scene, outcome, outcomes, re
 from tidemill.schemas.wire import Definition, RunsAs
 from tidemill.streams.job import JobKey
 from tidemill.streams.partition import DECISIONS_MAX, Capacity
-from tidemill.streams.schedule import STALE_MAX, LineName
+from tidemill.streams.schedule import STALE_MAX, SlotPoolName
 
-QUICK: Final = LineName("default", "async")
-SLOW: Final = LineName("default", "process")
+QUICK: Final = SlotPoolName("default", "async")
+SLOW: Final = SlotPoolName("default", "process")
 # Worker a has partitions 0 and 1 and runs coroutines only, worker b has 2 and 3 and runs both.
 ROOMS: Final = {QUICK: Capacity(4, 4, 2, (0, 1, 2, 3)), SLOW: Capacity(1, 1, 1, (2, 3))}
 WINDOW: Final = 2  # jobs in flight per slot at first
@@ -118,7 +118,7 @@ def test_lines_are_the_same_after_a_restore() -> None:
     scene.sent(*asked("slow", 5), *asked("quick", 20))
     again = scene.restored(scene.now_ms)
     for name in (QUICK, SLOW):
-        before, after = scene.engine.schedule.line(name), again.schedule.line(name)
+        before, after = scene.engine.schedule.pool(name), again.schedule.pool(name)
         assert set(before.in_flight) == set(after.in_flight)
         assert list(before.waiting) == list(after.waiting)
 
@@ -130,7 +130,7 @@ def test_queues_that_nobody_serves_are_forgotten_with_their_jobs() -> None:
         request(f"{number}", type="quick", queue=f"queue-{number}", expires_at=expires_at)
         for number in range(STALE_MAX + 100)
     ]
-    lines = scene.engine.schedule.lines
+    lines = scene.engine.schedule.pools
     scene.sent(*requests)
     assert len(lines) == len(requests) + len(ROOMS)
     for _ in range(len(requests) // DECISIONS_MAX + 3):

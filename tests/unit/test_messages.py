@@ -118,9 +118,9 @@ def test_messages_are_numbered_through_aborts_and_restores() -> None:
             one.messages.turn.send("k", RELAY, {"name": "m", "plan": []})
         out = list(one.seal())
         if step % 4 == 1:
-            one.undo()
+            one.rollback()
             continue
-        one.settle()
+        one.commit()
         keep(rows, out)
         numbers += [read_message(m[1], m[3], m[4]).number for m in messages_in(out)]
         if step % 4 == 2:
@@ -168,7 +168,7 @@ def test_the_largest_message_arrives() -> None:
     with pytest.raises(UnsendableMessage):
         here.engine.messages.turn.send(key + "1", RELAY, body)
     ((_, _, _, value, headers),) = messages_in(list(here.engine.seal()))
-    here.engine.settle()
+    here.engine.commit()
     here.group(NOW, (TOPICS.internal, value or b""), headers=tuple(headers or ()))
     assert taken(here) == {0: (body["name"],)}
 
@@ -213,7 +213,7 @@ def test_what_a_group_leads_to_ends_its_share_of_the_input(
         is_over = one.take_all(TOPICS.internal, NUMBER, records)
         one.tick()
         one.seal()
-        one.settle()
+        one.commit()
         groups += 1
         count = one.state.applied[TOPICS.internal] - before
         assert is_over or count == -(-DECISIONS_MAX // each)
@@ -230,7 +230,7 @@ def test_messages_without_an_end_are_a_bug(monkeypatch: pytest.MonkeyPatch) -> N
         one.messages.turn.send("k", RELAY, {})
     with pytest.raises(MessagesWithoutEnd, match=RELAY):
         one.messages.turn.send("k", RELAY, {})
-    one.undo()
+    one.rollback()
     one.begin(NOW)
     one.messages.turn.send("k", RELAY, {})
     assert read_message(0, *messages_in(list(one.seal()))[0][3:]).number == 1
@@ -379,7 +379,7 @@ def test_what_came_later_stops_the_partition_and_names_the_version(
         here.group(NOW, given, headers=(ORIGIN, *headers, *wanted))
     for part in (*parts, named, "jobs.internal[0]@0"):
         assert part in str(raised.value)
-    here.engine.undo()
+    here.engine.rollback()
     assert TOPICS.internal not in here.state.applied
 
 

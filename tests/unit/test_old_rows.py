@@ -15,7 +15,7 @@ from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.schemas.words import State
 from tidemill.streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, WaitKey
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import LineName
+from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store.rows import LIVE, live_value, read_job
 
 FIXTURE: Final = orjson.loads(
@@ -81,7 +81,7 @@ class _Again(Scene):
             "default": dict.fromkeys(facts.keys() - {"elsewhere"}, ""), "dead": {"elsewhere": ""}
         }
         room = Capacity(20, 20, 1, (0, 1))
-        self.rooms = {DEFAULT: room, LineName("dead", "async"): room}
+        self.rooms = {DEFAULT: room, SlotPoolName("dead", "async"): room}
         self.restore(NOW_MS)
         self._offsets = dict(self.state.applied)
 

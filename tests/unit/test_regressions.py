@@ -200,7 +200,7 @@ def test_a_marker_behind_the_last_record_is_passed_over() -> None:
     scene.engine.begin(NOW + 1)
     scene.engine.pass_over(TOPICS.requested, scene.engine.number, applied + 2)
     rows = dict(record[2:4] for record in scene.engine.seal() if record[0] == TOPICS.state)
-    scene.engine.settle()
+    scene.engine.commit()
     assert orjson.loads(rows[b"p"] or b"")["applied"][TOPICS.requested] == applied + 1
     scene.engine.begin(NOW + 2)
     scene.engine.pass_over(TOPICS.requested, scene.engine.number, applied + 1)  # never back
@@ -239,7 +239,7 @@ def test_a_waiting_job_holds_no_more_memory_than_it_needs() -> None:
         for offset, (topic, value) in enumerate(requests):
             engine.take(topic, 0, RawRecord(topic, 0, offset, NOW, b"k", value, ()))
         engine.seal()
-        engine.settle()
+        engine.commit()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

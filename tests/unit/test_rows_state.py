@@ -22,11 +22,11 @@ from tidemill.schemas.record_pages import RecordPages
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import State
 from tidemill.streams.commands import Dispatch, Resolve
-from tidemill.streams.desk import Desk
 from tidemill.streams.job import Job, JobKey, Spec
 from tidemill.streams.job_type import JobType
 from tidemill.streams.limits import LimitState
 from tidemill.streams.policies.rate_limit import limit_key
+from tidemill.streams.processor import Processor
 from tidemill.streams.store import rows
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.jobs import DEAD_RETENTION_MS, DEDUPE_RETENTION_MS
@@ -112,19 +112,19 @@ class Store:
 
     def __init__(self) -> None:
         self.state = PartitionState()
-        self.desk = Desk(0, Topics(), self.state)
+        self.processor = Processor(0, Topics(), self.state)
         self.rows: dict[bytes, bytes] = {}
 
     def decide(self, command: Any, now: int = NOW) -> Job:
         """One decision about job (u, j)."""
         self.state.begin(now)
         job = self.state.jobs.get(("u", "j"))
-        assert self.desk.decide(("u", "j"), job, command)
+        assert self.processor.decide(("u", "j"), job, command)
         return self.state.jobs[("u", "j")]
 
     def rollback(self) -> None:
         self.state.rollback()
-        self.desk.rebuild()
+        self.processor.rebuild()
 
     def limit_state(self) -> LimitState:
         return self.state.policies.rate_limit.used("u", "t")
@@ -148,7 +148,7 @@ class Store:
         for key, value in self.rows.items():
             state.load(key, value)
         state.loaded()
-        Desk(0, Topics(), state).rebuild()
+        Processor(0, Topics(), state).rebuild()
         return state
 
 

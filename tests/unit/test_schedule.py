@@ -69,13 +69,13 @@ def test_each_state_has_its_place(state: State) -> None:
     assert job is not None
     schedule = Schedule({})
     schedule.place(None, job)
-    assert (job.key in schedule.line(DEFAULT).waiting) == (state is State.PENDING)
+    assert (job.key in schedule.pool(DEFAULT).waiting) == (state is State.PENDING)
     in_flight = state in (State.DISPATCHED, State.RUNNING)
-    assert (job.key in schedule.line(DEFAULT).in_flight) == in_flight
+    assert (job.key in schedule.pool(DEFAULT).in_flight) == in_flight
     waits = state in (State.SCHEDULED, State.RETRYING)
     assert (schedule.next_timer_at() == job.due_at) == waits or job.due_at is None
     schedule.rebuild([job], NOW)
-    assert (job.key in schedule.line(DEFAULT).waiting) == (state is State.PENDING)
+    assert (job.key in schedule.pool(DEFAULT).waiting) == (state is State.PENDING)
 
 
 def test_deferred_jobs_wait_in_the_list_of_their_limit_or_for_their_type() -> None:
@@ -86,16 +86,16 @@ def test_deferred_jobs_wait_in_the_list_of_their_limit_or_for_their_type() -> No
     assert list(schedule.wait_lists[HELD]) == [held.key]
     assert list(schedule.wait_lists[(UNKNOWN_TYPE, "t")]) == [unknown.key]
     assert schedule.next_timer_at() == NOW + 100  # the limit itself is asked at once
-    assert not len(schedule.line(DEFAULT).waiting)
+    assert not len(schedule.pool(DEFAULT).waiting)
 
 
 def test_a_job_that_is_due_keeps_its_place_through_a_rebuild() -> None:
     waited = after(after(None, submit(), around=arranged()), Resolve(JobType(define())))
     schedule = Schedule({})
     schedule.rebuild([waited], NOW - 1)
-    assert not len(schedule.line(DEFAULT).waiting)
+    assert not len(schedule.pool(DEFAULT).waiting)
     schedule.rebuild([waited], NOW)
-    assert list(schedule.line(DEFAULT).waiting) == [waited.key]
+    assert list(schedule.pool(DEFAULT).waiting) == [waited.key]
 
 
 def test_what_leaves_flight_leaves_its_index() -> None:
@@ -105,7 +105,7 @@ def test_what_leaves_flight_leaves_its_index() -> None:
     ended = job_in(State.SUCCEEDED)
     assert ended is not None
     schedule.place(out, ended)
-    assert not schedule.line(DEFAULT).in_flight
+    assert not schedule.pool(DEFAULT).in_flight
 
 
 # --- with the partition --------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_what_belongs_elsewhere_is_forwarded_as_it_was(given: Input, kind: bytes
     assert headers["tidemill-kind"] == kind
     assert headers["tidemill-origin"] == f"{topic}/{engine.number}/{record.offset}".encode()
     assert position[0] == TOPICS.state
-    engine.settle()
+    engine.commit()
     home = Partition(1 - engine.number, 2, TOPICS, PartitionState())
     home.restored(START_MS)
     home.begin(START_MS)
@@ -295,7 +295,7 @@ def test_children_are_born_with_the_outcome_here_and_elsewhere() -> None:
     for topic, record in rig.records([traced]):
         engine.take(topic, home, record)
     engine.tick()
-    engine.settle()
+    engine.commit()
     engine.begin(START_MS + 1)
     children: list[Any] = [
         {"type": "t", "payload": {"n": 1}}, {"type": "t", "user_id": other},
@@ -387,7 +387,7 @@ def test_an_id_may_be_used_again_once_it_is_forgotten() -> None:
     for now_ms, expected in ((later - FORGET_EVERY_MS, "duplicate_ignored"), (later, "requested")):
         engine.begin(now_ms)
         engine.tick()
-        engine.settle()
+        engine.commit()
         engine.begin(now_ms)
         for topic, record in rig.records([ask("0")]):
             engine.take(topic, 0, record)
@@ -395,6 +395,6 @@ def test_an_id_may_be_used_again_once_it_is_forgotten() -> None:
             orjson.loads(value or b"") for topic, _, _, value, _ in engine.seal()
             if topic == TOPICS.events
         ]
-        engine.settle()
+        engine.commit()
         assert events[0]["event"] == expected
     assert (events[0]["sequence"], events[0]["incarnation"]) == (1, later)

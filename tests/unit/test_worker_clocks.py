@@ -98,8 +98,8 @@ def test_the_window_learns_the_same_from_a_wrong_clock(skew: int) -> None:
                 for job in list(scene.state.jobs.values()) if job.state is State.DISPATCHED
             ]
             scene.group(at + 20, outcomes(*told))
-        (line,) = scene.engine.schedule.lines.values()
-        sizes.append(line.window.size)
+        (line,) = scene.engine.schedule.pools.values()
+        sizes.append(line.limit.size)
     right, skewed = sizes
     assert skewed == pytest.approx(right)
 

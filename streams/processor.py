@@ -28,7 +28,7 @@ from tidemill.streams.decisions import decide
 from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
-from tidemill.streams.outbox import Outbox
+from tidemill.streams.output import Output
 from tidemill.streams.schedule import Schedule, waits_for_type
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState
@@ -39,16 +39,16 @@ from tidemill.streams.turn import Turn
 FOLLOW_UPS_MAX: Final = 20_000
 
 
-class Desk:
-    """State, indices and outbox of one partition, and the step that keeps them together."""
+class Processor:
+    """State, indices and output of one partition, and the step that keeps them together."""
 
     def __init__(self, number: int, topics: Topics, state: PartitionState) -> None:
         self.state = state
         self.schedule = Schedule(state.kinds)
-        self.outbox = Outbox(topics, number)
+        self.output = Output(topics, number)
         self.audits = 0  # audit events that the record at hand has led to
         self.turn = Turn(state, self.schedule)
-        self.turn.desk = self
+        self.turn.processor = self
         self._policies = state.policies
         self._follow_ups: deque[FollowUp] = deque()
         self._spent = 0
@@ -107,9 +107,9 @@ class Desk:
         policies = self._policies.of(holder, after.spec, self.state.job_type(after.spec.type))
         for policy in policies:
             policy.on_change(turn, job, after)
-        outbox = self.outbox
+        output = self.output
         for event in decision.events:
-            outbox.event(event)
+            output.event(event)
             for effect in react(event):
                 self._cause(effect, after, event)
         self.schedule.place(job, after)
@@ -122,16 +122,16 @@ class Desk:
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:
         match effect:
             case Effect.DISPATCH:
-                self.outbox.dispatch(job, event, self.schedule.name_of(job.spec))
+                self.output.dispatch(job, event, self.schedule.name_of(job.spec))
             case Effect.COMPLETE:
-                self.outbox.completed(job, event)
+                self.output.completed(job, event)
             case Effect.DEAD_LETTER:
                 if job.is_dead_letter:
-                    self.outbox.dead_job(job, event)
+                    self.output.dead_job(job, event)
             case Effect.ANNOUNCE_RETRY:
-                self.outbox.retry(job, event)
+                self.output.retry(job, event)
             case Effect.TELL_WORKER:
-                self.outbox.cancel_word(job)
+                self.output.cancel_word(job)
             case Effect.MAKE_READY | Effect.SET_TIMER:
                 pass  # `schedule.place` does it, once, from the job's last state
 
@@ -147,7 +147,7 @@ class Desk:
             raise InvalidTransition(job, kind)
         spec = job.spec if job is not None else None
         self.audits += 1
-        self.outbox.event(
+        self.output.event(
             Event(
                 kind, key[0], key[1], spec.type if spec is not None else rejected.type,
                 spec.queue if spec is not None else "",
@@ -167,7 +167,7 @@ class Desk:
         kept = KeptCancel(key, now_ms, command.actor, command.reason, command.cause)
         cancels.keep(kept)
         self.audits += 1
-        self.outbox.event(
+        self.output.event(
             Event(
                 EventKind.CANCEL_KEPT, key[0], key[1], "", "", "medium", 0, 0, None, 0, 0, now_ms,
                 None, None, due_at=kept.kept_until, cause=kept.cause,
@@ -176,7 +176,7 @@ class Desk:
         )
         while (surplus := cancels.too_many(key[0])) is not None:
             self.forget(surplus, Reason.TOO_MANY_CANCELS)
-            self.outbox.forgotten_cancels += 1
+            self.output.forgotten_cancels += 1
 
     def forget(self, kept: KeptCancel, reason: Reason) -> None:
         """A kept cancel goes, and the log says so."""

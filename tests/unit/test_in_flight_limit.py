@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tidemill.streams.window import (
+from tidemill.streams.in_flight_limit import (
     GROW_EVERY_MS,
     GROW_FACTOR,
     IDLE_MS,
@@ -17,21 +17,21 @@ from tidemill.streams.window import (
     START_PER_SLOT,
     START_SHARE_MIN,
     USE_MS,
-    Window,
+    InFlightLimit,
 )
 
 NOW_MS = 10**6
 
 
-def opened(slots: int = 10) -> Window:
-    window = Window()
+def opened(slots: int = 10) -> InFlightLimit:
+    window = InFlightLimit()
     window.set_slots(slots, free=slots)
     window.allowance(0, NOW_MS)
     return window
 
 
 def test_nobody_to_work_nothing_to_send() -> None:
-    assert Window().allowance(0, NOW_MS) == 0
+    assert InFlightLimit().allowance(0, NOW_MS) == 0
     window = opened()
     window.set_slots(0, free=0)
     assert window.allowance(0, NOW_MS) == 0
@@ -103,13 +103,13 @@ def test_it_shrinks_at_intervals_and_never_to_nothing() -> None:
 def test_each_partition_starts_with_its_share(
     slots: int, partitions: int, expected: float
 ) -> None:
-    window = Window()
+    window = InFlightLimit()
     window.set_slots(slots, free=slots, partitions=partitions)
     assert window.size == expected
 
 
 def test_who_is_alone_gets_all_slots_when_the_workers_say_that_they_are_free() -> None:
-    window = Window()
+    window = InFlightLimit()
     window.set_slots(100, free=100, partitions=4, told=1)
     assert window.allowance(0, NOW_MS) == 100  # they have said so, and nothing is out
     assert window.allowance(100, NOW_MS) == 0
@@ -165,7 +165,7 @@ def test_it_shrinks_while_all_start_late_and_not_below_where_it_began() -> None:
     assert window.size == 10 * START_PER_SLOT
 
 
-def grown() -> Window:
+def grown() -> InFlightLimit:
     """A window that many quick jobs have made large."""
     window = opened(10)
     for step in range(1, 9):

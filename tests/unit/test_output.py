@@ -33,7 +33,7 @@ from tidemill.schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State
 from tidemill.streams.commands import Dispatch
 from tidemill.streams.decision import Accepted
 from tidemill.streams.job import Job
-from tidemill.streams.outbox import Outbox
+from tidemill.streams.output import Output
 
 TOPICS = Topics("p.")
 FACTS: dict[str, Any] = {
@@ -173,9 +173,9 @@ def last_event(state: State) -> tuple[Job, Event]:
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED])
 def test_completed(state: State) -> None:
     job, ended = last_event(state)
-    outbox = Outbox(TOPICS, 3)
-    outbox.completed(job, ended)
-    ((topic, partition, key, value, headers),) = outbox.group()
+    output = Output(TOPICS, 3)
+    output.completed(job, ended)
+    ((topic, partition, key, value, headers),) = output.group()
     assert (topic, partition, key) == ("p.jobs.completed", 3, b"u")
     body = CompletedJob.model_validate_json(value or b"", extra="forbid")
     assert (body.status, body.sequence, body.attempts) == (state, job.sequence, job.attempt)
@@ -189,9 +189,9 @@ def test_completed(state: State) -> None:
 
 def test_a_failed_job_is_a_dead_letter_that_can_be_sent_again() -> None:
     job, ended = last_event(State.FAILED)
-    outbox = Outbox(TOPICS, 0)
-    outbox.dead_job(job, ended)
-    ((topic, _, key, value, headers),) = outbox.group()
+    output = Output(TOPICS, 0)
+    output.dead_job(job, ended)
+    ((topic, _, key, value, headers),) = output.group()
     assert (topic, key) == ("p.jobs.dead", b"u")
     body = orjson.loads(value or b"")
     assert (body["type"], body["user_id"], body["job_id"], body["payload"]) == ("t", "u", "j", {})
@@ -203,14 +203,14 @@ def test_a_failed_job_is_a_dead_letter_that_can_be_sent_again() -> None:
 
 
 def test_a_refused_record_stays_as_it_was() -> None:
-    outbox = Outbox(TOPICS, 0)
+    output = Output(TOPICS, 0)
     original: list[tuple[str, bytes | None]] = [(f"h{n}", b"\xff") for n in range(99)]
-    outbox.dead_record(
+    output.dead_record(
         topic="jobs.requested", partition=2, offset=9, timestamp=NOW, key=b"\xfe", value=None,
         headers=original, stage="request",
         refusal=Refusal(ErrorCode.EMPTY_RECORD, "m" * 9_999, field="f" * 9_999),
     )
-    ((_, _, key, value, headers),) = outbox.group()
+    ((_, _, key, value, headers),) = output.group()
     assert (key, value) == (b"\xfe", None)
     assert headers is not None
     assert headers[:ORIGINAL_HEADERS_MAX] == original[:ORIGINAL_HEADERS_MAX]
@@ -223,10 +223,10 @@ def test_a_refused_record_stays_as_it_was() -> None:
 
 def test_retry_news_and_words_to_workers() -> None:
     job, retry = last_event(State.RETRYING)
-    outbox = Outbox(TOPICS, 1)
-    outbox.retry(job, retry)
-    outbox.cancel_word(job)
-    word, news = (orjson.loads(value or b"") for _, _, _, value, _ in outbox.group())
+    output = Output(TOPICS, 1)
+    output.retry(job, retry)
+    output.cancel_word(job)
+    word, news = (orjson.loads(value or b"") for _, _, _, value, _ in output.group())
     assert news["due_at"] == instant_text(retry.due_at or 0)
     assert (news["attempt"], news["max_attempts"]) == (1, 3)
     assert ControlMessage.model_validate(word).epoch == 1
@@ -260,11 +260,11 @@ def packs(
     workers: int = 1,
     a_pack: int = 8,
 ) -> list[tuple[int, ReadyPack]]:
-    outbox = Outbox(TOPICS, 3)
+    output = Output(TOPICS, 3)
     for job, event in jobs:
-        outbox.dispatch(job, event, DEFAULT)
-    outbox.pack_ready(DEFAULT, partitions, workers=workers, jobs_a_pack=a_pack)
-    return [_ready(record) for record in outbox.group()]
+        output.dispatch(job, event, DEFAULT)
+    output.pack_ready(DEFAULT, partitions, workers=workers, jobs_a_pack=a_pack)
+    return [_ready(record) for record in output.group()]
 
 
 def _ready(record: OutRecord) -> tuple[int, ReadyPack]:
@@ -283,14 +283,14 @@ def test_ready_packs_hold_each_job_once_within_bounds() -> None:
 
 
 def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> None:
-    outbox = Outbox(TOPICS, 3)
+    output = Output(TOPICS, 3)
     used: list[set[int]] = []
     for _ in range(8):
         for job, event in dispatched(20):
-            outbox.dispatch(job, event, DEFAULT)
-        outbox.pack_ready(DEFAULT, tuple(range(8)), workers=2, jobs_a_pack=2)
-        used.append({_ready(record)[0] for record in outbox.group()})
-        outbox.clear()
+            output.dispatch(job, event, DEFAULT)
+        output.pack_ready(DEFAULT, tuple(range(8)), workers=2, jobs_a_pack=2)
+        used.append({_ready(record)[0] for record in output.group()})
+        output.clear()
     assert [len(partitions) for partitions in used] == [2] * 8
     assert set().union(*used) == set(range(8))
 
@@ -298,11 +298,11 @@ def test_one_group_uses_one_ready_partition_a_worker_and_the_next_goes_on() -> N
 def test_ledger_partitions_of_one_worker_share_a_ready_partition() -> None:
     used: set[int] = set()
     for number in range(4):
-        outbox = Outbox(TOPICS, number)
+        output = Output(TOPICS, number)
         for _ in range(3):
-            outbox.dispatch(*dispatched(1)[0], DEFAULT)
-            outbox.pack_ready(DEFAULT, (2, 5, 7), workers=1, jobs_a_pack=8)
-        used |= {_ready(record)[0] for record in outbox.group()}
+            output.dispatch(*dispatched(1)[0], DEFAULT)
+            output.pack_ready(DEFAULT, (2, 5, 7), workers=1, jobs_a_pack=8)
+        used |= {_ready(record)[0] for record in output.group()}
     assert used == {2}
 
 
@@ -313,18 +313,18 @@ def test_large_payloads_travel_in_small_packs() -> None:
 
 
 def test_a_forward_tells_where_the_record_came_from() -> None:
-    outbox = Outbox(TOPICS, 0)
-    outbox.forward(
+    output = Output(TOPICS, 0)
+    output.forward(
         partition=2, key=None, value=b"{}", headers=[("h", b"1")], kind="command",
         origin=("jobs.commands", 0, 5),
     )
-    ((topic, partition, key, value, headers),) = outbox.group()
+    ((topic, partition, key, value, headers),) = output.group()
     assert (topic, partition, key, value) == ("p.jobs.internal", 2, None, b"{}")
     assert headers == [
         ("h", b"1"), ("tidemill-origin", b"jobs.commands/0/5"), ("tidemill-kind", b"command")
     ]
-    outbox.clear()
-    assert not len(outbox.group())
+    output.clear()
+    assert not len(output.group())
 
 
 def test_a_quick_job_is_four_events() -> None:

@@ -58,7 +58,7 @@ class Buried(NamedTuple):
     origin: str  # of a refused record: topic/partition/offset
 
 
-class Outbox:
+class Output:
     """The records of one group, those of a topic in the order in which they were caused."""
 
     def __init__(self, topics: Topics, partition: int) -> None:

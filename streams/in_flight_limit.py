@@ -38,7 +38,7 @@ LONG_RUN_MS: Final = 10_000  # ms that an attempt counts for which is heard of w
 NEVER_MS: Final = 2**62
 
 
-class Window:
+class InFlightLimit:
     """The window of one line in one partition. Volatile: a restore starts it anew."""
 
     __slots__ = (
