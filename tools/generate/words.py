@@ -128,7 +128,7 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
         "The result cannot be written as JSON.", "Return dicts, lists, strings, numbers or a model."
     ),
     C.WORKER_LOST: (
-        "Its workers died or fell silent several times in a row.",
+        "Three workers were lost while they ran it, and then it ended a process of its own.",
         "See why the workers died (memory?); then redrive the job.",
     ),
     C.INTERRUPTED: (
