@@ -28,6 +28,7 @@ WAITING_RECORDS_MAX: Final = 100_000
 WAITING_BYTES_MAX: Final = 64 * 1_048_576
 IDLE_SECONDS: Final = 1.0  # between two looks at what librdkafka has to say, without records
 ROOM_SECONDS: Final = 0.1  # one wait for room in librdkafka's queue
+GIVEN_UP_SECONDS: Final = 1.0  # for the thread to see that what was under way has been given up
 # Longer than all that `flush` waits for, which cuts it short: a burst's records travel together.
 LINGER_MS: Final = 500
 
@@ -92,12 +93,16 @@ class Bursts:
     def close(self, seconds: float | None = None) -> None:
         """Return when all that was added is acknowledged, or given up by librdkafka.
 
-        `seconds`: at most so long, though nothing should take longer than librdkafka's own bound.
+        `seconds`: after so long the rest is given up. Without, nothing should take longer than
+        librdkafka's own bound.
         """
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._producer.purge(blocking=False)
+            self._thread.join(GIVEN_UP_SECONDS)
 
     def _run(self) -> None:
         begun_at = float("-inf")

@@ -38,6 +38,7 @@ IN_FLIGHT_RECORDS_MAX: Final = 100_000  # handed over and not acknowledged
 IN_FLIGHT_BYTES_MAX: Final = 128 * 1_048_576
 POLL_SECONDS: Final = 0.1  # how late a close is noticed
 CLOSE_SLACK_SECONDS: Final = 10.0  # past the delivery's own bound, for threads to notice
+PURGE_SECONDS: Final = 1.0  # for threads to see that what was under way has been given up
 ROOM_SECONDS: Final = 0.01  # between two looks whether there is room for a single record
 
 Record = tuple[str, bytes]
@@ -200,10 +201,11 @@ class Sender:
         if self._bursts is not None:
             self._bursts.close(patience)
         for producer in (self._single, self._bulk):
-            if producer is not None:
-                producer.flush(max(0.0, deadline - clocks.monotonic()))
+            if producer is not None and producer.flush(max(0.0, deadline - clocks.monotonic())):
+                # Out of patience: with nothing under way its thread ends before the process does.
+                producer.purge(blocking=False)
         if self._poller is not None:
-            self._poller.join(max(0.0, deadline - clocks.monotonic()))
+            self._poller.join(max(PURGE_SECONDS, deadline - clocks.monotonic()))
 
     def _producer(self, settings: dict[str, Any]) -> Producer:
         return _producer(self._kafka, self._timeout_seconds, {**self._compression, **settings})

@@ -332,10 +332,34 @@ UNREACHABLE = {
     "made and not used": "default_client()",
     "interrupted": """
 import signal
-threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts us aside
+caught = threading.Event()
+def interrupt():
+    while not caught.wait(1.0):
+        os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
 try:
     add.enqueue_sync(Add(a=1, b=2), user_id="u")
 except KeyboardInterrupt:
+    caught.set()
+    sys.exit(0)
+""",
+    "interrupted among many": """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts us aside
+caught = threading.Event()
+def interrupt():
+    while not caught.wait(1.0):
+        os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+def send(n):
+    asyncio.run(add.enqueue(Add(a=n, b=2), user_id=f"u{n}"))
+threads = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(30)]
+[each.start() for each in threads]
+try:
+    [each.join() for each in threads]
+except KeyboardInterrupt:
+    caught.set()
     sys.exit(0)
 """,
     "cancelled": """
