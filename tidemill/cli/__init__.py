@@ -13,10 +13,11 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line and exit with a code of `tidemill.agents.exit_codes`."""
-    # Kafka's client is native code: a crash there shall say where.
-    faulthandler.enable()
     from tidemill.cli import streams
 
+    streams.open_closed()
+    # Kafka's client is native code: a crash there shall say where.
+    faulthandler.enable()
     streams.use_utf8()
     from tidemill.installed import ROLE_EXTRAS, WrongVersion, check_installed
 

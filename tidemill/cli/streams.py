@@ -15,6 +15,21 @@ OWN_MODE_COMMANDS: Final = frozenset({"worker"})
 """Commands that run other people's code: Python's mode is theirs to choose."""
 
 
+def open_closed() -> None:
+    """Give stdin, stdout and stderr to nobody where they are closed (`>&-`, some supervisors).
+
+    Their numbers would go to the next files and sockets, and what is said would be written there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given, which is this one.
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(opened, True)
+            setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", closefd=False))
+
+
 def use_utf8() -> None:
     """Start this command anew in Python's UTF-8 mode where the locale has another encoding.
 
