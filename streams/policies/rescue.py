@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
 
 # Per run. After three a worker runs the job in a process of its own, where a job that kills ends
-# itself alone (`tidemill.agents.worker.apart`): so these are deaths that others caused, and no law
-# of the engine's bounds those. Whatever still kills its worker then must not do so for ever.
-RESCUES_MAX: Final = 100
+# itself alone (`tidemill.agents.worker.apart`). So the rest are deaths that others caused: room for
+# six more killers of three deaths each. Some jobs still end all around them, as where a container
+# is ended as one when its memory is spent; those must not end it for hours.
+RESCUES_MAX: Final = 20
 # Stops of its workers that a run survives while it runs: a deploy a day for three months. A job
 # that is longer than the stop grace begins anew with each, so it must not do so for ever.
 INTERRUPTIONS_MAX: Final = 100

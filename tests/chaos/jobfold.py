@@ -16,7 +16,7 @@ from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 
 STORY_LINES_MAX: Final = 40  # events of a story that are printed: the last ones tell most
-RESCUES_MAX: Final = 101  # rescues of one run: a hundred are survived, the next one ends it
+RESCUES_MAX: Final = 21  # rescues of one run: twenty are survived, the next one ends it
 
 JobId = tuple[str, str]
 
