@@ -15,6 +15,7 @@ import pytest
 
 from tests.chaos.checker import Expectations
 from tests.chaos.handmade import START_MS, Body, History, instant
+from tests.chaos.jobfold import RESCUES_MAX
 from tests.chaos.ledger_rows import digest_of
 from tests.chaos.promises import Limit
 
@@ -248,9 +249,9 @@ def zombie_outcome(log: History) -> None:
     log.tell("eve", "e1", "attempt_succeeded", "running", epoch=0)
 
 
-def five_rescues(log: History) -> None:
+def one_rescue_more(log: History) -> None:
     log.tell("eve", "e1", "requested", "pending", cause=log.ask("eve", "e1"))
-    for _ in range(5):
+    for _ in range(RESCUES_MAX + 1):
         log.tell("eve", "e1", "dispatched", "dispatched")
         log.tell("eve", "e1", "rescued", "pending", attempt=0)
 
@@ -426,7 +427,7 @@ BENT: Final[list[tuple[Callable[[History], None], str]]] = [
     (attempt_jumped, "wrong_attempt"),
     (rescue_spent_an_attempt, "wrong_attempt"),
     (zombie_outcome, "wrong_attempt"),
-    (five_rescues, "too_many_rescues"),
+    (one_rescue_more, "too_many_rescues"),
     (clock_back, "clock_went_back"),
     (same_event_id, "event_id_twice"),
     (audit_moves, "audit_changed_state"),
