@@ -30,8 +30,8 @@ from tidemill.requests import encode
 from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.topics import READY_PARTITIONS, Topics
 from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store.state import PartitionState
 
 ROWS = 200_000

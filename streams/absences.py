@@ -9,7 +9,7 @@ queue lives, is unknown, whatever was defined before. Its jobs wait for those 30
 redrivable. A queue without living workers fails nothing, and no time counts that was not heard.
 
 Nobody else waits for any of this. Such jobs stand in lines of their own
-(`tidemill.streams.schedule`), and what happens to them happens a few at a time.
+(`tidemill.streams.dispatch.schedule`), and what happens to them happens a few at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Final
 from tidemill.schemas.words import Reason
 from tidemill.streams.commands import Obey
 from tidemill.streams.decision import cost_of
+from tidemill.streams.dispatch.schedule import may_dispatch, waits_for_type
+from tidemill.streams.dispatch.slot_pool import Groups
 from tidemill.streams.job import NO_WORKER, UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.policies.base import wait
-from tidemill.streams.schedule import Groups, may_dispatch, waits_for_type
 
 if TYPE_CHECKING:
     from tidemill.streams.turn import Turn

@@ -18,13 +18,10 @@ from tidemill.schemas.event_writer import Event, EventWriter
 from tidemill.schemas.instants import InstantCache
 from tidemill.schemas.record_pages import OutGroup, OutRecord, RecordPages
 from tidemill.schemas.topics import BIG_RECORD_BYTES, Topics
-from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX
 from tidemill.streams.commands import Cause
+from tidemill.streams.dispatch.placement import Placement, ReadyJob
 from tidemill.streams.envelope import MutableHeaders, forward_headers
 from tidemill.streams.job import Job
-
-_ReadyJob = tuple[bytes, int]
-"""A job of a ready pack as JSON, and the bytes of its payload."""
 
 CARRIED_BYTES_MAX: Final = BIG_RECORD_BYTES - 65_536
 """Key, value and headers of a record that is forwarded or buried. The topics it goes to take no
@@ -66,8 +63,8 @@ class Output:
         self._partition = partition
         self._instants = InstantCache()
         self._writer = EventWriter(self._instants)
-        self._ready: dict[tuple[str, str, str], list[_ReadyJob]] = {}
-        self._first_lane = partition
+        self._ready: dict[tuple[str, str, str], list[ReadyJob]] = {}
+        self._placement = Placement(partition)
         self.clear()
 
     def clear(self) -> None:
@@ -207,12 +204,12 @@ class Output:
 
     # --- ready packs ---
 
-    def dispatch(self, job: Job, event: Event, line: tuple[str, str, str]) -> None:
-        """The job goes into a ready pack of that line when the group is sealed."""
+    def dispatch(self, job: Job, event: Event, pool: tuple[str, str, str]) -> None:
+        """The job goes into a ready pack of that pool when the group is sealed."""
         spec = job.spec
-        ready = self._ready.get(line)
+        ready = self._ready.get(pool)
         if ready is None:
-            ready = self._ready[line] = []
+            ready = self._ready[pool] = []
         text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
             traceparent=spec.traceparent, rescues=job.rescues,
@@ -221,40 +218,20 @@ class Output:
 
     def pack_ready(
         self,
-        line: tuple[str, str, str],
+        pool: tuple[str, str, str],
         partitions: Sequence[int],
         *,
         workers: int,
         jobs_a_pack: int,
     ) -> None:
-        """Writes the dispatched jobs of a line, which is a queue and a kind of slots, as packs.
-
-        One group uses one ready partition a worker, not all of them: each partition in a
-        transaction costs the broker two appends, and the next group uses the next ones. A single
-        worker gets all in one place, so that the ledger partitions of a transaction share that too.
-        """
-        jobs = self._ready.pop(line, None)
-        if not jobs:
-            return
-        lanes = max(1, min(workers, len(partitions)))
-        self._first_lane += 1
-        first = self._first_lane if lanes > 1 else 0
-        stride = len(partitions) // lanes
-        chosen = [
-            partitions[(first + lane * stride) % len(partitions)]
-            for lane in range(lanes)
-        ]
-        limit = max(1, min(PACK_JOBS_MAX, jobs_a_pack, -(-len(jobs) // lanes)))
-        packs: list[list[bytes]] = [[]]
-        size = 0
-        for text, length in jobs:
-            if packs[-1] and (len(packs[-1]) >= limit or size + length > PACK_BYTES_MAX):
-                packs.append([])
-                size = 0
-            packs[-1].append(text)
-            size += length
-        for number, pack in enumerate(packs):
-            self._write_pack(line[0], chosen[number % lanes], pack)
+        """Writes the dispatched jobs of a pool, which is a queue and a kind of slots, as packs."""
+        jobs = self._ready.pop(pool, None)
+        if jobs:
+            packs = self._placement.packs(
+                jobs, partitions, workers=workers, jobs_a_pack=jobs_a_pack
+            )
+            for partition, pack in packs:
+                self._write_pack(pool[0], partition, pack)
 
     def _write_pack(self, queue: str, partition: int, pack: list[bytes]) -> None:
         value = b'{"schema_version":%b,"ledger_partition":%b,"queue":%b,"jobs":[%b]}' % (

@@ -16,6 +16,8 @@ from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import TERMINAL_STATES, Reason, State
 from tidemill.streams.commands import Dispatch, Obey, Rescue
 from tidemill.streams.decision import cost_of
+from tidemill.streams.dispatch.schedule import may_dispatch
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.intake import InRecord, Intake
 from tidemill.streams.job import HANDED_BACK, JobKey, WaitKey
 from tidemill.streams.messages import Messages
@@ -24,7 +26,6 @@ from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.policies.base import ask_start
 from tidemill.streams.policies.rescue import NO_END
 from tidemill.streams.processor import Processor
-from tidemill.streams.schedule import Groups, SlotPoolName, may_dispatch
 from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import FORGET_AT_ONCE_MAX
 from tidemill.streams.store.position import input_name

@@ -25,11 +25,11 @@ from tidemill.streams.decision import (
     react,
 )
 from tidemill.streams.decisions import decide
+from tidemill.streams.dispatch.schedule import Schedule, waits_for_type
 from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
 from tidemill.streams.output import Output
-from tidemill.streams.schedule import Schedule, waits_for_type
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState
 from tidemill.streams.turn import Turn

@@ -1,7 +1,7 @@
 """What a policy sees and asks for during one group.
 
 Owns that view of a partition. Refuses to decide: what is asked for becomes commands
-(`tidemill.streams.processor`), wakes and timers (`tidemill.streams.schedule`) and messages
+(`tidemill.streams.processor`), wakes and timers (`tidemill.streams.dispatch.schedule`) and messages
 (`tidemill.streams.messages`).
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.streams.commands import Cause, CoreCommand
+from tidemill.streams.dispatch.schedule import Schedule, is_waiting
 from tidemill.streams.job import Job, JobKey, WaitKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.policies.expiry import is_too_late
 from tidemill.streams.policies.registry import Policies
-from tidemill.streams.schedule import Schedule, is_waiting
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState

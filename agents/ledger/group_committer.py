@@ -178,7 +178,7 @@ class GroupCommitter:
         except AbortableError as error:
             logger.warning("a group is decided again: %s", error)
             for runner in group:
-                runner.undo()
+                runner.rollback()
             await asyncio.sleep(ABORT_PAUSE_SECONDS)
             self._release(producer, group)
             return
@@ -190,7 +190,7 @@ class GroupCommitter:
     def _finish(self, producer: TransactionalProducer, group: list[PartitionRunner]) -> None:
         # 3. The decisions stand.
         for runner in group:
-            runner.settle()
+            runner.commit()
         crash_point("ledger.after_apply_before_ack")
         # 4. Only now the inputs are acked.
         for runner in group:

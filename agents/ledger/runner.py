@@ -23,7 +23,7 @@ from tidemill.streams.partition import Partition
 
 
 class PartitionRunner:
-    """A partition's part of its committer's groups: `decide`, then `settle` or `undo`."""
+    """A partition's part of its committer's groups: `decide`, then `commit` or `rollback`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class PartitionRunner:
     def decide(self, records_max: int, bytes_max: int) -> tuple[int, OutGroup]:
         """Take about that much input and change the state: (records taken, what to write).
 
-        `settle` or `undo` must follow before the next call.
+        `commit` or `rollback` must follow before the next call.
         """
         # 1. Collect what has arrived, the most urgent input first.
         self._is_woken = False
@@ -116,7 +116,7 @@ class PartitionRunner:
         partition.tick()
         return count, partition.seal()
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The group's transaction is committed: its decisions stand."""
         self._gaps.clear()
         DEAD_LETTERS.tell(self.partition.buried)
@@ -129,7 +129,7 @@ class PartitionRunner:
         for chunk in chunks:
             chunk.ack()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The transaction was aborted: the state is as before, the inputs wait again."""
         self.partition.rollback()
         chunks, self._deciding = self._deciding, []

@@ -28,8 +28,8 @@ from tidemill.schemas.wire import (
     Definition,
     Heartbeat,
 )
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.stalls import NO_STALLS, Stall
 
 logger = logging.getLogger("tidemill.ledger")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tidemill.schemas.words import ErrorCode, Reason
 from tidemill.streams.absences import UNKNOWN_TYPE_WAIT_MS, Absences
 from tidemill.streams.decision import cost_of
+from tidemill.streams.dispatch.schedule import waits_for_type
 from tidemill.streams.job import UNKNOWN_TYPE, JobKey, Spec, WaitKey
 from tidemill.streams.policies.base import GO, Policy, Verdict, fail, wait
-from tidemill.streams.schedule import waits_for_type
 
 if TYPE_CHECKING:
     from tidemill.streams.job_type import JobType

@@ -1,7 +1,7 @@
 """Everything that one ledger partition knows: its tables, and what a group does to all of them.
 
 Owns the list of tables. Refuses to know the order among waiting jobs and when timers fire
-(`tidemill.streams.schedule`), and what is in a table.
+(`tidemill.streams.dispatch.schedule`), and what is in a table.
 
 A group of decisions changes the tables at once, so that each decision sees the ones before it; the
 old values are kept until `commit` (the transaction was committed) or `rollback` (it was not).

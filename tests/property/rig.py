@@ -22,10 +22,10 @@ from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import IN_FLIGHT_STATES
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.job import Job
 from tidemill.streams.limits import NOTHING_USED
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store import rows
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import cancel_value

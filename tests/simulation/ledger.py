@@ -16,8 +16,8 @@ from tests.simulation.memory_log import MemoryLog
 from tests.unit.partition_kit import Policies, decided, no_policies, restored
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import Groups, SlotPoolName
 
 CHUNK_RECORDS_MAX: Final = 12  # records of one input in one group: small, so that groups are many
 

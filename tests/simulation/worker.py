@@ -19,8 +19,8 @@ from tests.simulation.memory_log import MemoryLog, Place
 from tidemill.agents.ledger.workers import groups_of
 from tidemill.schemas.topics import READY_PARTITIONS, Topics
 from tidemill.schemas.wire import HEARTBEAT_MISSING_SECONDS, LATE_START_SECONDS
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, SlotPoolName
 
 SLOTS: Final = 4  # jobs that one worker runs at once
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)

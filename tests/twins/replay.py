@@ -35,8 +35,8 @@ def _module(package: str, *names: str) -> Any:
 
 
 _PARTITION = _module(CORE, "partition")
-_SCHEDULE = _module(CORE, "schedule", "dispatch.schedule")
-_POOL_NAME = getattr(_SCHEDULE, "SlotPoolName", None) or getattr(_SCHEDULE, f"{'Line'}Name")
+_POOLS = _module(CORE, "dispatch.slot_pool", "schedule")
+_POOL_NAME = getattr(_POOLS, "SlotPoolName", None) or getattr(_POOLS, f"{'Line'}Name")
 _STALL = _module(CORE, "stalls").Stall
 _STATE = _module(CORE, "store.state", "state").PartitionState
 _WIRE = _module(CONTRACTS, "wire")

@@ -16,8 +16,8 @@ from tests.chaos.rawlog import RawRecord
 from tests.unit.partition_kit import restored
 from tidemill.schemas.record_pages import OutGroup
 from tidemill.schemas.wire import Definition
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity, Partition
-from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.store.state import PartitionState
 
 Place = tuple[int, int]

@@ -24,8 +24,8 @@ from tests.simulation.world import World
 from tests.twins.tape import Tape
 from tests.unit import partition_kit
 from tests.unit.partition_kit import decided, plain
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import SlotPoolName
 
 MACHINES_AT_ONCE: Final = 20  # runs of the property machine between two looks at the count
 HOSTILE_AT_ONCE: Final = 50

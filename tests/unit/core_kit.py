@@ -28,6 +28,8 @@ from tidemill.streams.commands import (
 )
 from tidemill.streams.decision import Accepted, Decision
 from tidemill.streams.decisions import decide as core_decide
+from tidemill.streams.dispatch.schedule import Schedule
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.job import RATE_LIMIT, Job, JobKey, Spec
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import evolve
@@ -35,7 +37,6 @@ from tidemill.streams.limits import NOTHING_USED, LimitState
 from tidemill.streams.policies.base import wait
 from tidemill.streams.policies.expiry import EXPIRED
 from tidemill.streams.policies.uniqueness import UNIQUE_BY_USER_PREFIX
-from tidemill.streams.schedule import Schedule, SlotPoolName
 from tidemill.streams.store.finished import digest_of
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.state import PartitionState

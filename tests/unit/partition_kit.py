@@ -16,10 +16,10 @@ from tests.unit.core_kit import DEFAULT, NOW
 from tidemill.schemas.record_pages import OutGroup, OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.job import JobKey
 from tidemill.streams.partition import Capacity, Partition
 from tidemill.streams.policies.base import Policy
-from tidemill.streams.schedule import Groups, SlotPoolName
 from tidemill.streams.stalls import NO_STALLS, Stall
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
 from tidemill.streams.store.state import PartitionState

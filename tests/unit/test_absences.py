@@ -29,8 +29,8 @@ from tidemill.streams.absences import (
     UNKNOWN_TYPE_WAIT_MS,
 )
 from tidemill.streams.attempts import RETURN_MS, RETURN_MS_MAX, return_delay_ms
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import Groups, SlotPoolName
 
 Event = dict[str, Any]
 

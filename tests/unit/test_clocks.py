@@ -29,7 +29,7 @@ from tidemill.agents.runtime import run
 from tidemill.agents.worker.heartbeat import Snapshot, beat_of
 from tidemill.agents.worker.surroundings import Surroundings
 from tidemill.schemas.wire import KindSlots, QueueSlots
-from tidemill.streams.schedule import SlotPoolName
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 
 SOON_SECONDS = 10.0
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from tests.unit.partition_kit import (
     request,
 )
 from tidemill.schemas.wire import Definition, LimitSpec
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.partition import DECISIONS_MAX, Capacity
-from tidemill.streams.schedule import SlotPoolName
 
 EXPIRES_AT: Final = NOW + 2_000
 MANY: Final = DECISIONS_MAX + 11  # more than the timers of one group

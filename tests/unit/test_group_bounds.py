@@ -23,10 +23,10 @@ from tests.unit.partition_kit import (
 )
 from tidemill.schemas.wire import LimitSpec
 from tidemill.streams.decision import DECISION_BYTES
+from tidemill.streams.dispatch.schedule import STALE_MAX
 from tidemill.streams.job import JobKey
 from tidemill.streams.partition import DECISIONS_MAX, Capacity
 from tidemill.streams.policies.rescue import DISPATCH_LOST_MS, NO_END
-from tidemill.streams.schedule import STALE_MAX
 
 Event = dict[str, Any]
 

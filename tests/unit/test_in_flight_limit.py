@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tidemill.streams.in_flight_limit import (
+from tidemill.streams.dispatch.in_flight_limit import (
     GROW_EVERY_MS,
     GROW_FACTOR,
     IDLE_MS,

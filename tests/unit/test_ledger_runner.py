@@ -74,11 +74,11 @@ def test_the_rest_of_the_input_waits_for_the_next_group(aborted: tuple[int, ...]
         bench.runner.decide(EVERYTHING, EVERYTHING)
         assert bench.applied() - before <= DECISIONS_MAX // each
         if group in aborted:
-            bench.runner.undo()
+            bench.runner.rollback()
             assert bench.applied() == before
             assert bench.runner.due_at() == 0
             continue
-        bench.runner.settle()
+        bench.runner.commit()
         bench.runner.ack()
         before = bench.applied()
         # A chunk is acked once all of it is decided, and never before.
@@ -95,6 +95,6 @@ def test_an_input_that_leads_to_little_is_taken_whole() -> None:
     bench = Bench()
     bench.arrive(20, [])
     bench.runner.decide(EVERYTHING, EVERYTHING)
-    bench.runner.settle()
+    bench.runner.commit()
     bench.runner.ack()
     assert (bench.applied(), bench.acks, bench.runner.waiting) == (bench.sent, 20, 0)

@@ -9,9 +9,10 @@ import orjson
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import TOPICS, Input, Scene, outcome, outcomes, request
 from tidemill.schemas.wire import Definition, RunsAs
+from tidemill.streams.dispatch.schedule import STALE_MAX
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.job import JobKey
 from tidemill.streams.partition import DECISIONS_MAX, Capacity
-from tidemill.streams.schedule import STALE_MAX, SlotPoolName
 
 QUICK: Final = SlotPoolName("default", "async")
 SLOW: Final = SlotPoolName("default", "process")

@@ -13,9 +13,9 @@ from tests.unit.core_kit import DEFAULT
 from tests.unit.partition_kit import Scene, events_in, outcome, outcomes, request
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.schemas.words import State
+from tidemill.streams.dispatch.slot_pool import SlotPoolName
 from tidemill.streams.job import HANDED_BACK, NO_WORKER, RATE_LIMIT, UNKNOWN_TYPE, Job, WaitKey
 from tidemill.streams.partition import Capacity
-from tidemill.streams.schedule import SlotPoolName
 from tidemill.streams.store.rows import LIVE, live_value, read_job
 
 FIXTURE: Final = orjson.loads(

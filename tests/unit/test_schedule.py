@@ -13,13 +13,13 @@ from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.schemas.words import State
 from tidemill.streams.absences import UNKNOWN_TYPE_WAIT_MS
 from tidemill.streams.commands import Dispatch, Resolve
+from tidemill.streams.dispatch.schedule import Schedule
 from tidemill.streams.intake import derived_job_id
 from tidemill.streams.job import UNKNOWN_TYPE
 from tidemill.streams.job_type import JobType
 from tidemill.streams.partition import FORGET_EVERY_MS, Capacity, Partition
 from tidemill.streams.partitioner import partition_of
 from tidemill.streams.policies.rescue import DISPATCH_LOST_MS
-from tidemill.streams.schedule import Schedule
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS
 from tidemill.streams.store.state import PartitionState
 

@@ -1,10 +1,10 @@
-"""How many jobs of a line one ledger partition keeps dispatched at once.
+"""How many jobs of a pool one ledger partition keeps dispatched at once.
 
-Owns the window's growth and shrinking. Refuses to know workers by name: it sees slots, starts,
+Owns the limit's growth and shrinking. Refuses to know workers by name: it sees slots, starts,
 outcomes and returns. The backlog stays in the ledger, where priority and fairness still act on it;
-only what the window lets through is written to a ready topic.
+only what the limit lets through is written to a ready topic.
 
-All partitions send to the same slots and none knows what the others have out. So a window starts at
+All partitions send to the same slots and none knows what the others have out. So a limit starts at
 its share of twice the slots: enough for jobs that run longer than it takes to send the next one. It
 doubles, and later grows by a quarter, while it is used up and short jobs start quickly. It shrinks
 while jobs start late, when a worker hands them back, and towards what is used of it: the next jobs
@@ -19,7 +19,7 @@ from typing import Final
 
 START_PER_SLOT: Final = 2  # jobs in flight per slot at first, of all partitions together
 START_SHARE_MIN: Final = 0.25  # jobs per slot at first of one partition, however many there are
-SIZE_MAX: Final = 4_000  # jobs in flight per line and partition; bounds what a crash redelivers
+SIZE_MAX: Final = 4_000  # jobs in flight per pool and partition; bounds what a crash redelivers
 GROW_EVERY_MS: Final = 100  # ms between two growths
 GROW_FACTOR_FIRST: Final = 2.0  # until it was too large once
 GROW_FACTOR: Final = 1.25
@@ -39,7 +39,7 @@ NEVER_MS: Final = 2**62
 
 
 class InFlightLimit:
-    """The window of one line in one partition. Volatile: a restore starts it anew."""
+    """The limit of one pool in one partition. Volatile: a restore starts it anew."""
 
     __slots__ = (
         "_asked_at",
@@ -85,7 +85,7 @@ class InFlightLimit:
         self._run_ms = 0
 
     def set_slots(self, slots: int, *, free: int, partitions: int = 1, told: int = 0) -> None:
-        """What the workers' heartbeats say of this line, for each of so many ledger partitions;
+        """What the workers' heartbeats say of this pool, for each of so many ledger partitions;
         `told` differs when one of them has been heard since."""
         if slots != self.slots:
             self.slots = slots

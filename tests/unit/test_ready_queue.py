@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+from tidemill.streams.dispatch.ready_queue import TURNS, ReadyQueue
 from tidemill.streams.job import JobKey
-from tidemill.streams.waiting import TURNS, WaitingQueue
 
 
-def popped(line: WaitingQueue, count: int = 10**6) -> list[JobKey]:
+def popped(line: ReadyQueue, count: int = 10**6) -> list[JobKey]:
     found: list[JobKey] = []
     while len(found) < count and (key := line.pop()) is not None:
         found.append(key)
@@ -17,7 +17,7 @@ def popped(line: WaitingQueue, count: int = 10**6) -> list[JobKey]:
 
 
 def test_one_user_is_served_in_the_order_of_arrival() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     keys = [("u", str(n)) for n in range(50)]
     for key in keys:
         line.push(key, "medium")
@@ -28,7 +28,7 @@ def test_one_user_is_served_in_the_order_of_arrival() -> None:
 
 
 def test_users_take_turns_however_much_one_of_them_asks() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     for n in range(1_000):
         line.push(("greedy", str(n)), "medium")
     for n in range(5):
@@ -37,7 +37,7 @@ def test_users_take_turns_however_much_one_of_them_asks() -> None:
 
 
 def test_a_user_who_comes_back_joins_at_the_end() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     for user in "abc":
         line.push((user, "1"), "medium")
     assert line.pop() == ("a", "1")
@@ -46,14 +46,14 @@ def test_a_user_who_comes_back_joins_at_the_end() -> None:
 
 
 def test_what_was_given_back_goes_first_in_its_user_s_line() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     line.push(("u", "2"), "low")
     line.push(("u", "1"), "low", number=1)
     assert popped(line) == [("u", "1"), ("u", "2")]
 
 
 def test_shares_of_priorities_and_no_starving() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     for n in range(2_000):
         for priority in ("high", "medium", "low"):
             line.push((priority, str(n)), priority)
@@ -63,7 +63,7 @@ def test_shares_of_priorities_and_no_starving() -> None:
 
 
 def test_a_lone_priority_gets_every_turn() -> None:
-    line = WaitingQueue()
+    line = ReadyQueue()
     for n in range(100):
         line.push(("u", str(n)), "low")
     assert all(int(a[1]) < int(b[1]) for a, b in pairwise(popped(line)))

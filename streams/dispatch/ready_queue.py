@@ -79,7 +79,7 @@ class _Band:
         return left
 
 
-class WaitingQueue:
+class ReadyQueue:
     """Keys of waiting jobs of one queue. Only `pop` and `keep` take them out."""
 
     __slots__ = ("_bands", "_length", "_turn")

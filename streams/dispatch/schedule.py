@@ -13,13 +13,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, direct
-from tidemill.streams.in_flight_limit import InFlightLimit
+from tidemill.streams.dispatch.ready_queue import ReadyQueue
+from tidemill.streams.dispatch.slot_pool import Groups, SlotPool
+from tidemill.streams.dispatch.wait_list import WaitList
 from tidemill.streams.job import HANDED_BACK, NO_WORKER, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
-from tidemill.streams.wait_list import WaitList
-from tidemill.streams.waiting import WaitingQueue
 
 # Entries of jobs that have moved on, beside as many as there are jobs, before they are cleared out.
 STALE_MAX: Final = 10_000
@@ -32,33 +32,6 @@ class TimerKind(IntEnum):
     DUE = 1  # run_at or a backoff has passed: the job may be dispatched
     JOB = 2  # a policy asked for it
     LIST = 3  # what a list of jobs waits for may be there
-
-
-class SlotPoolName(NamedTuple):
-    """Slots that jobs wait for. Handlers of each kind have slots of their own: a queue has a line
-    for each kind, so that slow processes do not keep quick coroutines waiting. What only some of
-    its workers run has other slots than the rest, so it has a line of its own too; and so has a
-    type that none of them runs, which keeps nobody else waiting."""
-
-    queue: str
-    runs_as: str  # async, thread, process
-    group: str = ""  # a name of the types that the same workers run; "" of what all of them run
-
-
-Groups = Mapping[str, str]
-"""What living workers of one queue have told: each of their types, and the `SlotPoolName.group`
-that it is in. A type that is not in it is run by none of them, and is a group of its own name."""
-
-
-class SlotPool:
-    """Who waits for those slots, who holds them, and how many may."""
-
-    __slots__ = ("in_flight", "limit", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting = WaitingQueue()
-        self.in_flight: dict[JobKey, None] = {}
-        self.limit = InFlightLimit()
 
 
 _PENDING: Final = State.PENDING
@@ -115,14 +88,14 @@ class Schedule:
         heapq.heappush(self._timers, (at_ms, self._timer_count, kind, policy, name))
 
     def pool(self, name: tuple[str, str, str]) -> SlotPool:
-        """The line of that name, which is made when it is asked for first."""
+        """The pool of that name, which is made when it is asked for first."""
         found = self.pools.get(name)
         if found is None:
             found = self.pools[name] = SlotPool()
         return found
 
     def name_of(self, spec: Spec) -> tuple[str, str, str]:
-        """The name of the line where a job waits and flies."""
+        """The name of the pool where a job waits and flies."""
         kind = self._kinds.get(spec.type, "async")
         if self._split:
             groups = self._split.get(spec.queue)
@@ -134,7 +107,7 @@ class Schedule:
         return self.pool(self.name_of(spec))
 
     def regroup(self, queue: str, groups: Groups, jobs: Mapping[JobKey, Job]) -> None:
-        """The living workers of a queue run other types than before: its jobs change lines."""
+        """The living workers of a queue run other types than before: its jobs change pools."""
         before = self._groups.get(queue, {})
         self._groups[queue] = groups
         was_split = queue in self._split
@@ -148,7 +121,7 @@ class Schedule:
             self._sort_out(name, jobs)
 
     def note_types(self) -> None:
-        """Other types are known than before: no job of a new one is in a line yet."""
+        """Other types are known than before: no job of a new one is in a pool yet."""
         self._split = {
             queue: groups
             for queue, groups in self._groups.items()
@@ -156,7 +129,7 @@ class Schedule:
         }
 
     def _sort_out(self, name: tuple[str, str, str], jobs: Mapping[JobKey, Job]) -> None:
-        """Moves the jobs of a line that belong to another one by now."""
+        """Moves the jobs of a pool that belong to another one by now."""
         pool = self.pools[name]
         for key in list(pool.in_flight):
             job = jobs.get(key)
@@ -233,7 +206,7 @@ class Schedule:
         heartbeats."""
         self.note_types()
         for pool in self.pools.values():
-            pool.waiting = WaitingQueue()
+            pool.waiting = ReadyQueue()
             pool.in_flight = {}
         self.wait_lists = {}
         self._timers = []
