@@ -265,7 +265,8 @@ def _first_connection(folder: Path, address: str) -> Any:
                 f"chDB folder {folder} cannot be opened: {path} may not be read and written by "
                 "this user; give the folder to its user (chown -R), or choose another with --data"
             ) from error
-        said = error.message.rstrip(": ")
+        # Of an error of C++ the engine adds its stack, which would push out what to do.
+        said = error.message.partition(", Stack trace")[0].partition("\n")[0].rstrip(": ")
         raise DamagedStore(
             f"chDB folder {folder} cannot be opened ({said}): its files are damaged, or a newer "
             f"version wrote them; {way_out(f'{CHDB_SCHEME}{folder}')}"

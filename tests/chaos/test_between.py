@@ -114,6 +114,14 @@ def test_a_right_log_is_clean() -> None:
     assert report.checked["between partitions"] == 6
 
 
+def test_headers_that_a_client_cannot_read_are_not_compared() -> None:
+    log = told()
+    log.requested[1] = replace(log.requested[1], headers=(), has_odd_headers=True)
+    assert log.check().is_clean
+    bend_record(log, 1, value=b"{}")
+    assert "forward_changed" in log.check().kinds
+
+
 @pytest.mark.parametrize(("bend", "kind"), BENT, ids=[bend.__name__ for bend, _ in BENT])
 def test_each_bent_log_is_caught(bend: Callable[[History], None], kind: str) -> None:
     log = told()
