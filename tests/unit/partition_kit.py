@@ -75,7 +75,7 @@ def decided(
     stalls: Mapping[str, Stall] = NO_STALLS,
     asks: Iterable[Callable[[Partition], None]] = (),
 ) -> OutGroup:
-    """A group up to its commit: what it wants to write. `settle` or `undo` must follow.
+    """A group up to its commit: what it wants to write. `commit` or `rollback` must follow.
 
     `told`: by queue, what its living workers run; else they run all that is defined. `asks`: what
     else happens in the group, before its inputs.

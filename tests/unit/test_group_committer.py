@@ -82,13 +82,13 @@ class Wanting:
         self._log.append(("decide", self.name))
         return 1, OutGroup([(self.name, 0, None, b"1", None)] * self.writes)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         self._log.append(("settle", self.name))
 
     def ack(self) -> None:
         self._log.append(("ack", self.name))
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         self._log.append(("undo", self.name))
 
 
