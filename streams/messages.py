@@ -38,6 +38,7 @@ from tidemill.streams.turn import NO_CAUSE
 # to say keeps a table of it and says a part in each group.
 MESSAGES_MAX: Final = 20_000
 
+
 class MessagesWithoutEnd(Exception):
     """A bug: a policy sent more in one group than any group may hold."""
 

@@ -14,7 +14,7 @@ from tidemill.schemas.words import ErrorCode, Reason, State
 from tidemill.streams.attempts import ENDED_UNTOLD
 from tidemill.streams.job import Job
 from tidemill.streams.policies.base import GO, Policy, Verdict, fail
-from tidemill.streams.stalls import NO_STALLS, Stall, Stalls
+from tidemill.streams.stalls import Stall, Stalls
 
 if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
@@ -31,7 +31,6 @@ LEASE_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms before a worker's 
 DISPATCH_LOST_MS: Final = 30_000  # ms in a ready topic without a start, while workers live
 SILENT_DETAIL: Final = f"its worker was silent for {HEARTBEAT_MISSING_SECONDS:g} s"
 NO_END: Final = 2**62  # ms; later than every instant
-_NOBODY: Final[Mapping[str, str]] = {}
 _RUNNING: Final = State.RUNNING
 
 
@@ -57,10 +56,10 @@ class Rescue(Policy):
         self,
         alive: Mapping[str, int],
         *,
-        heard_since_ms: int = 0,
-        heard_until_ms: int = NO_END,
-        former_ends: Mapping[str, str] = _NOBODY,
-        stalls: Mapping[str, Stall] = NO_STALLS,
+        heard_since_ms: int,
+        heard_until_ms: int,
+        former_ends: Mapping[str, str],
+        stalls: Mapping[str, Stall],
     ) -> int:
         """See `Partition.set_workers`. Epoch ms since when all that workers said was heard."""
         self._workers = alive

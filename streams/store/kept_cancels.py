@@ -16,11 +16,10 @@ from typing import Any, Final
 
 import orjson
 
-from tidemill.schemas.record_pages import RecordPages
 from tidemill.streams.commands import Cause
 from tidemill.streams.job import JobKey
 from tidemill.streams.store.finished import digest_of
-from tidemill.streams.store.table import AnyTable, UnknownRow
+from tidemill.streams.store.table import Table, UnknownRow
 
 KIND: Final = b"c"
 VERSION: Final = 1  # first element of a kept cancel's row
@@ -58,126 +57,93 @@ class KeptCancel:
 class _OfUser:
     """One user's, the oldest first."""
 
-    __slots__ = ("keys", "size")
+    __slots__ = ("size", "sizes")
 
     def __init__(self) -> None:
-        self.keys: dict[JobKey, None] = {}
+        self.sizes: dict[JobKey, int] = {}
         self.size = 0
 
 
-class KeptCancels(AnyTable):
+class KeptCancels(Table[JobKey, KeptCancel]):
     """Those of one partition by job, the oldest first. Rows: b"c" + the job's digest."""
 
     def __init__(self) -> None:
         super().__init__(KIND)
-        self._by_key: dict[JobKey, KeptCancel] = {}
         self._of_user: dict[str, _OfUser] = {}
-        self._old: dict[JobKey, KeptCancel | None] = {}  # before this group
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self.values)
 
     def __iter__(self) -> Iterator[KeptCancel]:
-        return iter(self._by_key.values())
+        return iter(self.values.values())
 
-    def get(self, key: JobKey) -> KeptCancel | None:
-        return self._by_key.get(key)
+    def row_key(self, key: JobKey) -> bytes:
+        return cancel_key(key)
+
+    def row_value(self, key: JobKey, value: KeptCancel) -> bytes:
+        return cancel_value(value)
+
+    def read(self, key: bytes, value: bytes) -> tuple[JobKey, KeptCancel]:
+        cancel = read_cancel(value)
+        return cancel.key, cancel
 
     def keep(self, cancel: KeptCancel) -> None:
         """The newest; it takes the place of an earlier one of the same job."""
-        key = cancel.key
-        self._old.setdefault(key, self._by_key.get(key))
-        self._remove(key)
-        self._add(cancel)
+        self.drop(cancel.key)
+        self.put(cancel.key, cancel)
 
     def drop(self, key: JobKey) -> None:
         """It was applied, or is forgotten."""
-        if key in self._by_key:
-            self._old.setdefault(key, self._by_key[key])
-            self._remove(key)
+        if key in self.values:
+            self.put(key, None)
 
     def too_many(self, user_id: str) -> KeptCancel | None:
         """The next one to be forgotten after one of this user was kept; None within all bounds."""
         of_user = self._of_user.get(user_id)
         if of_user is not None and (
-            len(of_user.keys) > USER_COUNT_MAX or of_user.size > USER_BYTES_MAX
+            len(of_user.sizes) > USER_COUNT_MAX or of_user.size > USER_BYTES_MAX
         ):
-            return self._by_key[next(iter(of_user.keys))]
-        if len(self._by_key) > COUNT_MAX or self._size > BYTES_MAX:
-            return next(iter(self._by_key.values()))
+            return self.values[next(iter(of_user.sizes))]
+        if len(self.values) > COUNT_MAX or self._size > BYTES_MAX:
+            return next(iter(self.values.values()))
         return None
 
     def too_old(self, now_ms: int, *, at_most: int) -> list[KeptCancel]:
         """The oldest ones, as far as their day is over."""
-        oldest = islice(self._by_key.values(), at_most)
+        oldest = islice(self.values.values(), at_most)
         return [cancel for cancel in oldest if cancel.kept_until <= now_ms]
 
-    # --- the group's end, and a restore ---
-
-    @property
-    def changed(self) -> dict[JobKey, KeptCancel | None]:
-        """What this group has changed, as it was before; `get` tells what it is now."""
-        return self._old
-
-    def has_rows(self) -> bool:
-        return len(self._by_key) > 0
-
-    def has_changes(self) -> bool:
-        return len(self._old) > 0
-
-    def write(self, pages: RecordPages) -> None:
-        for key in self._old:
-            kept = self._by_key.get(key)
-            pages.add(cancel_key(key), None if kept is None else cancel_value(kept))
-
-    def commit(self) -> None:
-        if self._old:
-            self._old = {}
+    def follow(self, key: JobKey, value: KeptCancel | None) -> None:
+        """Numbers and bytes, of the user and of all."""
+        of_user = self._of_user.get(key[0])
+        if of_user is not None:
+            left = of_user.sizes.pop(key, 0)
+            of_user.size -= left
+            self._size -= left
+        if value is not None:
+            if of_user is None:
+                of_user = self._of_user[key[0]] = _OfUser()
+            of_user.sizes[key] = value.size
+            of_user.size += value.size
+            self._size += value.size
+        elif of_user is not None and not of_user.sizes:
+            del self._of_user[key[0]]
 
     def rollback(self) -> None:
-        if not self._old:
-            return
-        for key, cancel in self._old.items():
-            self._remove(key)
-            if cancel is not None:
-                self._add(cancel)
-        self._old = {}
-        self.sort()
-
-    def load(self, key: bytes, value: bytes) -> None:
-        self._add(read_cancel(value))
+        if self.before:
+            super().rollback()
+            self._sort()
 
     def loaded(self) -> None:
-        self.sort()
+        self._sort()
 
-    def sort(self) -> None:
+    def _sort(self) -> None:
         """Restores the order by time."""
-        found = sorted(self._by_key.values(), key=lambda cancel: (cancel.kept_at, cancel.cause))
-        self._by_key, self._of_user, self._size = {}, {}, 0
+        found = sorted(self, key=lambda cancel: (cancel.kept_at, cancel.cause))
+        self.values, self._of_user, self._size = {}, {}, 0
         for cancel in found:
-            self._add(cancel)
-
-    def _add(self, cancel: KeptCancel) -> None:
-        key = cancel.key
-        self._by_key[key] = cancel
-        of_user = self._of_user.get(key[0])
-        if of_user is None:
-            of_user = self._of_user[key[0]] = _OfUser()
-        of_user.keys[key] = None
-        of_user.size += cancel.size
-        self._size += cancel.size
-
-    def _remove(self, key: JobKey) -> None:
-        cancel = self._by_key.pop(key, None)
-        if cancel is None:
-            return
-        self._size -= cancel.size
-        of_user = self._of_user[key[0]]
-        del of_user.keys[key]
-        of_user.size -= cancel.size
-        if not of_user.keys:
-            del self._of_user[key[0]]
+            self._set(cancel.key, cancel)
 
 
 def cancel_key(key: JobKey) -> bytes:
