@@ -186,11 +186,10 @@ class Job(Generic[P, R]):
         try:
             back = reader.read(sent)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            path = ".".join(["payload", *(str(part) for part in first["loc"])])
+            field, problem, given = _first_problem("payload", error)
             raise InvalidRequest(
-                f"field {path!r}: {first['msg']}; the job {self.type!r} takes {reader.name} "
-                f"(given: {_shown(first['input'])})"
+                f"field {field!r}: {problem}; the job {self.type!r} takes {reader.name} "
+                f"(given: {given})"
             ) from None
         if is_model and type(payload) in kinds and not isinstance(back, type(payload)):
             raise InvalidRequest(
@@ -216,12 +215,11 @@ class Job(Generic[P, R]):
         try:
             return end.model_copy(update={"result": reader.read(end.result)})
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            path = ".".join(["result", *(str(part) for part in first["loc"])])
+            field, problem, given = _first_problem("result", error)
             raise ResultMismatch(
                 f"job {end.job_id} of {end.user_id} succeeded, and its result is not the "
-                f"{reader.name} that {place_of(self.__wrapped__)} says: field {path!r}: "
-                f"{first['msg']} (it is: {_shown(first['input'])}); mend the return annotation, or "
+                f"{reader.name} that {place_of(self.__wrapped__)} says: field {field!r}: "
+                f"{problem} (it is: {given}); mend the return annotation, or "
                 "read `completed.result` of this error",
                 end,
             ) from None
@@ -234,6 +232,13 @@ def _class_of(member: Any) -> Any:
     if isinstance(origin, type) and not hasattr(origin, "__required_keys__"):
         return origin
     return dict  # a TypedDict
+
+
+def _first_problem(root: str, error: ValidationError) -> tuple[str, str, str]:
+    """The field, what is wrong with it, and what was given."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join([root, *(str(part) for part in first["loc"])])
+    return field, first["msg"], _shown(first["input"])
 
 
 def _shown(value: object) -> str:

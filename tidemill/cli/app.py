@@ -6,9 +6,7 @@ Owns the tree. Refuses to know what a command does.
 from __future__ import annotations
 
 import errno
-import importlib
 import sys
-from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
@@ -141,17 +139,3 @@ def _own_code(error: Exception) -> int:
 
 def _is_ours(name: str) -> bool:
     return name.split(".")[0] in {"faust", "aiokafka", "fastapi", "uvicorn", "chdb", "jgo"}
-
-
-def load_role(module: str, name: str, extra: str) -> Callable[..., int]:
-    """A role's entry point; says which extra to install when its libraries are missing."""
-    from tidemill.cli.output import CliError
-
-    try:
-        found: Callable[..., int] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise CliError(
-            f"{error}; install this role's libraries with: pip install 'tidemill[{extra}]'",
-            exit_codes.CONFIG,
-        ) from error
-    return found

@@ -6,6 +6,7 @@ Owns their options. Refuses to know what a role does.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidemill.agents import exit_codes
 from tidemill.cli import options as o
 from tidemill.cli.terminal import Terminal
 
@@ -172,10 +174,22 @@ def ledger(
     )
 
 
-def _bound(module: str, name: str, extra: str, *args: Any) -> Callable[[], int]:
-    from tidemill.cli.app import load_role
+def _load_role(module: str, name: str, extra: str) -> Callable[..., int]:
+    """A role's entry point; says which extra to install when its libraries are missing."""
+    from tidemill.cli.output import CliError
 
-    run = load_role(module, name, extra)
+    try:
+        found: Callable[..., int] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"{error}; install this role's libraries with: pip install 'tidemill[{extra}]'",
+            exit_codes.CONFIG,
+        ) from error
+    return found
+
+
+def _bound(module: str, name: str, extra: str, *args: Any) -> Callable[[], int]:
+    run = _load_role(module, name, extra)
     return lambda: run(*args)
 
 
@@ -224,9 +238,7 @@ def worker(
 
 def _loaded_worker(settings: WorkerSettings, modules: list[str]) -> Callable[[], int]:
     """Users' modules are a part of the role's code: what is wrong in them is said at once."""
-    from tidemill.cli.app import load_role
-
-    bind: Any = load_role("tidemill.agents.worker.main", "load_and_bind", "worker")
+    bind: Any = _load_role("tidemill.agents.worker.main", "load_and_bind", "worker")
     run: Callable[[], int] = bind(settings, modules)
     return run
 
