@@ -41,6 +41,20 @@ def look(payload: dict[str, Any], ctx: Any) -> None:
     """Stands for the handler in the worker, where it never runs."""
 
 
+def worker_of(plan: LoadPlan) -> tuple[Executor, Bench]:
+    """A worker with one process slot, whose children load these modules."""
+    sink = MemorySink()
+    loop = asyncio.get_running_loop()
+    writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
+    executor = Executor(
+        handlers_of(look, process=True), writer, concurrency=1, threads=1, processes=1,
+        modules=plan,
+    )
+    bench = Bench(executor, writer, sink)
+    return executor, bench
+
+
+
 async def test_children_get_what_the_worker_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,14 +72,7 @@ async def test_children_get_what_the_worker_had(
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr("tidemill.agents.logging._words", "json:info")
-    sink = MemorySink()
-    loop = asyncio.get_running_loop()
-    writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
-    executor = Executor(
-        handlers_of(look, process=True), writer, concurrency=1, threads=1, processes=1,
-        modules=plan,
-    )
-    bench = Bench(executor, writer, sink)
+    executor, bench = worker_of(plan)
     try:
         await bench.until_free()
         bench.take(pack_of(("look", {})))
@@ -103,14 +110,7 @@ async def result_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "plain.py").write_text(PLAIN)
     monkeypatch.chdir(tmp_path)
     plan = plan_modules(["plain.py"])
-    sink = MemorySink()
-    loop = asyncio.get_running_loop()
-    writer = OutcomeWriter(sink, worker_id="w", incarnation=7, loop=loop)
-    executor = Executor(
-        handlers_of(look, process=True), writer, concurrency=1, threads=1, processes=1,
-        modules=plan,
-    )
-    bench = Bench(executor, writer, sink)
+    executor, bench = worker_of(plan)
     try:
         await bench.until_free()
         bench.take(pack_of(("look", {})))
