@@ -18,8 +18,9 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PYTEST := $(PY) -m pytest
 # Two files at a time: most tests of real parts wait, for a broker, a lease, the end of an outage. The tests of a file share what
-# they start, so a file stays whole; the files go out in the order of the arguments, so the long ones come first.
-PYTEST_PAIRS := $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+# they start, so a file stays whole; the files go out in the order of the arguments, so the long ones come first. A process of
+# tests that dies ends the run: xdist's replacement for it waits for ever for files that were done.
+PYTEST_PAIRS := $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Any Python from 3.11 on will do; PYTHON=... chooses one.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

@@ -23,8 +23,8 @@ CRASH_POINTS: Final = {
     "ledger.after_apply_before_ack": "live state changed, inputs not acked",
     "worker.after_run_before_outcome": "the handler ended, its outcome is not produced",
     "worker.after_outcome_before_commit": "the outcome is durable, the ready offset is not",
-    "sink.before_borders": "rows are ready, their borders are not written down",
-    "sink.after_borders_before_insert": "borders are durable, nothing is inserted",
+    "sink.before_intents": "rows are ready, their intents are not written down",
+    "sink.after_intents_before_insert": "intents are durable, nothing is inserted",
     "sink.after_insert_before_commit": "inserted, offsets not committed",
 }
 """Every crash point: its name, and what holds there."""

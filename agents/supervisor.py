@@ -315,7 +315,7 @@ class Supervisor:
                 continue
             code = kept.process.exit_code()
             if code is not None:
-                self._bury(kept, code, now)
+                self._take_end(kept, code, now)
             elif kept.process.is_ready():
                 self._note_ready(kept, now)
                 if kept.deaths and now - kept.started_at > HEALTHY_SECONDS:
@@ -336,7 +336,7 @@ class Supervisor:
         if self._is_open:
             kept.process.go()
 
-    def _bury(self, kept: Kept, code: int, now: float) -> None:
+    def _take_end(self, kept: Kept, code: int, now: float) -> None:
         name = kept.process.name
         if isinstance(kept.process, HasPipes):
             kept.process.close()

@@ -17,9 +17,9 @@ import orjson
 from librt.strings import BytesWriter
 
 from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.batch_builder import BatchBuilder, header_bytes, put_bytes
 from tidemill.schemas.instants import InstantCache
 from tidemill.schemas.numbers import number_text, put_decimal, put_decimal_or_null
-from tidemill.schemas.record_pages import RecordPages, header_bytes, put_bytes
 from tidemill.schemas.words import EventKind, State
 
 CLOUDEVENTS_SOURCE: Final = "/tidemill/ledger"
@@ -230,7 +230,7 @@ class EventWriter:
 
     # --- jobs.events ---
 
-    def add_event(self, pages: RecordPages, event: Event) -> None:
+    def add_event(self, pages: BatchBuilder, event: Event) -> None:
         """A record on jobs.events; its key is the user's id."""
         self._look_at(event)
         key = self._user.key
@@ -313,7 +313,7 @@ class EventWriter:
     # --- jobs.completed ---
 
     def add_completed(
-        self, pages: RecordPages, event: Event, requested_at: int, started_at: int | None
+        self, pages: BatchBuilder, event: Event, requested_at: int, started_at: int | None
     ) -> None:
         """A record on jobs.completed, with its CloudEvents headers, from a terminal event."""
         self._look_at(event)

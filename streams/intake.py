@@ -1,4 +1,4 @@
-"""From input records to commands: decode, check where it belongs, forward, bury or ask.
+"""From input records to commands: decode, check where it belongs, forward, dead-letter or ask.
 
 Owns the reading of the ledger's four inputs. Refuses to know timers, dispatch and transactions. No
 record may stop a partition: whatever arrives ends as a decision, a forward or a dead letter. The
@@ -61,7 +61,7 @@ class InRecord(Protocol):
     def timestamp(self) -> int: ...
 
 
-class _Born(NamedTuple):
+class _Spawned(NamedTuple):
     """The request of a handler, as if it had come as a record."""
 
     offset: int
@@ -118,7 +118,7 @@ class Intake:
         here: Cause = (topic, partition, record.offset)
         found = read_envelope(record.headers, here)
         if isinstance(found, Refusal):
-            self._bury(record, record.headers, here, "request", found)
+            self._dead_letter(record, record.headers, here, "request", found)
         elif found.kind == REQUEST:
             self._request(record, found.carried, found.origin, may_forward=False)
         elif found.kind == COMMAND:
@@ -126,7 +126,7 @@ class Intake:
         else:
             refusal = self._messages.take(found, record.value, here)
             if refusal is not None:
-                self._bury(record, record.headers, here, "message", refusal)
+                self._dead_letter(record, record.headers, here, "message", refusal)
 
     def _take_command(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)
@@ -135,7 +135,7 @@ class Intake:
     def _is_too_large(
         self, record: InRecord, headers: Headers, origin: Cause, stage: str
     ) -> bool:
-        """Whether a record cannot even be passed on; it is then buried where it was read."""
+        """Whether a record cannot even be passed on; it becomes a dead letter where it was read."""
         size = carried_bytes(record.key, record.value, headers)
         if size <= CARRIED_BYTES_MAX:
             return False
@@ -145,7 +145,7 @@ class Intake:
             f"the beginning is kept. A value may have {REQUEST_BYTES_MAX} bytes; store the data "
             "elsewhere and send a reference",
         )
-        self._bury(record, headers, origin, stage, refusal)
+        self._dead_letter(record, headers, origin, stage, refusal)
         return True
 
     def _request(
@@ -166,7 +166,7 @@ class Intake:
         if isinstance(decoded, Refusal):
             if user_id is not None and decoded.job_id is None:
                 decoded.job_id = derived_job_id(origin)
-            self._bury(record, headers, origin, "request", decoded)
+            self._dead_letter(record, headers, origin, "request", decoded)
             if user_id is not None and decoded.job_id is not None:
                 self._refuse(decoded, user_id, decoded.job_id, origin)
             return
@@ -197,7 +197,7 @@ class Intake:
             return
         command = decode_command(record.value)
         if isinstance(command, Refusal):
-            self._bury(record, headers, origin, "command", command)
+            self._dead_letter(record, headers, origin, "command", command)
             return
         home = self._partitioner.of(command.user_id)
         if home != self._number and may_forward:
@@ -218,13 +218,13 @@ class Intake:
                 "ago; look up user_id and job_id in the jobs table",
                 field="job_id", user_id=command.user_id, job_id=command.job_id,
             )
-            self._bury(record, headers, origin, "command", refusal)
+            self._dead_letter(record, headers, origin, "command", refusal)
 
     def _take_outcomes(self, topic: str, partition: int, record: InRecord) -> None:
         origin: Cause = (topic, partition, record.offset)
         pack = _read_pack(record.value)
         if isinstance(pack, Refusal):
-            self._bury(record, record.headers, origin, "outcome", pack)
+            self._dead_letter(record, record.headers, origin, "outcome", pack)
             return
         worker = (pack["worker_id"], pack["incarnation"])
         is_strange = False
@@ -240,7 +240,7 @@ class Intake:
                 "others of its record were taken",
                 field="outcomes",
             )
-            self._bury(record, record.headers, origin, "outcome", refusal)
+            self._dead_letter(record, record.headers, origin, "outcome", refusal)
 
     def _outcome(
         self, outcome: dict[str, Any], worker: tuple[str, int], record: InRecord, origin: Cause
@@ -269,9 +269,9 @@ class Intake:
                 limit.note_outcome(waited_ms, run_ms, now_ms)
         children = outcome.get("children")
         if children:
-            self._bear(children, job, record, origin)
+            self._spawn(children, job, record, origin)
 
-    def _bear(
+    def _spawn(
         self, children: list[Any], parent: Job, record: InRecord, origin: Cause
     ) -> None:
         """The requests of a handler are born in the transaction that ends its attempt."""
@@ -291,12 +291,12 @@ class Intake:
                 text = orjson.dumps(child)
             except TypeError as error:
                 refusal = Refusal(ErrorCode.TOO_DEEP, f"child {index}: {error}; flatten it")
-                self._bury(record, record.headers, origin, "outcome", refusal)
+                self._dead_letter(record, record.headers, origin, "outcome", refusal)
                 continue
-            born = _Born(origin[2], spec.user_id.encode(), text, headers, record.timestamp)
+            born = _Spawned(origin[2], spec.user_id.encode(), text, headers, record.timestamp)
             self._request(born, headers, origin, may_forward=True)
 
-    def _bury(
+    def _dead_letter(
         self, record: InRecord, headers: Headers, origin: Cause, stage: str, refusal: Refusal
     ) -> None:
         self._processor.output.dead_record(

@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 import orjson
 
 from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.batch_builder import BatchBuilder, OutGroup, OutRecord
 from tidemill.schemas.codec import Refusal
 from tidemill.schemas.dead import dead_headers
 from tidemill.schemas.event_writer import Event, EventWriter
 from tidemill.schemas.instants import InstantCache
-from tidemill.schemas.record_pages import OutGroup, OutRecord, RecordPages
 from tidemill.schemas.topics import BIG_RECORD_BYTES, Topics
 from tidemill.streams.commands import Cause
 from tidemill.streams.dispatch.placement import Placement, ReadyJob
@@ -41,7 +41,7 @@ def carried_bytes(
     return size
 
 
-class Buried(NamedTuple):
+class DeadLetter(NamedTuple):
     """What is said of one dead letter; "" where something is not known."""
 
     stage: str  # "attempt": a job that failed for good; else what of a record was refused
@@ -70,14 +70,14 @@ class Output:
     def clear(self) -> None:
         """Forgets the group, committed or not."""
         topics, partition = self._topics, self._partition
-        self._events = RecordPages(topics.events, partition)
-        self._completed = RecordPages(topics.completed, partition)
-        self.state = RecordPages(topics.state, partition)
-        self._dead = RecordPages(topics.dead, partition)
-        self._retry = RecordPages(topics.retry, partition)
+        self._events = BatchBuilder(topics.events, partition)
+        self._completed = BatchBuilder(topics.completed, partition)
+        self.state = BatchBuilder(topics.state, partition)
+        self._dead = BatchBuilder(topics.dead, partition)
+        self._retry = BatchBuilder(topics.retry, partition)
         self._loose: list[OutRecord] = []
         self._ready = {}
-        self.buried: list[Buried] = []
+        self.dead_letters: list[DeadLetter] = []
         self.forgotten_cancels = 0
         self.messages = 0
 
@@ -121,8 +121,8 @@ class Output:
             attempts=event.attempt,
         )
         self._dead.add(spec.user_id.encode(), value, headers)
-        self.buried.append(
-            Buried(
+        self.dead_letters.append(
+            DeadLetter(
                 "attempt", str(error.get("code", "")), spec.user_id, spec.job_id, spec.type,
                 event.attempt, event.reason or "", "", "",
             )
@@ -152,8 +152,8 @@ class Output:
             user_id=refusal.user_id, job_id=refusal.job_id,
         )
         self._dead.add(key, value, ours)
-        self.buried.append(
-            Buried(
+        self.dead_letters.append(
+            DeadLetter(
                 stage, refusal.code.value, refusal.user_id or "", refusal.job_id or "",
                 refusal.type or "", 0, "", refusal.field or "", f"{topic}/{partition}/{offset}",
             )

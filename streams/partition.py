@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import TERMINAL_STATES, Reason, State
@@ -21,7 +21,7 @@ from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.intake import InRecord, Intake
 from tidemill.streams.job import HANDED_BACK, JobKey, WaitKey
 from tidemill.streams.messages import Messages
-from tidemill.streams.output import Buried
+from tidemill.streams.output import DeadLetter
 from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.policies.base import ask_start
 from tidemill.streams.policies.rescue import NO_END
@@ -48,7 +48,7 @@ class Capacity(NamedTuple):
     free: int
     workers: int
     partitions: tuple[int, ...]  # of the queue's ready topic, those of workers with free slots
-    told: int = 0  # by which beats: another number when one has been heard since
+    heartbeat_version: int = 0  # by which beats: another number when one has been heard since
 
 
 class Partition:
@@ -116,7 +116,8 @@ class Partition:
         self._capacity = dict(capacity)
         for name, room in capacity.items():
             self.schedule.pool(name).limit.set_slots(
-                room.slots, free=room.free, partitions=self._partitions, told=room.told
+                room.slots, free=room.free, partitions=self._partitions,
+                heartbeat_version=room.heartbeat_version,
             )
 
     def set_workers(
@@ -253,13 +254,13 @@ class Partition:
         return output.group()
 
     @property
-    def buried(self) -> list[Buried]:
+    def dead_letters(self) -> list[DeadLetter]:
         """What the group at hand has put on jobs.dead; to be told once it is committed."""
-        return self._processor.output.buried
+        return self._processor.output.dead_letters
 
     @property
     def forgotten_cancels(self) -> int:
-        """Cancels that the group at hand has forgotten early; to be told as `buried`."""
+        """Cancels that the group at hand has forgotten early; to be told as `dead_letters`."""
         return self._processor.output.forgotten_cancels
 
     def commit(self) -> None:

@@ -5,12 +5,14 @@ Owns: the session's broker and its data folder. Refuses to know: what the tests 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests.containers.daemon import no_daemon
 from tidemill.agents.embedded.broker import Broker, free_port
@@ -31,6 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("interpreted") is not None:
                 reason = "replaces parts of the core: runs interpreted, with TIDEMILL_NATIVE=0"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A crash says where on the run's own stderr: a test of the command line has set another."""
+    faulthandler.enable(file=item.config.stash[fault_handler_stderr_fd_key])
 
 
 @pytest.hookimpl(wrapper=True)

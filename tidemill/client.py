@@ -37,7 +37,6 @@ from tidemill.answers import (
 from tidemill.bridge import LoopBridge, LoopPromise
 from tidemill.completed import CompletedJob, ResultMismatch
 from tidemill.completions import Completions, Waiter
-from tidemill.ends import WAIT_SECONDS, WaitTimeout, wait, wait_async
 from tidemill.handles import Binding, JobHandle, R, TypedHandle
 from tidemill.looking_back import LookingBack
 from tidemill.requests import (
@@ -58,6 +57,7 @@ from tidemill.sending import (
     Record,
     Sender,
 )
+from tidemill.waiting import WAIT_SECONDS, WaitTimeout, wait, wait_async
 
 CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
 

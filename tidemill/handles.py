@@ -1,7 +1,7 @@
 """Handles: what asking for a job gives back, and the way from there to the job's end.
 
 Owns the handle's fields, which client it waits with, and how it travels to another process. Refuses
-to know how a wait is done (`tidemill.ends`) and what a result's type is (`tidemill.typed_jobs`).
+to know how a wait is done (`tidemill.waiting`) and what a result's type is (`tidemill.typed_jobs`).
 
 A handle does not keep its client alive. One of a typed call waits with the default client of the
 process that it is in, so it may be pickled, and used in a copy of its process.
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from typing_extensions import TypeVar
 
 from tidemill.completed import CompletedJob
-from tidemill.ends import WAIT_SECONDS, Connection, wait, wait_async
 from tidemill.requests import ClientError
+from tidemill.waiting import WAIT_SECONDS, Connection, wait, wait_async
 
 if TYPE_CHECKING:
     from tidemill.typed_jobs import Job

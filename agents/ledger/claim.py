@@ -28,7 +28,7 @@ import orjson
 from tidemill.agents.runtime.errors import AbortableError
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.schemas.topics import Topics
 
 logger = logging.getLogger("tidemill.ledger")

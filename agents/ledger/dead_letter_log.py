@@ -12,7 +12,7 @@ from typing import Final
 
 from tidemill.agents.tally import LINES_A_SECOND, Tally
 from tidemill.schemas.safe_text import safe_line
-from tidemill.streams.output import Buried
+from tidemill.streams.output import DeadLetter
 
 logger = logging.getLogger("tidemill.ledger")
 
@@ -25,9 +25,9 @@ class DeadLetterLog:
     def __init__(self, tally: Tally[tuple[str, str, str]] | None = None) -> None:
         self._tally = tally or Tally[tuple[str, str, str]]()
 
-    def tell(self, buried: Iterable[Buried]) -> None:
+    def tell(self, dead_letters: Iterable[DeadLetter]) -> None:
         """Dead letters that are committed."""
-        for letter in buried:
+        for letter in dead_letters:
             if self._tally.count((letter.stage, letter.code, letter.type)) <= LINES_A_SECOND:
                 _tell(letter)
         for (stage, code, type_name), more, seconds in self._tally.untold():
@@ -40,7 +40,7 @@ class DeadLetterLog:
             )
 
 
-def _tell(letter: Buried) -> None:
+def _tell(letter: DeadLetter) -> None:
     if letter.stage == _FAILED:
         logger.warning(
             "a job failed for good",

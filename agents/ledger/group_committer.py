@@ -29,7 +29,7 @@ from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.runtime.errors import AbortableError
 from tidemill.agents.runtime.failstop import fail_stop
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.streams.decision import NeedsNewer
 
 logger = logging.getLogger("tidemill.ledger")

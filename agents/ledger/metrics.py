@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from tidemill.streams.output import Buried
+from tidemill.streams.output import DeadLetter
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -33,9 +33,9 @@ class LedgerCounts:
         #: Kept cancels that went before their day was over, because there were too many.
         self.forgotten_cancels = 0
 
-    def add(self, buried: Iterable[Buried], forgotten_cancels: int) -> None:
+    def add(self, dead_letters: Iterable[DeadLetter], forgotten_cancels: int) -> None:
         """What a committed group has put on jobs.dead, and cancels that it has forgotten early."""
-        for letter in buried:
+        for letter in dead_letters:
             if letter.stage == _FAILED:
                 self.failed_jobs += 1
             else:

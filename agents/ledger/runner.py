@@ -18,7 +18,7 @@ from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.agents.runtime.batches import size_of
 from tidemill.agents.runtime.chunk import Chunk
 from tidemill.agents.runtime.inputs import Gap
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.streams.partition import Partition
 
 
@@ -119,8 +119,8 @@ class PartitionRunner:
     def commit(self) -> None:
         """The group's transaction is committed: its decisions stand."""
         self._gaps.clear()
-        DEAD_LETTERS.tell(self.partition.buried)
-        COUNTS.add(self.partition.buried, self.partition.forgotten_cancels)
+        DEAD_LETTERS.tell(self.partition.dead_letters)
+        COUNTS.add(self.partition.dead_letters, self.partition.forgotten_cancels)
         self.partition.commit()
 
     def ack(self) -> None:

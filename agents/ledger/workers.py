@@ -282,7 +282,7 @@ def _capacity_of(rooms: list[_Room]) -> Capacity:
         slots=sum(room.slots for room in rooms),
         free=sum(room.free for room in rooms),
         workers=len(rooms),
-        told=sum(room.seen_at for room in rooms),
+        heartbeat_version=sum(room.seen_at for room in rooms),
         partitions=tuple(sorted({number for numbers in use for number in numbers})),
     )
 

@@ -19,7 +19,7 @@ from aiokafka.codec import zstd_encode
 from aiokafka.record.util import calc_crc32c
 
 from tidemill.agents.runtime.errors import FatalError, PoisonMessage
-from tidemill.schemas.record_pages import OutGroup, OutRecord, RecordPage, RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder, OutGroup, OutRecord, RecordPage
 from tidemill.schemas.topics import Topics
 
 #: topic and partition.
@@ -151,18 +151,18 @@ def transactional_batches(
     return batches
 
 
-def pages_of(records: Iterable[OutRecord]) -> Sequence[RecordPages]:
+def pages_of(records: Iterable[OutRecord]) -> Sequence[BatchBuilder]:
     """Records of any partitions, by partition."""
-    found: dict[Target, RecordPages] = {}
+    found: dict[Target, BatchBuilder] = {}
     for topic, partition, key, value, headers in records:
         pages = found.get((topic, partition))
         if pages is None:
-            pages = found[topic, partition] = RecordPages(topic, partition)
+            pages = found[topic, partition] = BatchBuilder(topic, partition)
         pages.add(key, value, headers)
     return list(found.values())
 
 
-def _checked(pages: RecordPages) -> list[RecordPage]:
+def _checked(pages: BatchBuilder) -> list[RecordPage]:
     found = pages.pages()
     for page in found:
         # A page takes its first record whatever its size, so only that one can be too large.

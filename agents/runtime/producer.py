@@ -25,7 +25,7 @@ from tidemill.agents.runtime.errors import (
     kafka_error_of,
     to_fatal,
 )
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 
 logger = logging.getLogger("tidemill.runtime")
 

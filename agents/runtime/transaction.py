@@ -39,7 +39,7 @@ from tidemill.agents.runtime.batch_writer import (
 from tidemill.agents.runtime.batches_out import NO_CODECS, OutBatch, Target, transactional_batches
 from tidemill.agents.runtime.clients import client_logger
 from tidemill.agents.runtime.errors import AbortableError, FatalError
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 
 # A longer open transaction is aborted by the broker; till then it holds up all readers.
 TRANSACTION_TIMEOUT_MS: Final = 10_000

@@ -4,7 +4,7 @@ Owns the chunks that wait, and the rules by which a batch is cut. Refuses to kno
 and the clock: `now` is an argument.
 
 A batch is a run of records with none left out between its first and its last. Where it ends is free
-the first time; a batch that was begun before, by whoever, ends where its borders say. An insert is
+the first time; a batch that was begun before, by whoever, ends where its intents say. An insert is
 one batch, or batches of several partitions that go in together.
 """
 
@@ -123,7 +123,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class InsertIntent:
-    """The borders of a batch: what is written down of it before its insert."""
+    """The intents of a batch: what is written down of it before its insert."""
 
     last: int
     #: Of the insert that it is part of.
@@ -159,7 +159,7 @@ class Insert:
         return all(batch.is_stale for batch in self.batches)
 
     def begun(self, batch: Batch) -> InsertIntent:
-        """The borders of one of its batches."""
+        """The intents of one of its batches."""
         return InsertIntent(batch.last, self.token, self.partitions)
 
 

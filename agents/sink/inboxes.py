@@ -167,7 +167,7 @@ class Inboxes:
         self._is_known = True
 
     def begin(self, insert: Insert) -> None:
-        """The borders of its batches are written down."""
+        """The intents of its batches are written down."""
         self._under_way = frozenset(insert.partitions)
         for batch in insert.batches:
             self._begun[batch.partition] = insert.begun(batch)

@@ -41,8 +41,8 @@ from tidemill.agents.runtime.producer import CallThread, OutboxProducer
 from tidemill.agents.runtime.run import WatchdogLimits, run_app
 from tidemill.agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from tidemill.agents.sink.batches import BatchLimits
-from tidemill.agents.sink.borders import Borders
 from tidemill.agents.sink.feeds import events_of, refused_of
+from tidemill.agents.sink.intents import Intents
 from tidemill.agents.sink.reread import read_record
 from tidemill.agents.sink.store import Store
 from tidemill.agents.sink.writer import SinkWriter
@@ -130,11 +130,11 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
     app.fetch_bytes_min = FETCH_BYTES_MIN
     feeds, thread = (events_of(topics), refused_of(topics)), CallThread("sink-insert")
     store = Store(engine, feeds, thread, partial(read_record, settings.kafka))
-    borders = Borders(app, store)
+    intents = Intents(app, store)
     outbox = OutboxProducer(settings.kafka, "tidemill-sink")
     writers = [
         SinkWriter(
-            app, engine, outbox, feed, borders=borders, store=store, thread=thread,
+            app, engine, outbox, feed, intents=intents, store=store, thread=thread,
             dead_topic=topics.dead, partitions=settings.partitions,
             limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
         )
@@ -156,7 +156,7 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
                 writer.note_gap(gap)
 
     app.on_gap, app.other_places = note_gap, store.places
-    app.commit_offsets, app.before_revoke, app.before_stop = borders.commit, finish, stop
+    app.commit_offsets, app.before_revoke, app.before_stop = intents.commit, finish, stop
     return app
 
 

@@ -3,9 +3,9 @@
 Owns the marks: a store keeps each one in `sink_marks`, and the note beside a committed offset names
 the one that was newest then. A mark that the store does not have tells that the rows went into
 another one: this one is new, or was put back from an older copy. Its own rows then say where
-reading goes on. Refuses to know how notes are committed (`borders`) and rows inserted (`writer`).
+reading goes on. Refuses to know how notes are committed (`intents`) and rows inserted (`writer`).
 
-Nothing is remembered in this process alone. Until the first borders of a partition are committed
+Nothing is remembered in this process alone. Until the first intents of a partition are committed
 its old note stands, and each start comes to the same place; from then on note and offset are those
 of this store.
 """
@@ -130,7 +130,7 @@ class Store:
     # -- marks ---------------------------------------------------------------------------------
 
     async def renew(self) -> None:
-        """A new mark when it is time; asked before borders are written. A failure waits."""
+        """A new mark when it is time; asked before intents are written. A failure waits."""
         if clocks.monotonic() - self._renewed_at < RENEW_SECONDS:
             return
         try:

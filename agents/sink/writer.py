@@ -1,7 +1,7 @@
-"""The sink's loop: choose an insert, write its borders down, insert it, ack it.
+"""The sink's loop: choose an insert, write its intents down, insert it, ack it.
 
 Owns the order of these steps and every repeat of them. Refuses to know how a row is made
-(`records`), what goes in next (`inboxes`) and how borders are kept (`borders`).
+(`records`), what goes in next (`inboxes`) and how intents are kept (`intents`).
 
 One insert is on its way at a time: those of one process share one engine, and what waits
 meanwhile makes the next one larger, which is cheaper. What waits is bounded in bytes; beyond that
@@ -31,15 +31,15 @@ from tidemill.agents.runtime.failstop import fail_stop
 from tidemill.agents.runtime.inputs import Gap
 from tidemill.agents.runtime.producer import CallThread, OutboxProducer
 from tidemill.agents.sink.batches import Batch, BatchLimits, Insert
-from tidemill.agents.sink.borders import Borders
 from tidemill.agents.sink.feeds import Feed
 from tidemill.agents.sink.gaps import Gaps
 from tidemill.agents.sink.inboxes import Inboxes
+from tidemill.agents.sink.intents import Intents
 from tidemill.agents.sink.records import INSERT_SETTINGS, Encoded
 from tidemill.agents.sink.store import Store
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.codec import Refusal
 from tidemill.schemas.dead import dead_headers
-from tidemill.schemas.record_pages import OutRecord
 
 logger = logging.getLogger("tidemill.sink")
 
@@ -54,7 +54,7 @@ RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 3.0
 # At most one line in this time while it is away.
 OUTAGE_LOG_SECONDS: Final = 10.0
-# After borders that Kafka refused: a rebalance is under way, its chunks are about to go stale.
+# After intents that Kafka refused: a rebalance is under way, its chunks are about to go stale.
 REFUSED_PAUSE_SECONDS: Final = 0.2
 # How long a stop or a rebalance waits for the insert in flight; what is cut comes again.
 FINISH_SECONDS_MAX: Final = 3.0
@@ -94,7 +94,7 @@ class Outage:
 
 
 class SinkWriter:
-    """Takes chunks of one topic, gives rows to ClickHouse. Those of a process share `borders`, and
+    """Takes chunks of one topic, gives rows to ClickHouse. Those of a process share `intents`, and
     `thread`, in which one insert is made at a time."""
 
     def __init__(
@@ -104,7 +104,7 @@ class SinkWriter:
         outbox: OutboxProducer,
         feed: Feed,
         *,
-        borders: Borders,
+        intents: Intents,
         store: Store,
         thread: CallThread,
         dead_topic: str,
@@ -118,7 +118,7 @@ class SinkWriter:
         self._topic = topic = feed.topic
         self._dead_topic = dead_topic
         self._partitions = partitions
-        self._borders = borders
+        self._intents = intents
         self._store = store
         self._thread = thread
         self._outage = Outage()
@@ -178,7 +178,7 @@ class SinkWriter:
         assignments = self._app.chunks.assignments
         if assignments != self._assignments:
             self._assignments = assignments
-            self._borders.forget(self._topic)
+            self._intents.forget(self._topic)
             self._inboxes.forget()
             self._app.chunks.wake()
 
@@ -247,7 +247,7 @@ class SinkWriter:
             mine = {tp for tp in self._app.chunks.assignment() if tp.topic == self._topic}
             if not mine:
                 return None
-            begun = await self._borders.read(mine)
+            begun = await self._intents.read(mine)
             self._notice_rebalance()
             if assignments != self._assignments:
                 return None
@@ -259,14 +259,14 @@ class SinkWriter:
         # 1. Rows in memory; nothing is known outside.
         encoded = await self._thread.call(self._encoding(insert, is_careful=False))
         await self._store.renew()
-        crash_point("sink.before_borders")
-        # 2. The borders are durable before anything can be seen of the rows.
-        while not await self._borders.write(insert):
+        crash_point("sink.before_intents")
+        # 2. The intents are durable before anything can be seen of the rows.
+        while not await self._intents.write(insert):
             if insert.is_stale or self._is_stopping:
                 return
             await asyncio.sleep(REFUSED_PAUSE_SECONDS)
         self._inboxes.begin(insert)
-        crash_point("sink.after_borders_before_insert")
+        crash_point("sink.after_intents_before_insert")
         # 3. Rows in, once for this token, in the table and in those of its views.
         inserted = await self._insert_rows(insert, encoded)
         if inserted is None:
@@ -276,7 +276,7 @@ class SinkWriter:
             if not await self._send_dead(insert, batch, found.refused):
                 return
         crash_point("sink.after_insert_before_commit")
-        # 5. The offsets may be committed; the runtime does it soon, or the next borders do.
+        # 5. The offsets may be committed; the runtime does it soon, or the next intents do.
         self._inboxes.finish(insert)
         self.rows_total += sum(len(found.rows) for found in inserted)
 

@@ -14,7 +14,7 @@ import asyncio
 from typing import Final
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt
 from tidemill.agents.worker.graces import Graces
 from tidemill.agents.worker.lanes import Host
@@ -28,8 +28,8 @@ IDLE_SECONDS: Final = 60.0  # without such jobs their processes are ended: each 
 class ApartLane(ProcessLane):
     """Slots whose process may die: that ends the job."""
 
-    def died(self, attempt: Attempt, how: str) -> ends.End:
-        return ends.failure(
+    def died(self, attempt: Attempt, how: str) -> outcomes.Outcome:
+        return outcomes.failure(
             ErrorCode.WORKER_LOST,
             f"{attempt.rescues} workers were lost while they ran this job, and then it ended a "
             f"process of its own: {how}; look for a crash, os._exit or too little memory, then "

@@ -21,12 +21,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt
 from tidemill.agents.worker.copies import leave_if_copy
-from tidemill.agents.worker.ends import End
 from tidemill.agents.worker.failure_log import FAILURES
 from tidemill.agents.worker.lanes import Host
+from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.stacks import frames_of
 
 TURN_SECONDS: Final = 0.002  # jobs run back to back for this long; then the loop gets on
@@ -201,10 +201,10 @@ class AsyncLane:
         try:
             arguments = handler.arguments(job["payload"], attempt)
         except ValidationError as error:
-            host.ended(attempt, ends.invalid_payload(handler, error))
+            host.ended(attempt, outcomes.invalid_payload(handler, error))
             return None
         except BaseException as error:  # noqa: BLE001  # a validator may do anything, `next()` too
-            host.ended(attempt, ends.error(error, job))
+            host.ended(attempt, outcomes.error(error, job))
             return None
         context = self._context.copy()
         try:
@@ -212,10 +212,10 @@ class AsyncLane:
             yielded = context.run(coroutine.send, None)
         except StopIteration as stop:
             leave_if_copy()
-            host.ended(attempt, ends.result(stop.value, attempt.context, handler))
+            host.ended(attempt, outcomes.result(stop.value, attempt.context, handler))
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             leave_if_copy(error)
-            host.ended(attempt, ends.error(error, job))
+            host.ended(attempt, outcomes.error(error, job))
         else:
             leave_if_copy()
             return _Rest(coroutine, context, yielded)
@@ -228,15 +228,15 @@ class AsyncLane:
         self._awake -= 1
         if self.waiting and not self._awake:
             self._wake_one()
-        end: End
+        end: Outcome
         try:
-            end = ends.result(await rest, attempt.context, attempt.handler)
+            end = outcomes.result(await rest, attempt.context, attempt.handler)
         except asyncio.CancelledError as error:
             is_ours = attempt.verdict is not None or attempt.is_ended or self._is_closed
-            end = ends.cancelled() if is_ours else ends.error(error, attempt.job)
+            end = outcomes.cancelled() if is_ours else outcomes.error(error, attempt.job)
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             leave_if_copy(error)
-            end = ends.error(error, attempt.job)
+            end = outcomes.error(error, attempt.job)
         finally:
             self._awake += 1
         if slot.task is not None and slot.task.cancelling():

@@ -27,15 +27,15 @@ from pydantic import ValidationError
 
 from tidemill.agents import clocks
 from tidemill.agents.logging import configure_logging
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.context import Context, Signal
-from tidemill.agents.worker.ends import End
 from tidemill.agents.worker.errors import TidemillError
 from tidemill.agents.worker.failure_log import FAILURES
 from tidemill.agents.worker.framing import frame, receive
 from tidemill.agents.worker.handlers import REGISTRY, Handler
 from tidemill.agents.worker.loading import load
 from tidemill.agents.worker.module_names import LoadPlan
+from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.stacks import frames_of
 from tidemill.agents.worker.surroundings import Surroundings
 from tidemill.schemas.safe_text import safe_line
@@ -161,7 +161,7 @@ class Child:
         handler = REGISTRY.get(job["type"])
         if handler is None:
             # The child loaded the same modules; a module that registers by chance is at fault.
-            end = ends.failure(
+            end = outcomes.failure(
                 "HANDLER_ERROR",
                 f"the child process does not know the job type {job['type']!r}: define its handler "
                 "at the top of its module, not under a condition",
@@ -175,12 +175,12 @@ class Child:
         self.send({"end": _portable(end, job), "saw_cancel": saw_cancel})
 
 
-def _call(handler: Handler, attempt: ChildAttempt) -> End:
+def _call(handler: Handler, attempt: ChildAttempt) -> Outcome:
     try:
         try:
             arguments = handler.arguments(attempt.job["payload"], attempt)
         except ValidationError as error:
-            return ends.invalid_payload(handler, error)
+            return outcomes.invalid_payload(handler, error)
         value = handler.function(*arguments)
         if inspect.iscoroutine(value):
             attempt.standing = value
@@ -189,13 +189,13 @@ def _call(handler: Handler, attempt: ChildAttempt) -> End:
         if isinstance(error, _Terminated):
             logging.shutdown()
             os._exit(EXIT_TERMINATED)
-        return ends.error(error, attempt.job)
-    return ends.result(value, attempt.context, handler)
+        return outcomes.error(error, attempt.job)
+    return outcomes.result(value, attempt.context, handler)
 
 
-def _portable(end: End, job: dict[str, Any]) -> End:
+def _portable(end: Outcome, job: dict[str, Any]) -> Outcome:
     """The end as plain JSON; what is not JSON or too large becomes a failure here already."""
-    encoded = orjson.loads(ends.encode(job, end, 0, 0))
+    encoded = orjson.loads(outcomes.encode(job, end, 0, 0))
     identity = ("user_id", "job_id", "run", "attempt", "epoch")
     return {key: value for key, value in encoded.items() if key not in identity}
 

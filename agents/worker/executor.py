@@ -17,18 +17,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import attempts, ends
+from tidemill.agents.worker import attempts, outcomes
 from tidemill.agents.worker.apart import Apart
 from tidemill.agents.worker.async_lane import AsyncLane
 from tidemill.agents.worker.attempts import Attempt, Pack, QueueState
 from tidemill.agents.worker.context import has_seen_cancel
 from tidemill.agents.worker.early_cancels import EarlyCancels
-from tidemill.agents.worker.ends import End
 from tidemill.agents.worker.failure_log import FAILURES
 from tidemill.agents.worker.graces import NO_GRACES, Graces, tell_forced
 from tidemill.agents.worker.handlers import Handler
 from tidemill.agents.worker.lanes import Lane, ThreadLane, line_up
 from tidemill.agents.worker.module_names import LoadPlan
+from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.packs import read_pack
 from tidemill.agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from tidemill.agents.worker.pulse import Pulse
@@ -206,7 +206,7 @@ class Executor:
         pack, opened_attempts = opened
         detail = self._former_ends.get(former_owner or "")
         for attempt in opened_attempts:
-            self._end_unbegun(attempt, ends.returned(reason, detail, former_owner))
+            self._end_unbegun(attempt, outcomes.returned(reason, detail, former_owner))
         return pack
 
     def _open(
@@ -231,7 +231,7 @@ class Executor:
 
     def _place(self, attempt: Attempt) -> None:
         if self._early_cancels and self._early_cancels.take(attempt.key()):
-            self._end_unbegun(attempt, ends.cancelled())
+            self._end_unbegun(attempt, outcomes.cancelled())
             return
         attempt.pack.queue.waiting += 1
         if attempt.handler is None:
@@ -260,7 +260,7 @@ class Executor:
                 attempt.is_ended = True
             elif attempt.pack in taken and not attempt.has_told_start:
                 self._forget_waiting(attempt)
-                self._end_unbegun(attempt, ends.returned(Reason.REBALANCED))
+                self._end_unbegun(attempt, outcomes.returned(Reason.REBALANCED))
         for _, attempt in self._all_running():
             if attempt.pack in taken:
                 self._teller.start(attempt)
@@ -288,14 +288,14 @@ class Executor:
         queue = attempt.pack.queue
         queue.waiting -= 1
         if not self._standstill.may_begin(attempt.job):
-            self._end_unbegun(attempt, ends.returned(Reason.WORKER_STALLED))
+            self._end_unbegun(attempt, outcomes.returned(Reason.WORKER_STALLED))
             self.look_for_standstill()
             return False
         if queue.waiting == REFILL_AT or not queue.waiting:
             self._on_room()
         return True
 
-    def ended(self, attempt: Attempt, end: End) -> None:
+    def ended(self, attempt: Attempt, end: Outcome) -> None:
         """The handler ended by itself, or because it was told to."""
         verdict = attempt.verdict
         if verdict is not None:
@@ -305,18 +305,18 @@ class Executor:
             and attempt.signal.is_set
             and (attempt.has_seen_cancel or has_seen_cancel(attempt.context))
         ):
-            end = ends.cancelled()
+            end = outcomes.cancelled()
         self._finish(attempt, end)
 
-    def _finish(self, attempt: Attempt, end: End) -> None:
+    def _finish(self, attempt: Attempt, end: Outcome) -> None:
         attempt.is_ended = True
         self.ended_total += 1
         pack = attempt.pack
         finished_ms = int(clocks.wall() * 1000)
         if end["kind"] == "returned":
-            outcome = ends.encode(attempt.job, end, 0, 0)
+            outcome = outcomes.encode(attempt.job, end, 0, 0)
         else:
-            outcome = ends.encode(attempt.job, end, attempt.started_ms, finished_ms)
+            outcome = outcomes.encode(attempt.job, end, attempt.started_ms, finished_ms)
         self._writer.add(
             pack.ledger_partition, outcome, None if attempt.has_told_start else pack, attempt
         )
@@ -330,14 +330,14 @@ class Executor:
         is_cancelled = bool(self._early_cancels) and self._early_cancels.take(attempt.key())
         if self.is_stopping or is_cancelled:
             attempt.pack.queue.waiting -= 1
-            end = ends.cancelled() if is_cancelled else ends.returned(Reason.WORKER_STOPPING)
-            self._end_unbegun(attempt, end)
+            stopping = outcomes.returned(Reason.WORKER_STOPPING)
+            self._end_unbegun(attempt, outcomes.cancelled() if is_cancelled else stopping)
         else:
             lane = self._lane_of(attempt)
             lane.waiting.appendleft(attempt)
             lane.kick()
 
-    def _end_unbegun(self, attempt: Attempt, end: End) -> None:
+    def _end_unbegun(self, attempt: Attempt, end: Outcome) -> None:
         """End an attempt that never began and is in no line."""
         attempt.started_ms = 0 if end["kind"] == "returned" else clocks.wall_ms()
         self._finish(attempt, end)
@@ -409,7 +409,7 @@ class Executor:
         ]
         for attempt in old:
             self._forget_waiting(attempt)
-            self._end_unbegun(attempt, ends.returned(Reason.NO_FREE_SLOT))
+            self._end_unbegun(attempt, outcomes.returned(Reason.NO_FREE_SLOT))
         if old:
             self._on_room()
 
@@ -417,7 +417,7 @@ class Executor:
         for attempt in list(self._suspects.waiting):
             if now - attempt.pack.received_at >= COMING_SECONDS:
                 self._forget_waiting(attempt)
-                self._end_unbegun(attempt, ends.returned(Reason.ON_PROBATION))
+                self._end_unbegun(attempt, outcomes.returned(Reason.ON_PROBATION))
 
     def _hand_back_unknown_types(self) -> None:
         """They came before the ledger knew what this worker runs; it lets them wait a while."""
@@ -428,7 +428,7 @@ class Executor:
         )
         for attempt in unknown:
             self._forget_waiting(attempt)
-            self._end_unbegun(attempt, ends.returned(Reason.TYPE_NOT_RUN))
+            self._end_unbegun(attempt, outcomes.returned(Reason.TYPE_NOT_RUN))
         self._on_room()
 
     # -- cancel --------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ class Executor:
         for attempt in self._all_waiting():
             if attempt.key() == key:
                 self._forget_waiting(attempt)
-                self._end_unbegun(attempt, ends.cancelled())
+                self._end_unbegun(attempt, outcomes.cancelled())
                 return
         self._early_cancels.keep(key)
 
@@ -490,7 +490,7 @@ class Executor:
     def _return_waiting(self, reason: Reason) -> None:
         for attempt in self._all_waiting():
             self._forget_waiting(attempt)
-            self._end_unbegun(attempt, ends.returned(reason))
+            self._end_unbegun(attempt, outcomes.returned(reason))
 
     async def _until_quiet(self, seconds: float) -> None:
         if not self.running or seconds <= 0:

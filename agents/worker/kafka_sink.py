@@ -20,7 +20,7 @@ from tidemill.agents.runtime.batch_writer import AWAY_SECONDS, BatchWriter, TooL
 from tidemill.agents.runtime.batches_out import ZSTD, OutBatch
 from tidemill.agents.runtime.errors import AbortableError, EngineError
 from tidemill.agents.runtime.failstop import fail_stop
-from tidemill.schemas.record_pages import RecordPage
+from tidemill.schemas.batch_builder import RecordPage
 
 RECORD_BYTES_MAX: Final = 2 * 1_048_576  # as `tidemill.schemas.topics` makes the topic
 LOG_SECONDS: Final = 10.0  # one line in this time about outcomes that cannot be written

@@ -17,11 +17,11 @@ from typing import Final, Protocol
 from pydantic import ValidationError
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt
 from tidemill.agents.worker.copies import leave_if_copy
-from tidemill.agents.worker.ends import End
 from tidemill.agents.worker.failure_log import FAILURES
+from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.stacks import frames_of
 
 STACK_NAME: Final = "tidemill-job"  # threads' names, for people who look at a stack dump
@@ -34,7 +34,7 @@ class Host(Protocol):
         """The attempt left the waiting line, and its handler is called next. False: it must not
         begin any more, and is dealt with."""
 
-    def ended(self, attempt: Attempt, end: End) -> None:
+    def ended(self, attempt: Attempt, end: Outcome) -> None:
         """The attempt ended by itself; called on the loop, once for each attempt that began."""
 
 
@@ -89,7 +89,7 @@ class ThreadLane:
         self.stuck = 0
         self._calls: deque[Attempt | None] = deque()
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()  # as many as calls
-        self._done: deque[tuple[Attempt, End]] = deque()
+        self._done: deque[tuple[Attempt, Outcome]] = deque()
         self._is_told = False
         self._threads = 0
 
@@ -156,7 +156,7 @@ class ThreadLane:
                 attempt.standing = get_ident()
                 end = contextvars.Context().run(run_blocking, attempt)
             except BaseException as error:  # noqa: BLE001  # thrown after the handler's own end
-                end = ends.error(error, attempt.job)
+                end = outcomes.error(error, attempt.job)
             attempt.standing = None
             self._done.append((attempt, end))
             # One wake-up of the loop serves all that ended until it runs.
@@ -179,7 +179,7 @@ class ThreadLane:
         self.kick()
 
 
-def run_blocking(attempt: Attempt) -> End:
+def run_blocking(attempt: Attempt) -> Outcome:
     """Call a `def` handler and return its end, whatever it does."""
     handler = attempt.handler
     assert handler is not None  # a lane only receives attempts with a handler
@@ -187,7 +187,7 @@ def run_blocking(attempt: Attempt) -> End:
         try:
             arguments = handler.arguments(attempt.job["payload"], attempt)
         except ValidationError as error:
-            return ends.invalid_payload(handler, error)
+            return outcomes.invalid_payload(handler, error)
         value = handler.function(*arguments)
         if inspect.iscoroutine(value):
             # A decorator that is no `async def` around one that is.
@@ -195,9 +195,9 @@ def run_blocking(attempt: Attempt) -> End:
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
         leave_if_copy(error)
-        return ends.error(error, attempt.job)
+        return outcomes.error(error, attempt.job)
     leave_if_copy()
-    return ends.result(value, attempt.context, handler)
+    return outcomes.result(value, attempt.context, handler)
 
 
 def line_up(waiting: deque[Attempt], attempt: Attempt) -> None:

@@ -24,7 +24,7 @@ import orjson
 from tidemill.agents import clocks, own_streams
 from tidemill.agents.logging import log_words
 from tidemill.agents.supervisor import describe_exit
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt
 from tidemill.agents.worker.framing import LENGTH_BYTES, frame
 from tidemill.agents.worker.graces import NO_GRACES, Graces
@@ -305,9 +305,9 @@ class ProcessLane:
         for attempt in [each for each in self.running if each.runner is child]:
             self._end(attempt, self.died(attempt, "the worker lost its connection to it"))
 
-    def died(self, attempt: Attempt, how: str) -> ends.End:
+    def died(self, attempt: Attempt, how: str) -> outcomes.Outcome:
         """How an attempt ends whose process ended by itself."""
-        return ends.died(how)
+        return outcomes.died(how)
 
     async def _await_ready(self, child: ChildProcess, *, is_expected: bool) -> bool:
         self._starting += is_expected
@@ -405,7 +405,7 @@ class ProcessLane:
             return False
         return True
 
-    def _end(self, attempt: Attempt, end: ends.End) -> None:
+    def _end(self, attempt: Attempt, end: outcomes.Outcome) -> None:
         if attempt.is_ended:
             self.stuck -= 1
         else:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tidemill.agents import clocks
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt, Permit, Settled
-from tidemill.agents.worker.ends import End
+from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.writer import OutcomeWriter
 
 
@@ -43,7 +43,7 @@ class Teller:
         attempt.progressed_at = now
         self._say(attempt, {"kind": "progressed", "progress": told}, None)
 
-    def _say(self, attempt: Attempt, word: End, waits: Settled | None) -> None:
+    def _say(self, attempt: Attempt, word: Outcome, waits: Settled | None) -> None:
         """`waits` learns when the word is durable."""
-        outcome = ends.encode(attempt.job, word, attempt.started_ms, 0)
+        outcome = outcomes.encode(attempt.job, word, attempt.started_ms, 0)
         self._writer.add(attempt.pack.ledger_partition, outcome, waits)

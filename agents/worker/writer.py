@@ -18,7 +18,7 @@ import orjson
 
 from tidemill.agents.crash import crash_point
 from tidemill.agents.worker.attempts import Attempt, Settled
-from tidemill.agents.worker.ends import too_large
+from tidemill.agents.worker.outcomes import too_large
 from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.wire import OUTCOME_PACK_BYTES_MAX, OUTCOMES_PER_RECORD_MAX
 

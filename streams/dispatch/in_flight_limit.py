@@ -23,10 +23,10 @@ SIZE_MAX: Final = 4_000  # jobs in flight per pool and partition; bounds what a 
 GROW_EVERY_MS: Final = 100  # ms between two growths
 GROW_FACTOR_FIRST: Final = 2.0  # until it was too large once
 GROW_FACTOR: Final = 1.25
-# ms from dispatch to start below which the window may grow: half of what makes a worker hand a job
+# ms from dispatch to start below which the limit may grow: half of what makes a worker hand a job
 # back. A smaller one keeps groups small on a busy machine, and small groups keep it busy.
 QUICK_START_MS: Final = 500
-SHORT_RUN_MS: Final = 200  # ms that a job runs on average below which the window may grow
+SHORT_RUN_MS: Final = 200  # ms that a job runs on average below which the limit may grow
 # ms from dispatch to start, of the quickest one, above which it shrinks: that is a line of its own,
 # where no priority acts. Never below where it started: another machine's clock may be off.
 LATE_START_MS: Final = 1_000
@@ -44,6 +44,7 @@ class InFlightLimit:
     __slots__ = (
         "_asked_at",
         "_ends",
+        "_heartbeat_version",
         "_is_blocked",
         "_is_told",
         "_least_wait_ms",
@@ -54,7 +55,6 @@ class InFlightLimit:
         "_run_ms",
         "_shrunk_at",
         "_start",
-        "_told",
         "_told_free",
         "_was_full",
         "_was_too_large",
@@ -67,7 +67,7 @@ class InFlightLimit:
         self.slots = 0
         self.size = 0.0
         self._start = 0.0
-        self._told = -1
+        self._heartbeat_version = -1
         self._told_free = 0
         self._is_told = False  # the workers have spoken since the last look
         self._level = 0  # jobs that may be out, by what they said; 0: they said nothing
@@ -84,7 +84,9 @@ class InFlightLimit:
         self._ends = 0
         self._run_ms = 0
 
-    def set_slots(self, slots: int, *, free: int, partitions: int = 1, told: int = 0) -> None:
+    def set_slots(
+        self, slots: int, *, free: int, partitions: int = 1, heartbeat_version: int = 0
+    ) -> None:
         """What the workers' heartbeats say of this pool, for each of so many ledger partitions;
         `told` differs when one of them has been heard since."""
         if slots != self.slots:
@@ -94,8 +96,8 @@ class InFlightLimit:
             self._was_too_large = False
         if free > 0:
             self._is_blocked = False
-        if told != self._told:
-            self._told = told
+        if heartbeat_version != self._heartbeat_version:
+            self._heartbeat_version = heartbeat_version
             self._told_free = free
             self._is_told = True
 

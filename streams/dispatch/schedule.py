@@ -202,7 +202,7 @@ class Schedule:
     def rebuild(
         self, jobs: Iterable[Job], now_ms: int, follow: Callable[[Job], None] | None = None
     ) -> None:
-        """Builds all indices anew, `follow` those of others; windows and slots stay, they come from
+        """Builds all indices anew, `follow` those of others; limits and slots stay, they come from
         heartbeats."""
         self.note_types()
         for pool in self.pools.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.schemas.words import TERMINAL_STATES, State
 from tidemill.streams.job import Job, JobKey
 from tidemill.streams.store import rows
@@ -86,7 +86,7 @@ class Jobs(AnyTable):
     def has_changes(self) -> bool:
         return bool(self._before or self._forgotten or self._buried)
 
-    def write(self, pages: RecordPages) -> None:
+    def write(self, pages: BatchBuilder) -> None:
         for key in self._before:
             job = self.live[key]
             row_key = rows.key_of(job.spec)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.streams.store.table import AnyTable
 
 KIND: Final = b"p"
@@ -42,7 +42,7 @@ class Position(AnyTable):
         before = self._before
         return before is not None and before[0] != self.applied
 
-    def write(self, pages: RecordPages) -> None:
+    def write(self, pages: BatchBuilder) -> None:
         row: dict[str, Any] = {
             "applied": self.applied, "clock": self.clock_ms, "accepted": self.accepted
         }

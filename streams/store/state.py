@@ -10,7 +10,7 @@ Nobody but the decider reads them in between.
 
 from __future__ import annotations
 
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.schemas.wire import Definition
 from tidemill.streams.decision import NeedsNewer
 from tidemill.streams.job import HANDED_BACK, NO_WORKER, Job, JobKey
@@ -141,7 +141,7 @@ class PartitionState:
                 return True
         return self._position.has_changes()
 
-    def write_rows(self, pages: RecordPages) -> None:
+    def write_rows(self, pages: BatchBuilder) -> None:
         """The rows that this group's transaction writes, the position last."""
         for table in self._tables:
             table.write(pages)

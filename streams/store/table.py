@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from mypy_extensions import mypyc_attr
 
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,7 +41,7 @@ class AnyTable(ABC):
         """Whether this group has changed anything that is written."""
 
     @abstractmethod
-    def write(self, pages: RecordPages) -> None:
+    def write(self, pages: BatchBuilder) -> None:
         """The rows that this group's transaction writes."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Table(AnyTable, Generic[K, V]):
     def has_changes(self) -> bool:
         return len(self.before) > 0
 
-    def write(self, pages: RecordPages) -> None:
+    def write(self, pages: BatchBuilder) -> None:
         for key in self.before:
             value = self.values.get(key)
             pages.add(self.row_key(key), None if value is None else self.row_value(key, value))

@@ -23,7 +23,7 @@ from tidemill.agents.runtime.inputs import InputPolicy
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.agents.runtime.run import run_app
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup, OutRecord
+from tidemill.schemas.batch_builder import OutGroup, OutRecord
 
 PARTITIONS = 4
 GROUP_RECORDS_MAX = 1_500

@@ -28,7 +28,7 @@ from tidemill.agents.runtime.batches_out import OutBatch
 from tidemill.agents.runtime.errors import AbortableError, FatalError
 from tidemill.agents.runtime.transaction import TransactionalProducer
 from tidemill.agents.topics import admin_client
-from tidemill.schemas.record_pages import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
+from tidemill.schemas.batch_builder import PAGE_BYTES_MAX, OutGroup, OutRecord, RecordPage
 
 PARTITIONS = 2
 SMALL_BYTES = 2_000  # what the topic `small` takes

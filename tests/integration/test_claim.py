@@ -21,7 +21,7 @@ from tidemill.agents.ledger.claim import Claim
 from tidemill.agents.runtime.errors import FencedError
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.schemas.topics import Topics
 
 PARTITIONS = 2

@@ -26,8 +26,8 @@ embedded = pytest.mark.parametrize("place", ["chdb"], indirect=True)
 server = pytest.mark.parametrize("place", ["server"], indirect=True)
 # Where the sink is ended, one start after the other, and at which insert of that start.
 STEPS = (
-    "before_borders:1", "after_borders_before_insert:2", "after_insert_before_commit:3",
-    "after_borders_before_insert:1", "after_insert_before_commit:1",
+    "before_intents:1", "after_intents_before_insert:2", "after_insert_before_commit:3",
+    "after_intents_before_insert:1", "after_insert_before_commit:1",
 )
 TOLD = "is not the store that the committed offsets tell of"
 

@@ -31,7 +31,7 @@ from tidemill.agents.runtime.failstop import EXIT_FAIL_STOP
 from tidemill.agents.runtime.producer import OutboxProducer
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER = Path(__file__).with_name("runtime_ledger.py")

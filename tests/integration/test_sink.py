@@ -74,7 +74,7 @@ def test_a_row_holds_its_event(log: Log, place: Place) -> None:
 
 @pytest.mark.parametrize(
     "crash_point",
-    ["sink.before_borders", "sink.after_borders_before_insert", "sink.after_insert_before_commit"],
+    ["sink.before_intents", "sink.after_intents_before_insert", "sink.after_insert_before_commit"],
 )
 def test_a_crash_at_any_step_leaves_each_event_once(
     log: Log, place: Place, crash_point: str
@@ -84,14 +84,14 @@ def test_a_crash_at_any_step_leaves_each_event_once(
     crashed = place.start(crash_at=f"{crash_point}:5")
     assert crashed.popen.wait(DEADLINE_SECONDS) == CRASH_EXIT_CODE
     log.produce(500)
-    # Other limits would cut other batches; borders that were written down must hold all the same.
+    # Other limits would cut other batches; intents that were written down must hold all the same.
     place.start(batch_rows=3_000, batch_seconds=0.5).wait_ready()
     place.check(log)
 
 
 @pytest.mark.parametrize(
     "crash_point",
-    ["sink.before_borders", "sink.after_borders_before_insert", "sink.after_insert_before_commit"],
+    ["sink.before_intents", "sink.after_intents_before_insert", "sink.after_insert_before_commit"],
 )
 def test_a_crash_at_any_step_leaves_each_refused_record_once(
     log: Log, place: Place, crash_point: str
@@ -341,7 +341,7 @@ def test_events_of_a_newer_ledger_go_in_without_what_is_new(log: Log, place: Pla
     ]
 
 
-def test_borders_name_exactly_what_was_inserted(log: Log, place: Place) -> None:
+def test_intents_name_exactly_what_was_inserted(log: Log, place: Place) -> None:
     """After the crash behind an insert, the note beside the offset and the rows agree."""
     log.produce(1_000)
     crashed = place.start(crash_at="sink.after_insert_before_commit:2")

@@ -18,7 +18,7 @@ from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 from tests.unit.message_kit import relays
 from tests.unit.partition_kit import decided, keep, restored
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import IN_FLIGHT_STATES

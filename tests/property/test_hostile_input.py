@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from tests.property.hostile import DEFINITIONS, INPUTS, JOBS, TYPES, USERS, to_json
 from tests.property.rig import START_MS, TOPICS, Input, Rig, observable, outcome_of, pack
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.events import CompletedJob, JobEvent
-from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.topics import DEAD_RECORD_BYTES, RECORD_BYTES
 from tidemill.schemas.wire import ControlMessage, Definition, ReadyPack
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from tests.chaos.rawlog import RawRecord
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 
 Place = tuple[str, int]
 """(topic, partition)"""

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from tests.simulation.world import World
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.streams.limits import NOTHING_USED
 from tidemill.streams.policies.rate_limit import LimitUses
 from tidemill.streams.store.position import Position
@@ -45,7 +45,7 @@ def test_a_run_repeats_from_its_seed() -> None:
 def no_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug: rows without the applied positions, so that inputs are decided again."""
 
-    def without(self: Position, pages: RecordPages) -> None:
+    def without(self: Position, pages: BatchBuilder) -> None:
         row = {"applied": {}, "clock": self.clock_ms, "accepted": self.accepted}
         pages.add(b"p", orjson.dumps(row))
 

@@ -131,7 +131,7 @@ def compare_line(player: Player, call: tuple[Any, ...], out: Any) -> tuple[list[
     player.pending[call[0]] = [(record[2], record[3]) for record in rows]
     public: list[Any] = [record for record in records if record[0] != _TOPICS.state]
     # Texts that end up in a log, and the instant at which the next group has work of its own.
-    public += [tuple(one) for one in getattr(engine, "buried", ())]
+    public += [tuple(one) for one in getattr(engine, "dead_letters", ())]
     public.append(engine.next_tick_at())
     return public, rows
 

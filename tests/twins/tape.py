@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.chaos.rawlog import RawRecord
 from tests.unit.partition_kit import restored
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.schemas.wire import Definition
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity, Partition

@@ -13,7 +13,7 @@ import orjson
 
 from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import DEFAULT, NOW
-from tidemill.schemas.record_pages import OutGroup, OutRecord
+from tidemill.schemas.batch_builder import OutGroup, OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName

@@ -19,7 +19,7 @@ from tests.unit.partition_kit import (
     request,
 )
 from tidemill.agents.ledger.workers import groups_of
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.wire import Definition, LimitSpec
 from tidemill.streams.absences import (
     NOT_SERVED_MS,

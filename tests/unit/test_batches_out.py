@@ -18,12 +18,12 @@ from tidemill.agents.runtime.batches_out import (
 )
 from tidemill.agents.runtime.errors import FatalError, PoisonMessage
 from tidemill.agents.settings import LedgerSettings
-from tidemill.schemas.record_pages import (
+from tidemill.schemas.batch_builder import (
     PAGE_BYTES_MAX,
+    BatchBuilder,
     OutGroup,
     OutRecord,
     RecordPage,
-    RecordPages,
 )
 from tidemill.schemas.topics import Topics
 
@@ -90,7 +90,7 @@ def test_a_record_may_be_larger_than_a_batch_but_not_than_a_record() -> None:
 
 def test_two_parts_of_a_group_in_one_partition_are_refused() -> None:
     group = OutGroup([("events", 0, None, b"1", None)])
-    pages = RecordPages("events", 0)
+    pages = BatchBuilder("events", 0)
     pages.add(None, b"2")
     group.pages.append(pages)
     with pytest.raises(FatalError, match="events-0"):

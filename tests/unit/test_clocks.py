@@ -175,7 +175,7 @@ def test_the_ledger_hears_of_free_slots_from_a_worker_whose_clock_stands_still()
         room = QueueSlots(kinds={"async": KindSlots(slots=4, free=free)}, partitions=(0,))
         snapshot = Snapshot(queues={"mail": room}, types=("mail.send",))
         book.note_beat(beat_of(snapshot, worker_id="w", incarnation=1, at_ms=int(AT * 1000)))
-        told.append(book.capacity()[SlotPoolName("mail", "async", "")].told)
+        told.append(book.capacity()[SlotPoolName("mail", "async", "")].heartbeat_version)
     assert len(set(told)) == 3
 
 

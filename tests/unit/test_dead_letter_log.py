@@ -9,10 +9,12 @@ from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, decided, events_in, outcome, outcomes, plain, request
 from tidemill.agents.ledger.dead_letter_log import DeadLetterLog
 from tidemill.agents.tally import KIND_SECONDS, LINES_A_SECOND, Tally
-from tidemill.streams.output import Buried
+from tidemill.streams.output import DeadLetter
 
-FAILED = Buried("attempt", "TIMEOUT", "u\x1b[2J", "j", "t", 3, "attempts_exhausted", "", "")
-REFUSED = Buried("request", "INVALID_FIELD", "", "", "", 0, "", "priority", "jobs.requested/1/2")
+FAILED = DeadLetter("attempt", "TIMEOUT", "u\x1b[2J", "j", "t", 3, "attempts_exhausted", "", "")
+REFUSED = DeadLetter(
+    "request", "INVALID_FIELD", "", "", "", 0, "", "priority", "jobs.requested/1/2"
+)
 
 
 def test_a_job_that_failed_for_good_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,13 +59,13 @@ def test_what_a_group_buried_is_known_until_it_is_settled() -> None:
         [RawRecord(topic, 0, 7, NOW, b"k", value, ()) for topic, value in inputs],
         alive=scene.alive, rooms=scene.rooms, definitions=scene.definitions,
     )
-    records, told = list(out), engine.buried
+    records, told = list(out), engine.dead_letters
     engine.commit()
     assert [(letter.stage, letter.code, letter.job_id) for letter in told] == [
         ("attempt", "GONE", "j"), ("request", "INVALID_FIELD", "k")
     ]
     assert told[1].field == "priority"
-    assert not engine.buried
+    assert not engine.dead_letters
     # The trace is in the event of the attempt alone.
     events = events_in(records)
     assert [event["data"] for event in events if event["event"] == "attempt_failed"] == [

@@ -25,7 +25,7 @@ from tidemill.agents.ledger.group_committer import (
 from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.runtime.errors import AbortableError
 from tidemill.agents.runtime.transaction import TransactionalProducer
-from tidemill.schemas.record_pages import OutGroup
+from tidemill.schemas.batch_builder import OutGroup
 from tidemill.streams.decision import NeedsNewer
 
 Log = list[tuple[str, str]]

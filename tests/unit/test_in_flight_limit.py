@@ -110,20 +110,20 @@ def test_each_partition_starts_with_its_share(
 
 def test_who_is_alone_gets_all_slots_when_the_workers_say_that_they_are_free() -> None:
     window = InFlightLimit()
-    window.set_slots(100, free=100, partitions=4, told=1)
+    window.set_slots(100, free=100, partitions=4, heartbeat_version=1)
     assert window.allowance(0, NOW_MS) == 100  # they have said so, and nothing is out
     assert window.allowance(100, NOW_MS) == 0
     for told, in_flight, free, more in ((2, 60, 30, 30), (3, 100, 0, 0), (4, 10, 0, 40)):
-        window.set_slots(100, free=free, partitions=4, told=told)
+        window.set_slots(100, free=free, partitions=4, heartbeat_version=told)
         assert window.allowance(in_flight, NOW_MS) == more
     # As jobs end, others follow; what was said once does not count twice.
-    window.set_slots(100, free=30, partitions=4, told=5)
+    window.set_slots(100, free=30, partitions=4, heartbeat_version=5)
     assert [window.allowance(out, NOW_MS) for out in (60, 90, 80, 90)] == [30, 0, 10, 0]
-    window.set_slots(100, free=30, partitions=4, told=5)
+    window.set_slots(100, free=30, partitions=4, heartbeat_version=5)
     assert window.allowance(90, NOW_MS) == 0
     # However often they are wrong, no more than all partitions together begin with.
     for told in range(6, 60):
-        window.set_slots(100, free=100, partitions=4, told=told)
+        window.set_slots(100, free=100, partitions=4, heartbeat_version=told)
         window.allowance(190, NOW_MS)
     assert window.allowance(190, NOW_MS) == 10
 

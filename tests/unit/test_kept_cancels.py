@@ -20,7 +20,7 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.streams.partition import FORGET_EVERY_MS, Partition
 from tidemill.streams.partitioner import partition_of
 from tidemill.streams.store import kept_cancels

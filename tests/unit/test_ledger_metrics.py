@@ -15,12 +15,14 @@ from tests.unit.partition_kit import TOPICS, Scene, decided, plain
 from tidemill.agents.api.main import ApiServer
 from tidemill.agents.ledger.metrics import LedgerCounts, LedgerMetrics, open_door
 from tidemill.agents.settings import LedgerSettings, SettingsError
-from tidemill.streams.output import Buried
+from tidemill.streams.output import DeadLetter
 from tidemill.streams.store.kept_cancels import USER_COUNT_MAX
 
-FAILED = Buried("attempt", "A_CODE_OF_A_USER", "ada-l", "job-1", "mail", 3, "", "", "")
-REFUSED = Buried("request", "UNKNOWN_FIELD", "ada-l", "job-2", "", 0, "", "x", "jobs.requested/0/1")
-LOST = Buried("request", "RECORDS_LOST", "", "", "", 0, "", "", "jobs.requested/0/9")
+FAILED = DeadLetter("attempt", "A_CODE_OF_A_USER", "ada-l", "job-1", "mail", 3, "", "", "")
+REFUSED = DeadLetter(
+    "request", "UNKNOWN_FIELD", "ada-l", "job-2", "", 0, "", "x", "jobs.requested/0/1"
+)
+LOST = DeadLetter("request", "RECORDS_LOST", "", "", "", 0, "", "", "jobs.requested/0/9")
 
 
 @pytest.fixture

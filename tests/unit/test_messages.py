@@ -23,7 +23,7 @@ from tests.unit.partition_kit import (
     request,
     restored,
 )
-from tidemill.schemas.record_pages import OutRecord
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.words import EventKind
 from tidemill.streams import messages as messages_
 from tidemill.streams.commands import Cancel

@@ -21,12 +21,12 @@ from tests.unit.core_kit import (
     submit,
 )
 from tests.unit.partition_kit import Scene, events_in, outcome, outcomes, plain, request
+from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.codec import Refusal
 from tidemill.schemas.dead import HEADER_MEANINGS, ORIGINAL_HEADERS_MAX
 from tidemill.schemas.event_writer import Event, EventWriter
 from tidemill.schemas.events import CompletedJob, JobEvent
 from tidemill.schemas.instants import InstantCache, instant_text
-from tidemill.schemas.record_pages import OutRecord
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import PACK_BYTES_MAX, PACK_JOBS_MAX, ControlMessage, ReadyPack
 from tidemill.schemas.words import AUDIT_KINDS, ErrorCode, EventKind, State

@@ -35,7 +35,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from tidemill.agents.worker import ends, results
+from tidemill.agents.worker import outcomes, results
 from tidemill.agents.worker.errors import JobDefinitionError
 from tidemill.agents.worker.handlers import Handler, build_handler
 
@@ -99,8 +99,8 @@ class Holds:
 
 
 def told(value: Any, handler: Handler | None = None) -> dict[str, Any]:
-    end = ends.result(value, None, handler)
-    outcome: dict[str, Any] = orjson.loads(ends.encode(JOB, end, 1, 2))
+    end = outcomes.result(value, None, handler)
+    outcome: dict[str, Any] = orjson.loads(outcomes.encode(JOB, end, 1, 2))
     return outcome
 
 

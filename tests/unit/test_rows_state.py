@@ -18,7 +18,7 @@ from tests.unit.core_kit import (
     report,
     submit,
 )
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import State
 from tidemill.streams.commands import Dispatch, Resolve
@@ -37,7 +37,7 @@ SKIP = define(limits=[{"limit": 2, "window_ms": 60_000, "over": "skip"}])
 
 def rows_of(state: PartitionState) -> list[tuple[bytes, bytes | None]]:
     """What a group's transaction would write of it."""
-    pages = RecordPages("state", 0)
+    pages = BatchBuilder("state", 0)
     state.write_rows(pages)
     return [(key or b"", value) for key, value, _ in pages.records()]
 

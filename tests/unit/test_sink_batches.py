@@ -1,4 +1,4 @@
-"""Batches: where they end, that borders hold, and which offsets are acked."""
+"""Batches: where they end, that intents hold, and which offsets are acked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidemill.agents.sink.batches import (
     PartitionInbox,
     are_due,
 )
-from tidemill.agents.sink.borders import begun_of, note_of, place_note
+from tidemill.agents.sink.intents import begun_of, note_of, place_note
 from tidemill.agents.sink.store import mark_of
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
@@ -129,7 +129,7 @@ def test_a_record_larger_than_a_batch_makes_one_alone() -> None:
     assert part.inbox.size_bytes == 0
 
 
-def test_borders_hold_whatever_the_chunks_and_limits_are() -> None:
+def test_intents_hold_whatever_the_chunks_and_limits_are() -> None:
     part = Partition()
     part.add(3, 4, 7)
     assert not part.inbox.holds(23)

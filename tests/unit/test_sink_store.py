@@ -12,8 +12,8 @@ from tests.unit.test_sink_records import Fake
 from tidemill.agents.clickhouse.engine import EngineUnavailable
 from tidemill.agents.runtime.producer import CallThread
 from tidemill.agents.sink import store as store_
-from tidemill.agents.sink.borders import place_note
 from tidemill.agents.sink.feeds import refused_of
+from tidemill.agents.sink.intents import place_note
 from tidemill.agents.sink.store import Store
 from tidemill.schemas.topics import Topics
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.errors import NonRetryable, Retry, Skip
 from tidemill.agents.worker.steering import EXCEPTIONS_MAX, steering_word
 
@@ -47,7 +47,7 @@ def by_task_group(*inside: BaseException) -> BaseException:
 
 
 def encoded(raised: BaseException) -> dict[str, Any]:
-    outcome: dict[str, Any] = orjson.loads(ends.encode(JOB, ends.error(raised, JOB), 1, 2))
+    outcome: dict[str, Any] = orjson.loads(outcomes.encode(JOB, outcomes.error(raised, JOB), 1, 2))
     return outcome
 
 
@@ -113,7 +113,7 @@ def test_causes_are_in_the_message() -> None:
 
 def test_any_number_and_any_depth_are_bounded() -> None:
     many = group(*(ValueError(number) for number in range(50)))
-    assert len(encoded(many)["error"]["message"]) <= ends.MESSAGE_LENGTH_MAX
+    assert len(encoded(many)["error"]["message"]) <= outcomes.MESSAGE_LENGTH_MAX
     deep: BaseException = ValueError("deep")
     for _ in range(5 * EXCEPTIONS_MAX):
         deep = group(deep)

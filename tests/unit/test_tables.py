@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.core_kit import NOW
 from tests.unit.partition_kit import Scene, plain, request
-from tidemill.schemas.record_pages import RecordPages
+from tidemill.schemas.batch_builder import BatchBuilder
 from tidemill.streams.decision import NeedsNewer
 from tidemill.streams.store.rows import job_key
 from tidemill.streams.store.state import PartitionState
@@ -40,7 +40,7 @@ def with_tokens() -> tuple[PartitionState, Tokens]:
 
 
 def written(state: PartitionState) -> dict[bytes, bytes | None]:
-    pages = RecordPages("jobs.state", 0)
+    pages = BatchBuilder("jobs.state", 0)
     state.write_rows(pages)
     return {key or b"": value for key, value, _ in pages.records()}
 

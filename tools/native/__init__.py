@@ -18,7 +18,7 @@ from typing import Final
 
 from tidemill.schemas.native import HOME, PLACES, folder_name, sources_of
 
-CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "record_pages")
+CONTRACTS: Final = ("codec", "dead", "event_writer", "instants", "numbers", "batch_builder")
 """The modules of `schemas` that are compiled: the others are models of pydantic and vocabularies,
 which stay what they are. All of `streams` is."""
 

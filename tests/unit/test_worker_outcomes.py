@@ -13,7 +13,7 @@ import orjson
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tidemill.agents.worker import ends
+from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.errors import NonRetryable, Retry, Skip
 from tidemill.agents.worker.handlers import build_handler
 from tidemill.schemas.requests import RESULT_BYTES_MAX
@@ -37,8 +37,8 @@ class Pair:
     left: int
 
 
-def encoded(end: ends.End) -> dict[str, Any]:
-    value = ends.encode(JOB, end, 10, 20)
+def encoded(end: outcomes.Outcome) -> dict[str, Any]:
+    value = outcomes.encode(JOB, end, 10, 20)
     Outcome.model_validate_json(value)
     outcome: dict[str, Any] = orjson.loads(value)
     return outcome
@@ -59,14 +59,14 @@ def encoded(end: ends.End) -> dict[str, Any]:
     ids=repr,
 )
 def test_results_that_are_json(result: Any, expected: Any) -> None:
-    outcome = encoded(ends.result(result, None))
+    outcome = encoded(outcomes.result(result, None))
     assert outcome["kind"] == "succeeded"
     assert outcome["result"] == expected
     assert (outcome["started_at"], outcome["finished_at"]) == (10, 20)
 
 
 def test_no_result_is_left_out() -> None:
-    assert "result" not in encoded(ends.result(None, None))
+    assert "result" not in encoded(outcomes.result(None, None))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_no_result_is_left_out() -> None:
     ids=lambda result: "an object" if type(result) is object else repr(result),
 )
 def test_results_that_are_not_json_fail_for_good(result: Any) -> None:
-    outcome = encoded(ends.result(result, None))
+    outcome = encoded(outcomes.result(result, None))
     assert outcome["kind"] == "failed"
     assert outcome["error"]["code"] == "RESULT_NOT_JSON"
     assert not outcome["error"]["retryable"]
@@ -87,29 +87,29 @@ def test_results_that_are_not_json_fail_for_good(result: Any) -> None:
 def test_a_result_that_holds_itself_fails_for_good() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    assert encoded(ends.result(loop, None))["error"]["code"] == "RESULT_NOT_JSON"
+    assert encoded(outcomes.result(loop, None))["error"]["code"] == "RESULT_NOT_JSON"
 
 
 def test_the_largest_result_passes_and_one_byte_more_does_not() -> None:
     fits = "x" * (RESULT_BYTES_MAX - 2)
-    assert encoded(ends.result(fits, None))["result"] == fits
-    outcome = encoded(ends.result(fits + "x", None))
+    assert encoded(outcomes.result(fits, None))["result"] == fits
+    outcome = encoded(outcomes.result(fits + "x", None))
     assert outcome["error"]["code"] == "RESULT_TOO_LARGE"
     assert str(RESULT_BYTES_MAX) in outcome["error"]["message"]
 
 
 def test_what_a_handler_raises() -> None:
-    retry = encoded(ends.error(Retry("later", after_seconds=1.5, code="BUSY"), JOB))
+    retry = encoded(outcomes.error(Retry("later", after_seconds=1.5, code="BUSY"), JOB))
     assert retry["error"].pop("trace") == "tidemill.agents.worker.errors.Retry: later"
     assert retry["error"] == {"code": "BUSY", "message": "later", "retryable": True}
     assert retry["retry_after_ms"] == 1_500
-    assert "retry_after_ms" not in encoded(ends.error(Retry(), JOB))
-    gone = encoded(ends.error(NonRetryable(code="GONE"), JOB))
+    assert "retry_after_ms" not in encoded(outcomes.error(Retry(), JOB))
+    gone = encoded(outcomes.error(NonRetryable(code="GONE"), JOB))
     assert gone["error"].pop("trace").startswith("tidemill.agents.worker.errors.NonRetryable: ")
     assert gone["error"] == {
         "code": "GONE", "message": "the handler gave up with GONE", "retryable": False
     }
-    skip = encoded(ends.error(Skip(reason="stale"), JOB))
+    skip = encoded(outcomes.error(Skip(reason="stale"), JOB))
     assert (skip["kind"], skip["reason"]) == ("skipped", "stale")
 
 
@@ -123,14 +123,14 @@ def test_any_other_exception_is_a_failed_attempt_with_its_trace(
     try:
         raise ValueError("bad \ud800 text" + "x" * 1_000)
     except ValueError as error:
-        outcome = encoded(ends.error(error, JOB))
+        outcome = encoded(outcomes.error(error, JOB))
     assert outcome["error"]["code"] == "HANDLER_ERROR"
     assert outcome["error"]["message"].startswith("ValueError: bad ? text")
-    assert len(outcome["error"]["message"]) == ends.MESSAGE_LENGTH_MAX
+    assert len(outcome["error"]["message"]) == outcomes.MESSAGE_LENGTH_MAX
     assert "Traceback" in caplog.text
     assert outcome["error"]["trace"].startswith("Traceback")
-    assert encoded(ends.error(Odd(), JOB))["error"]["message"].startswith("Odd (")
-    assert encoded(ends.error(KeyError(), JOB))["error"]["message"] == "KeyError"
+    assert encoded(outcomes.error(Odd(), JOB))["error"]["message"].startswith("Odd (")
+    assert encoded(outcomes.error(KeyError(), JOB))["error"]["message"] == "KeyError"
 
 
 def test_an_invalid_payload_names_the_field_and_the_model() -> None:
@@ -139,7 +139,7 @@ def test_an_invalid_payload_names_the_field_and_the_model() -> None:
     handler = build_handler("draw", handle, local_names={"Point": Point})
     with pytest.raises(ValidationError) as caught:
         handler.read_payload({"x": "one", "at": 5.5})
-    error = encoded(ends.invalid_payload(handler, caught.value))["error"]
+    error = encoded(outcomes.invalid_payload(handler, caught.value))["error"]
     assert (error["code"], error["retryable"]) == ("INVALID_PAYLOAD", False)
     assert "'payload.x'" in error["message"]
     assert "1 more" in error["message"]
@@ -162,12 +162,12 @@ def test_steering_words_check_what_they_are_given(make: Any, words: str) -> None
 
 def test_other_ends_fit_the_contract() -> None:
     for end in (
-        ends.timed_out(1_500), ends.cancelled(), ends.died("exit code 9"),
-        ends.returned(Reason.NO_FREE_SLOT), {"kind": "started"},
+        outcomes.timed_out(1_500), outcomes.cancelled(), outcomes.died("exit code 9"),
+        outcomes.returned(Reason.NO_FREE_SLOT), {"kind": "started"},
         {"kind": "progressed", "progress": {"percent": 1.0}},
     ):
         assert encoded(end)["kind"] == end["kind"]
-    assert "1.5 s" in ends.timed_out(1_500)["error"]["message"]
+    assert "1.5 s" in outcomes.timed_out(1_500)["error"]["message"]
 
 
 class _NoWords(Exception):
@@ -193,7 +193,7 @@ class _FinalNoWords(NonRetryable):
                 GeneratorExit()], ids=lambda each: type(each).__name__,
 )
 def test_an_exception_that_cannot_be_worded_is_a_failed_attempt(problem: BaseException) -> None:
-    end = ends.error(_NoWords(problem), JOB)
+    end = outcomes.error(_NoWords(problem), JOB)
     assert end["kind"] == "failed"
     assert end["error"]["code"] == "HANDLER_ERROR"
     assert "_NoWords" in end["error"]["message"]
@@ -201,6 +201,6 @@ def test_an_exception_that_cannot_be_worded_is_a_failed_attempt(problem: BaseExc
 
 
 def test_a_final_error_that_cannot_be_worded_stays_final() -> None:
-    end = ends.error(_FinalNoWords("x"), JOB)
+    end = outcomes.error(_FinalNoWords("x"), JOB)
     assert end["kind"] == "failed"
     assert not end["error"]["retryable"]

@@ -5,8 +5,8 @@ says into which store rows go (`store`), where the batch ends, which insert it i
 partitions that one has. Refuses to know what is in a batch.
 
 Kafka keeps both with the commit of an offset, which only the owner of a partition makes
-(`commit_as_owner`), so a process that was stopped for a while and then goes on cannot write borders
-over those of its successor. All commits of the sink go through `Borders`, one at a time: one that
+(`commit_as_owner`), so a process that was stopped for a while and then goes on cannot write intents
+over those of its successor. All commits of the sink go through `Intents`, one at a time: one that
 overtook another could take the note away.
 """
 
@@ -52,7 +52,7 @@ def begun_of(note: str | None) -> InsertIntent | None:
     return InsertIntent(int(found[1]), found[3], partitions)
 
 
-class Borders:
+class Intents:
     """The committed offsets of the partitions that this process owns, and their notes."""
 
     def __init__(self, app: RoleApp, store: Store) -> None:

@@ -184,7 +184,7 @@ class RecordPage:
         return True
 
 
-class RecordPages:
+class BatchBuilder:
     """The records of one partition, in as many pages as they need."""
 
     __slots__ = ("_full", "page", "partition", "topic")
@@ -240,7 +240,7 @@ class OutGroup:
     __slots__ = ("loose", "pages")
 
     def __init__(self, loose: Iterable[OutRecord] = ()) -> None:
-        self.pages: list[RecordPages] = []
+        self.pages: list[BatchBuilder] = []
         """Of topics to whose partition nobody else writes in the same transaction."""
         self.loose = list(loose)
         """To partitions that others may write to as well."""

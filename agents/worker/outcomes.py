@@ -28,7 +28,7 @@ from tidemill.schemas.words import ErrorCode, Reason
 
 MESSAGE_LENGTH_MAX: Final = 500  # characters of an error's message
 
-End = dict[str, Any]
+Outcome = dict[str, Any]
 
 logger = logging.getLogger("tidemill.worker")
 
@@ -40,19 +40,19 @@ def failure(
     retryable: bool,
     retry_after_ms: int | None = None,
     trace: str | None = None,
-) -> End:
+) -> Outcome:
     """A failed attempt. The message is cut and made valid UTF-8: any exception's text may come."""
     text = valid_text(message)[:MESSAGE_LENGTH_MAX]
     said: dict[str, Any] = {"code": valid_text(code), "message": text, "retryable": retryable}
     if trace is not None:
         said["trace"] = trace
-    end: End = {"kind": "failed", "error": said}
+    end: Outcome = {"kind": "failed", "error": said}
     if retry_after_ms is not None:
         end["retry_after_ms"] = retry_after_ms
     return end
 
 
-def timed_out(timeout_ms: int, note: str = "", stack: str | None = None) -> End:
+def timed_out(timeout_ms: int, note: str = "", stack: str | None = None) -> Outcome:
     """The attempt's time is over; another attempt may be quicker. `stack`: where it stood."""
     return failure(
         ErrorCode.TIMEOUT, f"did not end within {timeout_ms / 1000:g} s{note}", retryable=True,
@@ -60,12 +60,12 @@ def timed_out(timeout_ms: int, note: str = "", stack: str | None = None) -> End:
     )
 
 
-def cancelled() -> End:
+def cancelled() -> Outcome:
     """A person or a policy asked to stop, and it stopped."""
     return failure(ErrorCode.CANCELLED, "stopped by a cancel command", retryable=False)
 
 
-def died(how: str) -> End:
+def died(how: str) -> Outcome:
     """A child process ended by itself in the middle of an attempt."""
     return failure(
         ErrorCode.PROCESS_DIED,
@@ -74,9 +74,9 @@ def died(how: str) -> End:
     )
 
 
-def returned(reason: Reason, detail: str | None = None, holder: str | None = None) -> End:
+def returned(reason: Reason, detail: str | None = None, holder: str | None = None) -> Outcome:
     """Given back: no attempt is spent. `detail`: more about the reason, for the job's story."""
-    end: End = {"kind": "returned", "reason": reason.value}
+    end: Outcome = {"kind": "returned", "reason": reason.value}
     if detail is not None:
         end["detail"] = detail
     if holder is not None:
@@ -84,9 +84,9 @@ def returned(reason: Reason, detail: str | None = None, holder: str | None = Non
     return end
 
 
-def result(value: Any, context: Context | None, handler: Handler | None = None) -> End:
+def result(value: Any, context: Context | None, handler: Handler | None = None) -> Outcome:
     """The handler returned `value`. Whether it is JSON shows when it is encoded."""
-    end: End = {"kind": "succeeded"}
+    end: Outcome = {"kind": "succeeded"}
     if handler is not None and handler.writer is not None:
         value = handler.writer(value)
     if value is not None:
@@ -97,7 +97,7 @@ def result(value: Any, context: Context | None, handler: Handler | None = None) 
     return end
 
 
-def invalid_payload(handler: Handler, error: ValidationError) -> End:
+def invalid_payload(handler: Handler, error: ValidationError) -> Outcome:
     """The payload does not fit the handler's model: no attempt can succeed."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     first = problems[0]
@@ -112,7 +112,7 @@ def invalid_payload(handler: Handler, error: ValidationError) -> End:
     )
 
 
-def error(raised: BaseException, job: Mapping[str, Any]) -> End:
+def error(raised: BaseException, job: Mapping[str, Any]) -> Outcome:
     """The handler raised. Steering words are ends of their own; the rest is a failed attempt.
 
     The stack trace goes to the log and, bounded, beside the error: `failure_log`. Whatever an
@@ -128,7 +128,7 @@ def error(raised: BaseException, job: Mapping[str, Any]) -> End:
         )
 
 
-def _error(raised: BaseException, job: Mapping[str, Any]) -> End:
+def _error(raised: BaseException, job: Mapping[str, Any]) -> Outcome:
     word = steering_word(raised)
     try:
         end = None if word is None else _steered(word, raised, job)
@@ -146,7 +146,7 @@ def _error(raised: BaseException, job: Mapping[str, Any]) -> End:
     return failure(ErrorCode.HANDLER_ERROR, _words_of(raised), retryable=True, trace=trace)
 
 
-def _steered(word: Steer, raised: BaseException, job: Mapping[str, Any]) -> End | None:
+def _steered(word: Steer, raised: BaseException, job: Mapping[str, Any]) -> Outcome | None:
     """The end that `word` asks for, which `raised` is or holds."""
     if isinstance(word, Skip):
         return {"kind": "skipped", "reason": valid_text(word.reason)}
@@ -175,7 +175,7 @@ def _words_of(raised: BaseException) -> str:
 # --- encoding -------------------------------------------------------------------------------------
 
 
-def encode(job: Mapping[str, Any], end: End, started_ms: int, finished_ms: int) -> bytes:
+def encode(job: Mapping[str, Any], end: Outcome, started_ms: int, finished_ms: int) -> bytes:
     """The outcome as JSON. A result that cannot travel becomes a failure that says so."""
     kind = end["kind"]
     if kind == "failed":
@@ -242,7 +242,7 @@ def _refuse_result(
 
 
 def _check_size(
-    job: Mapping[str, Any], end: End, encoded: bytes, started_ms: int, finished_ms: int
+    job: Mapping[str, Any], end: Outcome, encoded: bytes, started_ms: int, finished_ms: int
 ) -> bytes:
     size = len(results.write(end["result"])) if "result" in end else 0
     children = end.get("children")

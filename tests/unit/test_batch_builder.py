@@ -8,19 +8,19 @@ import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from tidemill.agents.runtime.batches_out import OutBatch
-from tidemill.schemas.event_writer import Event, EventWriter
-from tidemill.schemas.instants import InstantCache
-from tidemill.schemas.record_pages import (
+from tidemill.schemas.batch_builder import (
     PAGE_BYTES_MAX,
+    BatchBuilder,
     Header,
     OutGroup,
     Record,
     RecordPage,
-    RecordPages,
     header_bytes,
     put_bytes,
     read_page,
 )
+from tidemill.schemas.event_writer import Event, EventWriter
+from tidemill.schemas.instants import InstantCache
 from tidemill.schemas.words import EventKind, State
 
 AT_MS = 1_790_000_000_000
@@ -60,7 +60,7 @@ def test_a_batch_is_the_one_that_another_client_makes() -> None:
 def test_what_is_written_is_read_again() -> None:
     chance = random.Random(4)
     records = [some_record(chance) for _ in range(300)]
-    pages = RecordPages("t", 1)
+    pages = BatchBuilder("t", 1)
     for record in records:
         pages.add(*record)
     assert len(pages.pages()) > 1
@@ -122,7 +122,7 @@ def test_events_of_all_sizes_are_whole(length: int) -> None:
         EventKind.SUCCEEDED, "u", "j", "t", "q", "low", AT_MS, 1, 4, 1, 1, AT_MS, State.RUNNING,
         State.SUCCEEDED, data={"result": "x" * length},
     )
-    events, completed = RecordPages("events", 0), RecordPages("completed", 0)
+    events, completed = BatchBuilder("events", 0), BatchBuilder("completed", 0)
     for _ in range(3):
         writer.add_event(events, made)
         writer.add_completed(completed, made, AT_MS, None)
@@ -137,7 +137,7 @@ def test_events_of_all_sizes_are_whole(length: int) -> None:
 
 def test_a_group_is_what_all_partitions_add() -> None:
     group, other = OutGroup([("a", 0, None, b"1", None)]), OutGroup([("b", 1, b"k", None, None)])
-    pages = RecordPages("c", 2)
+    pages = BatchBuilder("c", 2)
     pages.add(b"k", b"2", [("h", None)])
     other.pages.append(pages)
     group.extend(other)
