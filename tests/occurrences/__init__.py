@@ -1,0 +1,1 @@
+"""Schedules against brute force: the oracle, the short form and the whole check."""
