@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-from tidemill.streams.occurrences.plan import COUNT_MAX, Count, Plan, count, latest
+from tidemill.streams.occurrences.plan import Count, Plan, count, latest
 
 CatchUp = Literal["none", "last", "all"]
 
@@ -49,8 +49,7 @@ def due(
     missed = latest(plan, last_ms, border, at_most=wanted)
     unrun = count(plan, last_ms, missed[0] - 1 if missed else border)
     crowded = count(plan, border, on_time[0] - 1) if on_time else Count(0)
-    total = unrun.number + crowded.number
-    skipped = Count(min(total, COUNT_MAX), unrun.is_exact and crowded.is_exact)
+    skipped = Count(unrun.number + crowded.number, unrun.is_exact and crowded.is_exact)
     return Due((*missed, *on_time), len(missed), skipped)
 
 
