@@ -10,12 +10,14 @@ import os
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests.containers.daemon import no_daemon
 from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.agents.runtime import failstop
 from tidemill.schemas.native import core
 
 # host:port of a broker to use in place of one of our own; it must not create topics by itself.
@@ -38,6 +40,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A crash says where on the run's own stderr: a test of the command line has set another."""
     faulthandler.enable(file=item.config.stash[fault_handler_stderr_fd_key])
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """So does a fail-stop of what runs in this process: its own words would be captured."""
+    stderr = session.config.stash[fault_handler_stderr_fd_key]
+    tests = os.getpid()
+
+    def leave(code: int) -> NoReturn:
+        if os.getpid() == tests:
+            os.write(stderr, b"the process of the tests fail-stops:\n")
+            faulthandler.dump_traceback(file=stderr)
+        os._exit(code)
+
+    vars(failstop)["_exit"] = leave
 
 
 @pytest.hookimpl(wrapper=True)
