@@ -55,6 +55,14 @@ _REFUSED: Final[Collection[KafkaErrorClass]] = (
     errors.InvalidTopicError,
     errors.PolicyViolationError,
 )
+# Nothing of the batch was written, and another try may write it: it was never sent, or refused
+# before it came into the log. NotLeaderForPartition is not here: a leader that is replaced while
+# its followers take the batch says the same.
+_UNWRITTEN: Final[Collection[KafkaErrorClass]] = (
+    errors.NodeNotReadyError,
+    errors.UnknownTopicOrPartitionError,
+    errors.NotEnoughReplicasError,
+)
 
 
 class TopicMissing(AbortableError):
@@ -184,7 +192,7 @@ class BatchWriter:
                     self._sequences[batch.target] = self._sequence(batch, batch.count)
                 elif found.retriable:
                     again.append(batch)
-                    if found is not errors.NodeNotReadyError:  # that one was never sent
+                    if found not in _UNWRITTEN:
                         in_doubt.add(batch.target)
                     error = found()
                 else:

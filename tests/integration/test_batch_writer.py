@@ -257,11 +257,14 @@ async def test_a_coordinator_that_does_not_answer_ends_the_producer(
             await producer.commit_group(OutGroup(rows(topic, range(2))))
 
 
+@pytest.mark.parametrize(
+    "first", [errors.NotEnoughReplicasAfterAppendError, errors.NotLeaderForPartitionError]
+)
 async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(
-    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch, first: type[errors.KafkaError]
 ) -> None:
     """Its place in the sequence may be taken: the next batch there would count as known."""
-    answers = [errors.NotEnoughReplicasAfterAppendError, errors.MessageSizeTooLargeError]
+    answers = [first, errors.MessageSizeTooLargeError]
 
     async def produce(_leader: int, batches: list[OutBatch]) -> Any:
         return [(batch, answers.pop(0)) for batch in batches]
@@ -272,10 +275,14 @@ async def test_a_batch_in_doubt_that_is_then_refused_ends_the_writer(
             await writer.write([batch_of(topic, 0, [b"1"])])
 
 
-async def test_a_batch_that_was_never_sent_is_in_no_doubt(
-    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "first",
+    [errors.NodeNotReadyError, errors.UnknownTopicOrPartitionError, errors.NotEnoughReplicasError],
+)
+async def test_a_batch_that_cannot_have_been_written_is_in_no_doubt(
+    kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch, first: type[errors.KafkaError]
 ) -> None:
-    answers = [errors.NodeNotReadyError, errors.MessageSizeTooLargeError]
+    answers = [first, errors.MessageSizeTooLargeError]
 
     async def produce(_leader: int, batches: list[OutBatch]) -> Any:
         return [(batch, answers.pop(0)) for batch in batches]
