@@ -31,7 +31,7 @@ QUICK_TIERS := tests/simulation tests/property tests/twins tests/unit tests/tidy
 # What tests the engine's core: `make test` runs it interpreted and compiled.
 CORE_TIERS := tests/simulation tests/property tests/twins tests/unit tests/conformance
 # Real Kafka, the real ClickHouse engine, a real browser.
-REAL_TIERS := tests/integration tests/strangers tests/badinput tests/page
+REAL_TIERS := tests/integration tests/systems tests/strangers tests/badinput tests/page
 CODE := schemas streams agents tidemill systems tools tests benchmarks
 # The first three are packages of `tidemill`, by links in that folder.
 TYPED := tidemill systems tools tests benchmarks
