@@ -158,6 +158,9 @@ class Heartbeat(BaseModel):
     queues: dict[str, QueueSlots]
     types: tuple[str, ...]
     running: int
+    schedules: str | None = Field(
+        default=None, description="The set that it announces; None: it knows of no schedules."
+    )
     is_stopping: bool = False
     former_end: str | None = Field(
         default=None, description="How the process before this one ended; None: nobody knows."
@@ -232,6 +235,7 @@ class Definition(BaseModel):
     concurrency: ConcurrencySpec | None = None
     unique_by: Literal["user"] | None = None
     runs_as: RunsAs = "async"
+    takes_tick: bool = Field(default=False, description="Its payload is a schedule's tick.")
     payload_schema: dict[str, Any] | None = Field(
         default=None, description="JSON Schema of the payload; None when it takes any dict."
     )

@@ -31,7 +31,7 @@ class Submit:
         self,
         decoded: Decoded,
         job_id: str,
-        cause: Cause,
+        cause: Cause | None,  # None: a schedule's tick
         row_key: bytes | None = None,
         ended: Ended | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Cancel:
     key: JobKey
     actor: str | None
     reason: str | None
-    cause: Cause
+    cause: Cause | None  # None: a later tick of its schedule
 
 
 @dataclass(slots=True)

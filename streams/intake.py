@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 
 from tidemill.schemas.codec import (
-    Decoded,
     Headers,
     Refusal,
     decode_command,
@@ -29,7 +28,6 @@ from tidemill.streams.commands import (
     Redrive,
     Refuse,
     Report,
-    Submit,
 )
 from tidemill.streams.envelope import COMMAND, REQUEST, read_envelope
 from tidemill.streams.job import Job
@@ -38,8 +36,6 @@ from tidemill.streams.output import CARRIED_BYTES_MAX, carried_bytes
 from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.processor import Processor
 from tidemill.streams.stalls import Stalls
-from tidemill.streams.store.finished import Ended
-from tidemill.streams.store.rows import job_key
 
 OUTCOME_KINDS: Final = frozenset(
     {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
@@ -170,20 +166,7 @@ class Intake:
             if user_id is not None and decoded.job_id is not None:
                 self._refuse(decoded, user_id, decoded.job_id, origin)
             return
-        self._submit(decoded, decoded.request.job_id or derived_job_id(origin), origin)
-
-    def _submit(self, decoded: Decoded, job_id: str, origin: Cause) -> None:
-        key = (decoded.request.user_id, job_id)
-        job = self._state.jobs.get(key)
-        row_key: bytes | None = None
-        ended: Ended | None = None
-        if job is None:
-            row_key = job_key(key)
-            ended = self._state.ended_row(row_key)
-            if ended is not None and ended.is_refused:
-                job = Job.refused(key, ended.finished_at, row_key)
-                ended = None
-        self._processor.decide(key, job, Submit(decoded, job_id, origin, row_key, ended))
+        self._processor.submit(decoded, decoded.request.job_id or derived_job_id(origin), origin)
 
     def _refuse(self, refusal: Refusal, user_id: str, job_id: str, origin: Cause) -> None:
         key = (user_id, job_id)

@@ -55,6 +55,6 @@ class JobType:
 
     def policies_for(self, spec: Spec) -> tuple[Policy, ...]:
         """Those that concern the job. A plain job of a plain type has none."""
-        if spec.unique_key is None and spec.expires_at is None:
+        if spec.unique_key is None and spec.expires_at is None and spec.source is None:
             return self.policies
         return self.policies_of_asked

@@ -73,6 +73,8 @@ class Partition:
         self._rescue = state.policies.rescue
         self._unknown_type = state.policies.unknown_type
         self._absences = self._unknown_type.absences
+        self.ticking = state.policies.schedules.ticking
+        self.ticking.settle(number, partitioner or Partitioner(partitions))
         partitioner = partitioner or Partitioner(partitions)
         self.messages = Messages(
             number, partitions, topics, self._processor, partitioner, state.policies.all
@@ -218,6 +220,9 @@ class Partition:
         left = DECISIONS_MAX - self._followed
         while left > 0 and (due := self.schedule.pop_due(now_ms)) is not None:
             left -= self._fire(*due) + self._take_followed()
+        spent = self.ticking.work(self._turn, left)
+        self._followed += spent + self._processor.take_spent()
+        self._has_more = self.ticking.has_more
         if self._unknown_type.resolve_waiting(self._turn):
             self._has_more = True
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
@@ -233,7 +238,9 @@ class Partition:
         """Epoch ms at which `tick` has something to do even if nothing arrives."""
         if self._has_more:
             return 0
-        sweep_at = min(self._swept_at + SWEEP_EVERY_MS, self._absences.next_at())
+        sweep_at = min(
+            self._swept_at + SWEEP_EVERY_MS, self._absences.next_at(), self.ticking.next_at()
+        )
         timer_at = self.schedule.next_timer_at()
         return sweep_at if timer_at is None else min(sweep_at, timer_at)
 

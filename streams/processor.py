@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from tidemill.schemas.codec import Decoded
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import EventKind, Reason
-from tidemill.streams.commands import Cancel, CoreCommand, Forget, Resolve
+from tidemill.streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve, Submit
 from tidemill.streams.decision import (
     Accepted,
     Effect,
@@ -30,9 +31,11 @@ from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
 from tidemill.streams.output import Output
+from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import KeptCancel
+from tidemill.streams.store.rows import job_key
 from tidemill.streams.store.state import PartitionState
-from tidemill.streams.turn import Turn
+from tidemill.streams.turn import NO_CAUSE, Turn
 
 # Follow-ups of one decision, as decisions count: far beyond what a group may hold. A policy that
 # has work for more jobs keeps a table of it and does a part in each group.
@@ -61,6 +64,20 @@ class Processor:
         if self._follow_ups:
             self.drain()
         return is_accepted
+
+    def submit(self, decoded: Decoded, job_id: str, cause: Cause | None) -> None:
+        """A request that can be taken, by a record or by time."""
+        key = (decoded.request.user_id, job_id)
+        job = self.state.jobs.get(key)
+        row_key: bytes | None = None
+        ended: Ended | None = None
+        if job is None:
+            row_key = job_key(key)
+            ended = self.state.ended_row(row_key)
+            if ended is not None and ended.is_refused:
+                job = Job.refused(key, ended.finished_at, row_key)
+                ended = None
+        self.decide(key, job, Submit(decoded, job_id, cause, row_key, ended))
 
     def drain(self) -> None:
         """Decides what follows, until nothing does."""
@@ -164,7 +181,7 @@ class Processor:
         """The cancel waits for its request, and the log says so; the oldest make room."""
         cancels, now_ms = self.state.cancels, self.state.clock_ms
         key = command.key
-        kept = KeptCancel(key, now_ms, command.actor, command.reason, command.cause)
+        kept = KeptCancel(key, now_ms, command.actor, command.reason, command.cause or NO_CAUSE)
         cancels.keep(kept)
         self.audits += 1
         self.output.event(

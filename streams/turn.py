@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from tidemill.schemas.codec import Decoded
 from tidemill.streams.commands import Cause, CoreCommand
 from tidemill.streams.dispatch.schedule import Schedule, is_waiting
 from tidemill.streams.job import Job, JobKey, WaitKey
@@ -89,6 +90,11 @@ class Turn:
     def decide(self, key: JobKey, job: Job, command: CoreCommand) -> None:
         """The same at once. Only where no other decision goes on: by a timer, or by time."""
         self._around().decide(key, job, command)
+
+    def submit(self, decoded: Decoded, job_id: str) -> None:
+        """A request that time alone brings, decided at once. Only where no other decision goes on.
+        """
+        self._around().submit(decoded, job_id, None)
 
     def resolve(self, key: JobKey, job: Job, job_type: JobType | None) -> None:
         """The job's wait for its type is over, at once; without a type it has waited in vain."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tidemill.job_types import Job
     from tidemill.jobs import job
     from tidemill.policies import Backoff, Concurrency, RateLimit
+    from tidemill.schedules import Tick, schedule
     from tidemill.shared_client import default_client
 
 __version__ = "0.1.0"
@@ -52,10 +53,12 @@ _HOMES: Final = {
     "ResultMismatch": "tidemill.completed",
     "Retry": "tidemill.errors",
     "Skip": "tidemill.errors",
+    "Tick": "tidemill.schedules",
     "TypedHandle": "tidemill.handles",
     "WaitTimeout": "tidemill.client",
     "default_client": "tidemill.shared_client",
     "job": "tidemill.jobs",
+    "schedule": "tidemill.schedules",
 }
 
 
@@ -91,8 +94,10 @@ __all__ = [
     "ResultMismatch",
     "Retry",
     "Skip",
+    "Tick",
     "TypedHandle",
     "WaitTimeout",
     "default_client",
     "job",
+    "schedule",
 ]

@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from tidemill.agents import clocks
 from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.requests import ClientError
+from tidemill.schemas.schedules import SET_PREFIX
 from tidemill.schemas.topics import Topics
 
 CONNECT_SECONDS: Final = 1.0  # all servers together; what refuses, refuses at once
@@ -103,7 +104,7 @@ def _note(found: dict[str, bool], messages: Iterable[Message]) -> bool:
         error = message.error()
         if error is not None:
             is_end = is_end or error.code() == KafkaError._PARTITION_EOF
-        elif (key := message.key()) is not None:
+        elif (key := message.key()) is not None and not key.startswith(SET_PREFIX.encode()):
             # Without a value the type is told no more.
             found[key.decode("utf-8", "replace")] = bool(message.value())
     return is_end

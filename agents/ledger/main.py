@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from tidemill.agents import zones
 from tidemill.agents.ledger.claim import Claim
 from tidemill.agents.ledger.group_committer import GroupCommitter, end_as_too_old
 from tidemill.agents.ledger.metrics import LedgerMetrics, open_door
@@ -96,6 +97,7 @@ class Ledger:
         engine = Partition(
             partition, settings.partitions, topics, state, partitioner=self._partitioner
         )
+        engine.ticking.set_zones(zones.zone, zones.version())
         try:
             rows = await asyncio.to_thread(self._load, engine, partition)
         except NeedsNewer as error:

@@ -98,6 +98,7 @@ class PartitionRunner:
         partition.set_capacity(self._book.capacity(groups))
         for definition in list(self._book.definitions.values()):
             partition.define(definition)
+        partition.ticking.set_announced(self._book.announced())
         for gap in self._gaps.values():
             partition.note_lost(gap.topic, gap.partition, gap.start, str(gap))
         # 3. Decide each input once, in order.

@@ -19,7 +19,9 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
+from tidemill.agents.ledger.announcements import ScheduleSets
 from tidemill.agents.runtime.clients import client_settings, take_arrived
+from tidemill.schemas.schedules import ScheduleSet
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import (
     DEFINITION_BYTES_MAX,
@@ -30,6 +32,7 @@ from tidemill.schemas.wire import (
 )
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity
+from tidemill.streams.schedules.announced import Announced
 from tidemill.streams.stalls import NO_STALLS, Stall
 
 logger = logging.getLogger("tidemill.ledger")
@@ -72,6 +75,7 @@ class WorkerBook:
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
         self._hears_since = self._heard_until = time.monotonic()
         self.definitions: dict[str, Definition] = {}
+        self.schedule_sets = ScheduleSets()
         #: Beats and definitions that were not understood.
         self.unreadable_total = 0
         self._unreadable_told: dict[tuple[str, bytes | None], float] = {}
@@ -157,6 +161,17 @@ class WorkerBook:
     def note_definition(self, definition: Definition) -> None:
         with self._lock:
             self.definitions[definition.type] = definition
+
+    def note_schedules(self, part: ScheduleSet) -> None:
+        """A part of what workers announce."""
+        with self._lock:
+            self.schedule_sets.note(part)
+
+    def announced(self) -> Announced:
+        """The schedules of living workers. The same object as before while nothing has changed."""
+        living = self._heard_within(HEARTBEAT_MISSING_SECONDS)
+        with self._lock:
+            return self.schedule_sets.of(living)
 
     def _silence(self, seen_at: float) -> float:
         return self._heard_until - max(seen_at, self._hears_since)
@@ -404,6 +419,9 @@ class WorkerReader:
                 "a definition of %d bytes is passed over, at most %d are taken", len(value),
                 DEFINITION_BYTES_MAX,
             )
+            return
+        if ScheduleSets.is_key(message.key()):
+            self._book.note_schedules(ScheduleSet.model_validate_json(value))
             return
         definition = Definition.model_validate_json(value)
         if self._old_definitions is None:

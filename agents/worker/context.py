@@ -144,6 +144,7 @@ class Context:
         unique_key: str | None = None,
         max_attempts: int | None = None,
         timeout_seconds: float | None = None,
+        source: str | None = None,
         tags: Sequence[str] = (),
         batch_id: str | None = None,
     ) -> str:
@@ -171,6 +172,7 @@ class Context:
             "unique_key": unique_key,
             "max_attempts": max_attempts,
             "timeout_seconds": timeout_seconds,
+            "source": source,
             "tags": tags if tags != () else None,
             "batch_id": batch_id,
             "parent_job_id": self.job_id,

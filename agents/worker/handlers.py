@@ -71,6 +71,8 @@ class Handler:
     #: Makes of what the function returns what can be written; None: it is written as it is.
     writer: Writer | None
     concurrency: ConcurrencySpec | None = None
+    #: Its payload is a schedule's tick.
+    takes_tick: bool = False
 
     def read_payload(self, payload: dict[str, Any]) -> Any:
         """What the function receives: the model or the dict; raises pydantic's ValidationError."""
@@ -94,6 +96,7 @@ class Handler:
             concurrency=self.concurrency,
             unique_by=self.unique_by,
             runs_as=self.runs_as,
+            takes_tick=self.takes_tick,
             payload_schema=self._payload_schema(),
         )
 

@@ -45,6 +45,8 @@ class Snapshot:
     is_stopping: bool = False
     #: How the process before this one ended; None: nobody knows.
     former_end: str | None = None
+    #: The set of schedules that it announces.
+    schedules: str | None = None
 
 
 def beat_of(
@@ -71,6 +73,7 @@ def beat_of(
         running=snapshot.running,
         is_stopping=snapshot.is_stopping,
         former_end=snapshot.former_end,
+        schedules=snapshot.schedules,
         is_stalled=is_stalled,
         begun=tuple(stalled_with or ()),
     )

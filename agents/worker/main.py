@@ -76,6 +76,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, loaded: Loaded) -> None:
         self._settings = settings
         self._handlers = handlers = loaded.handlers
+        self._schedules = loaded.schedules
         self._topics = Topics(settings.topic_prefix)
         self._loop = asyncio.get_running_loop()
         self.queues = loaded.queues
@@ -198,6 +199,7 @@ class Worker:
             running=executor.running,
             is_stopping=executor.is_stopping,
             former_end=self._former_end,
+            schedules=self._schedules,
         )
 
     def _owned(self) -> dict[str, tuple[int, ...]]:

@@ -31,6 +31,7 @@ from tidemill.agents.worker.errors import ModuleLoadError, TidemillError
 from tidemill.agents.worker.handlers import Handler
 from tidemill.agents.worker.loading import load, loaded_files
 from tidemill.agents.worker.module_names import LoadPlan, plan_modules
+from tidemill.agents.worker.schedules import SCHEDULES, announcement
 from tidemill.agents.worker.signature import place_of
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import DEFINITION_BYTES_MAX
@@ -55,7 +56,9 @@ class Loaded:
     handlers: Mapping[str, Handler]
     queues: tuple[str, ...]
     definitions: Mapping[str, bytes]
-    """By type, as they are published."""
+    """By type, and by key those that announce schedules, as they are published."""
+    schedules: str
+    """The set of schedules that it announces."""
 
 
 def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
@@ -74,6 +77,8 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
         queues = queues_of(handlers, settings.queues)
         check_topics(settings.topic_prefix, handlers)
         definitions = {name: definition_value(each) for name, each in handlers.items()}
+        targets = [target.name for target in plan.targets]
+        schedules, announced = announcement(SCHEDULES.specs(), targets)
     except TidemillError as error:
         if is_supervised:
             tell_supervisor(LOAD_FAILED_EVENT, files=_watched(plan))
@@ -82,7 +87,7 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
     if is_supervised:
         told = [_described(handlers[name]) for name in sorted(handlers)]
         tell_supervisor(LOADED_EVENT, handlers=told, files=_watched(plan))
-    return Loaded(plan, handlers, queues, definitions)
+    return Loaded(plan, handlers, queues, {**definitions, **announced}, schedules)
 
 
 def check_threads() -> None:

@@ -14,6 +14,7 @@ from tidemill.streams.policies.concurrency import Concurrency
 from tidemill.streams.policies.expiry import Expiry
 from tidemill.streams.policies.rate_limit import RateLimit
 from tidemill.streams.policies.rescue import Rescue
+from tidemill.streams.policies.schedules import Schedules
 from tidemill.streams.policies.uniqueness import Uniqueness
 from tidemill.streams.policies.unknown_type import UnknownType
 from tidemill.streams.store.definitions import Definitions
@@ -28,7 +29,9 @@ class Policies:
         self.unknown_type = UnknownType()
         self.uniqueness = Uniqueness()
         self.rate_limit = RateLimit(definitions)
+        self.schedules = Schedules(definitions)
         self.all: tuple[Policy, ...] = (
+            self.schedules,
             self.uniqueness,
             self.rate_limit,
             Concurrency(),

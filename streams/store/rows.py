@@ -7,6 +7,7 @@ The state topic has rows of several tables, told apart by the first byte of thei
   b"l" + JSON       a limit's use: [user_id, type] (`policies.rate_limit`)
   b"c" + 16 bytes   a cancel that came before its request; the job's digest (`kept_cancels`)
   b"d" + type       a definition that this partition has taken (`definitions`)
+  b"s" + name       a schedule and its next instant (`schedules.table`)
   b"p"              the partition's position: applied offsets and clock (`position`)
 Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
 payload; an ended one is a short JSON array. A missing value (tombstone) forgets the row.

@@ -2,8 +2,8 @@
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
 documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
-request), b"d" (definition), b"p" (position); job rows are JSON arrays whose first element is 2 or 1
-(live, or a dead letter) or -1 (ended). Refuses to know any code of the engine.
+request), b"d" (definition), b"s" (schedule), b"p" (position); job rows are JSON arrays whose first
+element is 2 or 1 (live, or a dead letter) or -1 (ended). Refuses to know any code of the engine.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
             if key[1:] != digest_of((user_id, job_id)):
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
             rows.cancels[(user_id, job_id)] = (place[0], place[1], place[2])
-        case b"d":
-            pass  # a definition: not made of events
+        case b"d" | b"s":
+            pass  # a definition, a schedule: not made of events
         case _:
             report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
 

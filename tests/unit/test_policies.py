@@ -243,11 +243,11 @@ def test_a_plain_job_of_a_plain_type_is_asked_about_by_nobody() -> None:
         made = scene.state.job_type("t")
         assert made is not None
         found[name] = [ids_of(made), ids_of(made, unique_key="k"), ids_of(made, expires_at=1)]
-    asked = ["uniqueness", "expiry"]
-    all_three = ["uniqueness", "rate_limit", "expiry"]
+    asked = ["schedules", "uniqueness", "expiry"]
+    all_of_them = ["schedules", "uniqueness", "rate_limit", "expiry"]
     assert found == {
         "plain": [[], asked, asked],
-        "limited": [["rate_limit"], all_three, all_three],
+        "limited": [["rate_limit"], all_of_them, all_of_them],
         "unique": [["uniqueness"], asked, asked],
     }
     assert [one.id for one in scene.state.policies.of_unknown] == [*asked, "unknown_type"]

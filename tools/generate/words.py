@@ -57,6 +57,8 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.DUPLICATE: "Another live job has the same `unique_key`.",
     R.RATE_LIMITED: "A limit of the handler was reached.",
     R.CONCURRENCY_LIMITED: "As many jobs of its user and type run as may; it waits for one to end.",
+    R.OVERLAP: "An earlier tick of its schedule has not ended.",
+    R.MISSED: "A tick of a time in which nobody could ask for it; `catch_up` says what runs.",
     R.RUN_AT: "It waits for its `run_at`.",
     R.UNKNOWN_TYPE: "No worker has told of this type yet.",
     R.TYPE_NOT_RUN: "Workers of its queue live, and none of them runs its type.",

@@ -1,0 +1,167 @@
+"""Schedules on real parts: two ledgers, a worker that announces, one of the ledgers stopped.
+
+Owns real roles over the session's broker. What the arithmetic says is tested without them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import pytest
+
+from tests.chaos.running import Tail
+from tests.integration.roles import Roles
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+SECONDS: Final = 60.0
+ENOUGH: Final = 4  # ticks before and after a ledger is gone
+LATE_SECONDS: Final = 0.5
+MODULE: Final = """
+from tidemill import Request, Tick, job, schedule
+
+@schedule("quick", every="2s", first="now", overlap="allow")
+async def quick(tick: Tick) -> list[Request]:
+    return [Request(type="child", user_id="ada", payload={"for": tick.scheduled_for.isoformat()})]
+
+@job("child")
+async def child(payload: dict) -> dict:
+    return payload
+"""
+WITHOUT: Final = """
+from tidemill import job
+
+@job("child")
+async def child(payload: dict) -> dict:
+    return payload
+"""
+
+
+class Installation(Roles):
+    """Two ledgers and a worker."""
+
+    def follow(self) -> None:
+        self._events = Tail(
+            self.env["TIDEMILL_KAFKA"], f"{self.env['TIDEMILL_TOPIC_PREFIX']}jobs.events"
+        )
+        self._events.start()
+        self._ending.callback(self._events.close)
+
+    def start(self, name: str, *words: str) -> None:
+        role = self.begin(name, *words)
+        wait_until(role.is_ready, SECONDS, role.tail)
+
+    def events(self, kind: str, user_id: str) -> list[dict[str, Any]]:
+        found = [orjson.loads(record.value or b"") for record in list(self._events.records)]
+        return [one for one in found if one["event"] == kind and one["user_id"] == user_id]
+
+    def ticks(self) -> list[str]:
+        return [one["job_id"] for one in self.events("requested", "schedule:quick")]
+
+    def wait_for_ticks(self, count: int) -> None:
+        wait_until(lambda: len(self.ticks()) >= count, SECONDS, lambda: f"{self.ticks()}")
+
+
+@pytest.fixture
+def installation(kafka: str, tmp_path: Path) -> Iterator[Installation]:
+    (tmp_path / "clockwork.py").write_text(MODULE)
+    env = os.environ | {
+        "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:10]}",
+        "TIDEMILL_DATA": str(tmp_path / "data"),
+    }
+    with ExitStack() as ending:
+        made = Installation(tmp_path, env, ending, command_seconds=2 * SECONDS)
+        applied = made.tidemill("topics", "apply")
+        assert applied.returncode == 0, applied.stderr
+        made.follow()
+        for number in (1, 2):
+            made.start(f"ledger-{number}", "ledger")
+        made.start("worker", "worker", "clockwork.py")
+        yield made
+
+
+def instant_of(job_id: str) -> datetime:
+    return datetime.fromisoformat(job_id.partition("@")[2])
+
+
+def test_two_ledgers_one_killed_one_job_a_tick(installation: Installation) -> None:
+    made = installation
+    made.wait_for_ticks(ENOUGH)
+    # On time: what was asked for is told within half a second of its instant.
+    told = made.events("requested", "schedule:quick")
+    late = [
+        (datetime.fromisoformat(one["occurred_at"]) - instant_of(one["job_id"])).total_seconds()
+        for one in told[1:]
+    ]
+    assert sorted(late)[len(late) // 2] < LATE_SECONDS, late
+    owner = _owner_of_ticks(made)
+    process = made.roles[owner].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    known = len(made.ticks())
+    made.wait_for_ticks(known + ENOUGH)
+    process.send_signal(signal.SIGCONT)
+    made.wait_for_ticks(known + 2 * ENOUGH)
+    counted = Counter(made.ticks())
+    assert set(counted.values()) == {1}
+    instants = sorted(instant_of(one) for one in counted)
+    # An instant without a job of its own was missed, and the event of the last one says so.
+    gone = sum(
+        int(one["tags"][0].removeprefix("missed: "))
+        for one in made.events("skipped", "schedule:quick")
+    )
+    told_of = len(made.events("skipped", "schedule:quick"))
+    span = (instants[-1] - instants[0]).total_seconds()
+    assert span / 2 + 1 == len(instants) + gone - told_of
+    # Each tick that succeeded has had its one child.
+    wait_until(
+        lambda: len(made.events("succeeded", "ada")) >= known, SECONDS,
+        lambda: f"{made.events('succeeded', 'ada')}",
+    )
+    children = Counter(one["job_id"] for one in made.events("requested", "ada"))
+    assert set(children.values()) == {1}
+
+
+def _owner_of_ticks(made: Installation) -> str:
+    """Which ledger has the schedule's partition: that of most partitions will do for the first."""
+    from tidemill.schemas.topics import DEV_PARTITIONS
+    from tidemill.streams.partitioner import partition_of
+
+    count = int(made.env.get("TIDEMILL_PARTITIONS", DEV_PARTITIONS))
+    home = partition_of("schedule:quick", count)
+    for name in ("ledger-1", "ledger-2"):
+        lines = [one for one in made.roles[name].tail().splitlines() if "owns partitions" in one]
+        if lines and str(home) in lines[-1].rpartition("[")[2]:
+            return name
+    return "ledger-1"
+
+
+def test_a_schedule_that_left_the_code_stops(installation: Installation) -> None:
+    made = installation
+    made.wait_for_ticks(2)
+    role = made.roles.pop("worker")
+    assert role.process is not None
+    role.process.terminate()
+    role.process.wait(SECONDS)
+    (made.folder / "clockwork.py").write_text(WITHOUT)
+    made.start("worker-again", "worker", "clockwork.py")  # by another id
+
+    def is_still() -> bool:
+        known = made.ticks()
+        try:
+            wait_until(lambda: len(made.ticks()) > len(known), 3.0, str)
+        except AssertionError:
+            return True
+        return False
+
+    wait_until(is_still, SECONDS, lambda: f"{made.ticks()}")
