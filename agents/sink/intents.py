@@ -13,9 +13,7 @@ overtook another could take the note away.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Collection, Mapping
-from typing import Final
 
 from aiokafka.structs import TopicPartition
 from faust.types import TP
@@ -23,33 +21,8 @@ from faust.types import TP
 from tidemill.agents.runtime.app import RoleApp
 from tidemill.agents.runtime.commits import commit_as_owner
 from tidemill.agents.sink.batches import Insert, InsertIntent
+from tidemill.agents.sink.notes import begun_of, note_of, place_note
 from tidemill.agents.sink.store import Store
-
-# Version 2 named no store.
-_NOTE: Final = re.compile(
-    r"^tidemill-sink/(?:2|3 store=[0-9a-f]+)"
-    r" last=([0-9]{1,20}) of=([0-9]+(?:,[0-9]+)*) insert=([^ ]+)$"
-)
-
-
-def place_note(mark: str) -> str:
-    """The note beside an offset at which nothing was begun."""
-    return f"tidemill-sink/3 store={mark}"
-
-
-def note_of(begun: InsertIntent, mark: str) -> str:
-    """The note of a batch that was begun."""
-    partitions = ",".join(str(partition) for partition in begun.partitions)
-    return f"{place_note(mark)} last={begun.last} of={partitions} insert={begun.token}"
-
-
-def begun_of(note: str | None) -> InsertIntent | None:
-    """The batch that a note tells of; None when it tells of none."""
-    found = _NOTE.match(note or "")
-    if found is None:
-        return None
-    partitions = tuple(int(partition) for partition in found[2].split(","))
-    return InsertIntent(int(found[1]), found[3], partitions)
 
 
 class Intents:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -28,7 +27,9 @@ from tidemill.agents.clickhouse.engine import Engine, EngineError
 from tidemill.agents.runtime.chunk import Record
 from tidemill.agents.runtime.failstop import fail_stop
 from tidemill.agents.runtime.producer import CallThread
+from tidemill.agents.sink.batches import InsertIntent
 from tidemill.agents.sink.feeds import Feed
+from tidemill.agents.sink.notes import begun_of, mark_of
 
 logger = logging.getLogger("tidemill.sink")
 
@@ -38,18 +39,14 @@ RENEW_SECONDS: Final = 600.0
 # Between two tries while ClickHouse is away: nothing can be read before it has answered.
 RETRY_SECONDS: Final = 2.0
 PLACES_SHOWN: Final = 8  # partitions named in one line
-_MARK: Final = re.compile(r"^tidemill-sink/\d+ store=([0-9a-f]+)(?: |$)")
+# Offsets before a batch at which the log has no record, but the markers of transactions: so many
+# are looked at, one by one.
+MARKERS_MAX: Final = 16
 
 #: Reads one record of the log by topic, partition and offset; None when there is none just there.
 ReadRecord = Callable[[str, int, int], Record | None]
 
 T = TypeVar("T")
-
-
-def mark_of(note: str | None) -> str | None:
-    """The mark that a note names; None for a note of an earlier version, or none."""
-    found = _MARK.match(note or "")
-    return None if found is None else found[1]
 
 
 class Store:
@@ -99,8 +96,11 @@ class Store:
             tp for tp in wanted if tp not in committed or mark_of(committed[tp][1]) is None
         }
         found = await self._patiently(partial(self._behind_rows, asked)) if asked else {}
+        begun_here: set[TP] = set()
+        if foreign:
+            begun_here = await self._patiently(partial(self._begun_here, committed, found))
         places = {
-            tp: found.get(tp, 0) for tp in asked
+            tp: found.get(tp, 0) for tp in asked - begun_here
             # A note of an earlier version is believed where this store has rows.
             if foreign or (tp in found) != (tp in committed)
         }
@@ -201,6 +201,39 @@ class Store:
         wanted = _identity(orjson.loads(made[0]), feed) if made else None
         return any(_identity(row, feed) == wanted for row in rows)
 
+    def _begun_here(
+        self, committed: Mapping[TP, tuple[int, str]], found: Mapping[TP, int]
+    ) -> set[TP]:
+        """Partitions whose note tells of an insert that was begun in this very store.
+
+        It may have been cut between the table and those of its views. The rows of the table do not
+        tell that: the insert must be made again with its token.
+        """
+        begun = {
+            tp: told for tp, (offset, note) in committed.items()
+            if mark_of(note) in self._known and (told := begun_of(note)) is not None
+            and self._reaches(tp, offset, told, found.get(tp, 0))
+        }
+        # The notes of one insert are believed together, or none of them.
+        return {
+            tp for tp, told in begun.items()
+            if not any(
+                (other := TP(tp.topic, partition)) not in begun
+                and _token(committed.get(other)) == told.token
+                for partition in told.partitions
+            )
+        }
+
+    def _reaches(self, tp: TP, offset: int, begun: InsertIntent, behind: int) -> bool:
+        """Whether the rows end within the batch or right before it: those of an older copy of this
+        store end further ahead."""
+        if behind >= offset:
+            return behind <= begun.last + 1
+        return behind >= offset - MARKERS_MAX and all(
+            self._read_record(tp.topic, tp.partition, between) is None
+            for between in range(behind, offset)
+        )
+
     async def _patiently(self, call: Callable[[], T]) -> T:
         while True:
             try:
@@ -214,3 +247,9 @@ class Store:
 
 def _identity(row: Mapping[str, Any], feed: Feed) -> list[str]:
     return [str(row.get(name)) for name in feed.identity]
+
+
+def _token(committed: tuple[int, str] | None) -> str | None:
+    """Of the insert that a note tells of."""
+    begun = begun_of(committed[1]) if committed is not None else None
+    return None if begun is None else begun.token

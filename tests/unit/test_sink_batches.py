@@ -14,8 +14,7 @@ from tidemill.agents.sink.batches import (
     PartitionInbox,
     are_due,
 )
-from tidemill.agents.sink.intents import begun_of, note_of, place_note
-from tidemill.agents.sink.store import mark_of
+from tidemill.agents.sink.notes import begun_of, mark_of, note_of, place_note
 
 LIMITS = BatchLimits(rows_max=10, seconds_max=1.0, bytes_max=10_000)
 

@@ -12,12 +12,15 @@ from tests.unit.test_sink_records import Fake
 from tidemill.agents.clickhouse.engine import EngineUnavailable
 from tidemill.agents.runtime.producer import CallThread
 from tidemill.agents.sink import store as store_
+from tidemill.agents.sink.batches import InsertIntent
 from tidemill.agents.sink.feeds import refused_of
-from tidemill.agents.sink.intents import place_note
+from tidemill.agents.sink.notes import note_of, place_note
 from tidemill.agents.sink.store import Store
 from tidemill.schemas.topics import Topics
 
 FEED = refused_of(Topics())
+ALONE = note_of(InsertIntent(14, "x", (1,)), "a1")
+JOINT = note_of(InsertIntent(14, "x", (0, 1)), "a1")
 OLD = "tidemill-sink/2 last=9 of=0 insert=x"
 
 
@@ -72,6 +75,32 @@ CASES: dict[str, tuple[dict[int, tuple[int, str]], dict[int, int], dict[int, int
     "a batch that was begun elsewhere": (
         {0: (7, f"{place_note('b2')} last=9 of=0 insert=x")}, {}, {0: 0}
     ),
+    # The rows of a table may be there, and those of its views not yet.
+    "an insert that was begun here since": (
+        {0: (7, place_note("b2")), 1: (10, ALONE)}, {1: 14}, {0: 0}
+    ),
+    "an insert of which nothing is in": (
+        {0: (7, place_note("b2")), 1: (10, ALONE)}, {1: 9}, {0: 0}
+    ),
+    "an insert of which a month is in": (
+        {0: (7, place_note("b2")), 1: (10, ALONE)}, {1: 12}, {0: 0}
+    ),
+    "an insert, and an older copy": (
+        {0: (7, place_note("b2")), 1: (10, ALONE)}, {1: 8}, {0: 0, 1: 9}
+    ),
+    "an insert, and rows behind it": (
+        {0: (7, place_note("b2")), 1: (10, ALONE)}, {1: 15}, {0: 0, 1: 16}
+    ),
+    "an insert of two partitions": (
+        {0: (7, JOINT), 1: (10, JOINT), 2: (1, place_note("b2"))}, {0: 14, 1: 14}, {}
+    ),
+    "an insert of two partitions, and an older copy": (
+        {0: (7, JOINT), 1: (10, JOINT), 2: (1, place_note("b2"))}, {0: 6, 1: 4}, {0: 7, 1: 5}
+    ),
+    "an insert of two partitions, one of them further on": (
+        {0: (15, place_note("a1")), 1: (10, JOINT), 2: (1, place_note("b2"))}, {0: 14, 1: 14},
+        {0: 15}
+    ),
     "an earlier version's notes": ({0: (7, OLD), 1: (7, "")}, {0: 6, 1: 4}, {}),
     "an earlier version's notes, no rows": ({0: (7, OLD), 1: (7, "")}, {1: 4}, {0: 0}),
     "forgotten offsets": ({0: (7, place_note("a1"))}, {0: 6, 1: 4}, {1: 5}),
@@ -97,6 +126,15 @@ async def test_marks_and_rows_say_where_reading_goes_on(
     assert store.mark in tables.marks
     is_told = bool(places.keys() & committed.keys())
     assert len([r for r in caplog.records if "not the store" in r.message]) == is_told
+
+
+async def test_markers_before_an_insert_are_no_rows_that_are_missing(thread: CallThread) -> None:
+    tables: Any = Tables({"a1"}, {1: 7})
+    store = Store(
+        tables, [FEED], thread, lambda _topic, _part, at: Fake(0, b"abc") if at < 8 else None
+    )
+    notes = {tp(0): (7, place_note("b2")), tp(1): (10, ALONE)}
+    assert await store.places(notes, [tp(0), tp(1)]) == {tp(0): 0}
 
 
 async def test_a_row_of_another_log_says_nothing(thread: CallThread) -> None:
