@@ -4,6 +4,8 @@ that is safe."""
 from __future__ import annotations
 
 import locale
+import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.unit.worker_harness import bench_of, pack_of, until
 from tidemill.agents.worker import process_lane
 from tidemill.agents.worker.surroundings import Surroundings
 
+SECONDS = 60.0  # a process that starts on a busy machine
 WORDS = "C" if locale.setlocale(locale.LC_ALL) != "C" else "C.UTF-8"
 CHILDS = '''
 import locale, os
@@ -87,21 +90,9 @@ def test_beside_others_it_stays_and_is_told_of_once(
     assert len([each for each in caplog.messages if f"the {what} of this process" in each]) == 1
 
 
-@pytest.fixture
-def streams() -> Iterator[None]:
-    """The descriptors of this process, which a test may close."""
-    kept = [os.dup(number) for number in range(3)]
-    yield
-    for number, copy in enumerate(kept):
-        os.dup2(copy, number)
-        os.close(copy)
-
-
-@pytest.mark.usefixtures("streams")
-@pytest.mark.parametrize("numbers", [(1,), (0, 2), (0, 1, 2)])
-def test_nothing_gets_the_number_of_a_stream_that_was_closed(
-    numbers: tuple[int, ...], caplog: pytest.LogCaptureFixture
-) -> None:
+def close_streams(numbers: tuple[int, ...], told: Path) -> None:
+    """Runs in a process of its own: threads of this one could get the numbers."""
+    logging.basicConfig(filename=told)
     surroundings = Surroundings(has_others=True)
     for _ in range(2):
         for number in numbers:
@@ -115,7 +106,20 @@ def test_nothing_gets_the_number_of_a_stream_that_was_closed(
         for number in numbers:
             assert os.get_inheritable(number)
             os.fstat(number)
-    [line] = [each for each in caplog.messages if "has closed descriptor" in each]
+
+
+@pytest.mark.parametrize("numbers", [(1,), (0, 2), (0, 1, 2)])
+def test_nothing_gets_the_number_of_a_stream_that_was_closed(
+    numbers: tuple[int, ...], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    process = multiprocessing.get_context("spawn").Process(
+        target=close_streams, args=(numbers, told)
+    )
+    process.start()
+    process.join(SECONDS)
+    assert process.exitcode == 0, told.read_text()
+    [line] = [each for each in told.read_text().splitlines() if "has closed descriptor" in each]
     assert " and ".join(map(str, numbers)) in line
 
 
