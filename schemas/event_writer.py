@@ -384,15 +384,14 @@ class EventWriter:
 
     def ready_job(
         self, event: Event, payload: bytes, *, max_attempts: int, timeout_ms: int,
-        traceparent: str | None, rescues: int = 0,
+        traceparent: str | None, rescues: int = 0, memory: bytes = b"",
     ) -> bytes:
-        """A `tidemill.schemas.wire.ReadyJob`, from the event of its dispatch; `payload` is JSON
-        text."""
+        """A `tidemill.schemas.wire.ReadyJob`; `payload` and `memory` are JSON texts."""
         self._look_at(event)
         return (
             b'{"job_id":"%b","user_id":%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,'
             b'"epoch":%b,"timeout_ms":%b,"requested_at":%b,"dispatched_at":%b,"payload":%b,'
-            b'"traceparent":%b%b}'
+            b'"traceparent":%b%b%b}'
         ) % (
             self._job, self._user.json, self._type_name, number_text(event.run),
             number_text(event.attempt), number_text(max_attempts), number_text(event.epoch),
@@ -400,6 +399,7 @@ class EventWriter:
             self._begun.digits(event.occurred_at), payload,
             _NULL if traceparent is None else _json(traceparent),
             b',"rescues":%b' % number_text(rescues) if rescues else b"",
+            memory and b',"memory":%b' % memory,
         )
 
     def event_id(self, event: Event) -> bytes:

@@ -52,6 +52,10 @@ class ReadyJob(BaseModel):
     rescues: int = Field(
         default=0, description="Workers lost under this run; above 0 its start is told first."
     )
+    memory: list[list[Any]] | None = Field(
+        default=None,
+        description="What the job remembers: [name, kind, value] each. kind: step or sleep.",
+    )
 
 
 class ReadyPack(BaseModel):
@@ -65,14 +69,26 @@ class ReadyPack(BaseModel):
     jobs: list[ReadyJob]
 
 
-OutcomeKind = Literal["started", "progressed", "succeeded", "failed", "skipped", "returned"]
+OutcomeKind = Literal[
+    "started", "progressed", "stepped", "succeeded", "failed", "skipped", "returned", "suspended"
+]
+
+
+class Waits(BaseModel):
+    """What a suspended attempt waits for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    kind: Literal["sleep"]
+    name: str
+    for_ms: int
 
 
 class Outcome(BaseModel):
     """What a worker says of one attempt.
 
-    started and progressed leave the attempt running; the other four end it. returned: it never
-    began, no attempt is spent.
+    started, progressed and stepped leave the attempt running; the others end it. returned: it never
+    began; suspended: its handler waits. Neither spends an attempt.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -101,6 +117,8 @@ class Outcome(BaseModel):
     children: list[dict[str, Any]] | None = Field(
         default=None, description="Requests that the handler asked for, born with the outcome."
     )
+    name: str | None = Field(default=None, description="stepped: of the step; result has the rest.")
+    waits: Waits | None = Field(default=None, description="suspended: for what.")
 
 
 class OutcomePack(BaseModel):

@@ -35,6 +35,7 @@ class State(StrEnum):
     DISPATCHED = "dispatched"  # written to `jobs.ready.<queue>`
     RUNNING = "running"  # a worker said that it started
     RETRYING = "retrying"  # an attempt failed; waits for its backoff
+    AWAITING = "awaiting"  # its handler waits for an instant, and holds no slot
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -46,6 +47,7 @@ TERMINAL_STATES: Final = frozenset(
     {State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED}
 )
 WAITING_STATES: Final = frozenset({State.SCHEDULED, State.PENDING, State.RETRYING})
+"""They wait for an attempt. An awaiting job does not: what it waits for is its own business."""
 IN_FLIGHT_STATES: Final = frozenset({State.DISPATCHED, State.RUNNING})
 
 
@@ -66,6 +68,9 @@ class EventKind(StrEnum):
     RETRY_SCHEDULED = "retry_scheduled"
     RETURNED = "returned"
     RESCUED = "rescued"
+    STEP_COMPLETED = "step_completed"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
     CANCEL_REQUESTED = "cancel_requested"
     REDRIVEN = "redriven"
     SUCCEEDED = "succeeded"
@@ -140,6 +145,10 @@ class Reason(StrEnum):
     CANCELLED_BY_COMMAND = "cancelled_by_command"
     EXPIRED_BEFORE_START = "expired_before_start"
     OPERATOR = "operator"
+    # What an awaiting job waits for, and why it goes on.
+    SLEEPING = "sleeping"  # an instant
+    INSTANT_CAME = "instant_came"
+    TOO_LARGE = "too_large"  # a step's result, or all that its job remembers
 
 
 @direct
@@ -167,6 +176,11 @@ class ErrorCode(StrEnum):
     INTERRUPTED = "INTERRUPTED"  # its workers were stopped too often while it ran
     PROCESS_DIED = "PROCESS_DIED"  # a child process of a worker died (crash, out of memory)
     CANCELLED = "CANCELLED"
+    STEP_TOO_LARGE = "STEP_TOO_LARGE"  # one step's result, or all that a job remembers
+    NAME_USED_TWICE = "NAME_USED_TWICE"  # of a step or a wait, in one run of the handler
+    SUSPENDED_SIDE_BY_SIDE = "SUSPENDED_SIDE_BY_SIDE"  # two waits at once
+    SUSPENSION_SWALLOWED = "SUSPENSION_SWALLOWED"  # the handler caught what ends its attempt
+    TOO_MANY_SUSPENSIONS = "TOO_MANY_SUSPENSIONS"
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
     BROKEN_FORWARD = "BROKEN_FORWARD"
     BROKEN_MESSAGE = "BROKEN_MESSAGE"  # between partitions

@@ -113,6 +113,11 @@ class Redrive:
 
 
 @dataclass(slots=True)
+class Resume:
+    """The instant is there for which the handler of an awaiting job sleeps."""
+
+
+@dataclass(slots=True)
 class Forget:
     """A kept cancel goes, for `reason`: nobody asked for its job in time, or too many are kept."""
 
@@ -122,4 +127,5 @@ class Forget:
 
 CoreCommand = (
     Submit | Refuse | Resolve | Dispatch | Obey | Rescue | Report | Cancel | Redrive | Forget
+    | Resume
 )

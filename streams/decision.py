@@ -118,6 +118,7 @@ class Effect(StrEnum):
     SET_TIMER = "set_timer"  # wake the job at `due_at`
     TELL_WORKER = "tell_worker"  # a word on jobs.control
     MAKE_READY = "make_ready"  # it waits for a slot
+    REMEMBER = "remember"  # under the name in `data`, for all attempts to come
 
 
 EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
@@ -129,6 +130,9 @@ EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
     EventKind.RETURNED: (Effect.MAKE_READY,),
     EventKind.RESCUED: (Effect.MAKE_READY,),
     EventKind.REDRIVEN: (Effect.MAKE_READY,),
+    EventKind.STEP_COMPLETED: (Effect.REMEMBER,),
+    EventKind.SUSPENDED: (Effect.SET_TIMER,),
+    EventKind.RESUMED: (Effect.REMEMBER, Effect.MAKE_READY),
     EventKind.CANCEL_REQUESTED: (Effect.TELL_WORKER,),
     EventKind.SUCCEEDED: (Effect.COMPLETE,),
     EventKind.FAILED: (Effect.COMPLETE, Effect.DEAD_LETTER),

@@ -12,7 +12,7 @@ import orjson
 
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, EventKind, Reason, State
-from tidemill.streams import admission, attempts
+from tidemill.streams import admission, attempts, suspensions
 from tidemill.streams.commands import (
     Cancel,
     Cause,
@@ -25,6 +25,7 @@ from tidemill.streams.commands import (
     Report,
     Rescue,
     Resolve,
+    Resume,
     Submit,
 )
 from tidemill.streams.decision import (
@@ -173,6 +174,8 @@ def decide(job: Job | None, command: CoreCommand, turn: Turn) -> Decision:
             )
         case Cancel():
             return _cancel(job, command, turn)
+        case Resume():
+            return suspensions.resume(EventBuilder(job, turn.now_ms, None))
         case Forget():
             return Rejected(command.reason, _E.COMMAND_REFUSED)
         case Redrive():
@@ -280,6 +283,10 @@ def _report(job: Job | None, command: Report, turn: Turn) -> Decision:
         return story.done()
     if kind == "returned":
         return _returned(job, command, turn, is_again=is_again)
+    if kind == "stepped":
+        return suspensions.stepped(story, job, command, turn)
+    if kind == "suspended":
+        return suspensions.suspended(story, job, command, turn)
     reason = attempts.reason_of(outcome) or "skipped by its handler"
     return story.end(_E.SKIPPED, reason, worker=command.worker)
 

@@ -21,7 +21,7 @@ from tidemill.schemas.codec import (
 from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import ErrorCode, Reason, State
-from tidemill.streams import attempts
+from tidemill.streams import attempts, suspensions
 from tidemill.streams.commands import (
     Cancel,
     Cause,
@@ -38,8 +38,12 @@ from tidemill.streams.processor import Processor
 from tidemill.streams.stalls import Stalls
 
 OUTCOME_KINDS: Final = frozenset(
-    {"started", "progressed", "succeeded", "failed", "skipped", "returned"}
+    {
+        "started", "progressed", "stepped", "succeeded", "failed", "skipped", "returned",
+        "suspended",
+    }
 )
+_GO_ON: Final = frozenset({"progressed", "stepped"})
 
 
 class InRecord(Protocol):
@@ -242,7 +246,7 @@ class Intake:
         if kind == "returned":
             if outcome.get("reason") == Reason.NO_FREE_SLOT:
                 limit.note_returned(self._state.clock_ms)
-        elif kind != "progressed" and job.state is State.DISPATCHED:
+        elif kind not in _GO_ON and job.state is State.DISPATCHED:
             now_ms = self._state.clock_ms
             started_at, _, run_ms = attempts.times(job, outcome, now_ms)
             waited_ms = started_at - (job.dispatched_at or started_at)
@@ -335,6 +339,8 @@ def _is_outcome(outcome: object) -> bool:
         number = outcome.get(name)
         if number is not None and not isinstance(number, int):
             return False
+    if kind in ("stepped", "suspended") and not suspensions.is_readable(outcome):
+        return False
     error, children = outcome.get("error"), outcome.get("children")
     return (error is None or isinstance(error, dict)) and (
         children is None or isinstance(children, list)

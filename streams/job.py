@@ -29,6 +29,9 @@ NO_WORKER: Final = "no_worker"
 UNKNOWN_TYPE: Final = "unknown_type"
 """No worker has told of its type yet, which stands behind the word."""
 
+SUSPENSION: Final = "suspension"
+"""Its handler waits; behind the word: the kind of what it waits for, and the name of that."""
+
 RATE_LIMIT: Final = "rate_limit"
 """A `delay` limit holds it back; behind the word: user and type."""
 
@@ -159,6 +162,7 @@ class Job:
         "spec",
         "started_at",
         "state",
+        "suspensions",
         "waits_for",
         "worker",
     )
@@ -185,6 +189,7 @@ class Job:
         returns: int = 0,
         interruptions: int = 0,
         waits_for: WaitKey | None = None,
+        suspensions: int = 0,
     ) -> None:
         self.spec = spec
         self.state = state
@@ -205,8 +210,9 @@ class Job:
         self.error = error  # of the last failed attempt
         self.returns = returns  # hand-backs in this run
         self.interruptions = interruptions  # stops of its workers while it ran, in this run
-        # What holds a scheduled job back; None: its instant alone.
+        # What holds a scheduled job back (None: its instant alone), or an awaiting one waits for.
         self.waits_for = waits_for
+        self.suspensions = suspensions  # in this run
 
     @staticmethod
     def first(spec: Spec, state: State, *, holds_limit: bool) -> Job:
@@ -241,6 +247,7 @@ class Job:
             self.rescues, self.queued_at, self.due_at, self.reason, self.dispatched_at,
             self.started_at, self.finished_at, self.worker, self.is_cancel_requested,
             self.holds_limit, self.error, self.returns, self.interruptions, self.waits_for,
+            self.suspensions,
         )
 
     @property

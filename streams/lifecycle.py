@@ -38,6 +38,11 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.RUNNING, _E.ATTEMPT_SUCCEEDED): _S.RUNNING,
     (_S.RUNNING, _E.ATTEMPT_FAILED): _S.RUNNING,
     (_S.RUNNING, _E.RETRY_SCHEDULED): _S.RETRYING,
+    (_S.RUNNING, _E.STEP_COMPLETED): _S.RUNNING,
+    # Its handler waits: no attempt is spent, and the same one goes on as soon as a slot is free.
+    (_S.DISPATCHED, _E.SUSPENDED): _S.AWAITING,
+    (_S.RUNNING, _E.SUSPENDED): _S.AWAITING,
+    (_S.AWAITING, _E.RESUMED): _S.PENDING,
     # Given back: no attempt is spent.
     (_S.DISPATCHED, _E.RETURNED): _S.PENDING,
     (_S.RUNNING, _E.RETURNED): _S.PENDING,
@@ -64,6 +69,8 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     (_S.RETRYING, _E.FAILED): _S.FAILED,
     (_S.RETRYING, _E.CANCELLED): _S.CANCELLED,
     (_S.RETRYING, _E.EXPIRED): _S.EXPIRED,
+    (_S.AWAITING, _E.CANCELLED): _S.CANCELLED,
+    (_S.AWAITING, _E.FAILED): _S.FAILED,
     # A dead letter may run again, and a refused request does not take its id: a mended one runs.
     (_S.FAILED, _E.REDRIVEN): _S.PENDING,
     (_S.FAILED, _E.REQUESTED): _S.PENDING,
@@ -97,7 +104,9 @@ _TELLS_OF_ATTEMPT: Final = frozenset(
     {_E.ATTEMPT_STARTED, _E.ATTEMPT_SUCCEEDED, _E.ATTEMPT_FAILED}
 )
 _PUTS_OFF: Final = frozenset({_E.SCHEDULED, _E.DEFERRED, _E.RETRY_SCHEDULED})
-GIVES_BACK: Final = frozenset({_E.RETURNED, _E.RESCUED})
+_SUSPENDED: Final = _E.SUSPENDED
+GIVES_BACK: Final = frozenset({_E.RETURNED, _E.RESCUED, _E.SUSPENDED})
+"""No attempt is spent."""
 
 
 def state_after(state: State | None, kind: EventKind) -> State | None:
@@ -162,6 +171,16 @@ def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
         if event.spec is not None:
             new.spec = event.spec
             new.holds_limit = bool(event.data and event.data.get("holds_limit"))
+    elif kind is _SUSPENDED:
+        new.worker = None
+        new.due_at = event.due_at
+        new.reason = event.reason
+        new.waits_for = event.waits_for
+        new.suspensions += 1
+        new.rescues = new.returns = new.interruptions = 0  # what it has come to is safe
+    elif kind is EventKind.RESUMED:
+        new.due_at = new.reason = new.waits_for = None
+        new.queued_at = event.occurred_at
     elif kind in GIVES_BACK:
         new.worker = None
         if kind is _RETURNED:
@@ -172,7 +191,7 @@ def _fold_other(new: Job, kind: EventKind, event: Event) -> None:
     elif kind is EventKind.CANCEL_REQUESTED:
         new.is_cancel_requested = True
     elif kind is EventKind.REDRIVEN:
-        new.rescues = new.returns = new.interruptions = 0
+        new.rescues = new.returns = new.interruptions = new.suspensions = 0
         new.queued_at = event.occurred_at
         new.finished_at = new.started_at = new.error = new.reason = None
         new.is_cancel_requested = False

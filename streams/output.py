@@ -204,17 +204,20 @@ class Output:
 
     # --- ready packs ---
 
-    def dispatch(self, job: Job, event: Event, pool: tuple[str, str, str]) -> None:
-        """The job goes into a ready pack of that pool when the group is sealed."""
+    def dispatch(
+        self, job: Job, event: Event, pool: tuple[str, str, str], memory: bytes = b""
+    ) -> None:
+        """The job goes into a ready pack of that pool when the group is sealed. `memory`: what it
+        remembers, as JSON."""
         spec = job.spec
         ready = self._ready.get(pool)
         if ready is None:
             ready = self._ready[pool] = []
         text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
-            traceparent=spec.traceparent, rescues=job.rescues,
+            traceparent=spec.traceparent, rescues=job.rescues, memory=memory,
         )
-        ready.append((text, len(spec.payload)))
+        ready.append((text, len(spec.payload) + len(memory)))
 
     def pack_ready(
         self,

@@ -139,14 +139,19 @@ class Processor:
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:
         match effect:
             case Effect.DISPATCH:
-                self.output.dispatch(job, event, self.schedule.name_of(job.spec))
+                known = self.state.memory.of(job) if self.state.memory.by_job else b""
+                self.output.dispatch(job, event, self.schedule.name_of(job.spec), known)
             case Effect.COMPLETE:
                 self.output.completed(job, event)
+                if self.state.memory.by_job and not job.is_dead_letter:
+                    self.state.memory.forget_job(job.key)
             case Effect.DEAD_LETTER:
                 if job.is_dead_letter:
                     self.output.dead_job(job, event)
             case Effect.ANNOUNCE_RETRY:
                 self.output.retry(job, event)
+            case Effect.REMEMBER:
+                self.state.memory.remember(job, event.data or {})
             case Effect.TELL_WORKER:
                 self.output.cancel_word(job)
             case Effect.MAKE_READY | Effect.SET_TIMER:

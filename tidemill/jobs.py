@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
+from tidemill.agents.worker.durations import Duration, seconds_of
 from tidemill.agents.worker.errors import JobDefinitionError
 from tidemill.agents.worker.handlers import (
     DEFAULT_ATTEMPTS,
@@ -19,7 +20,7 @@ from tidemill.agents.worker.handlers import (
     build_handler,
 )
 from tidemill.job_types import JobDecorator
-from tidemill.policies import Backoff, Concurrency, Duration, RateLimit, seconds_of
+from tidemill.policies import Backoff, Concurrency, RateLimit
 from tidemill.schemas.wire import ConcurrencySpec
 from tidemill.typed_jobs import JOBS, Job
 

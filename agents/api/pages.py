@@ -49,7 +49,7 @@ FOLDER: Final = Path(__file__).parent
 WINDOWS: Final = ((5, "5 min"), (15, "15 min"), (60, "1 h"), (360, "6 h"), (1_440, "24 h"))
 PANEL_ROWS: Final = 8  # rows of a table on the first page; the list has the rest
 FILTERS_MAX: Final = 200  # types and queues offered as filters
-ALIVE: Final = ",".join(sorted(WAITING_STATES | IN_FLIGHT_STATES))
+ALIVE: Final = ",".join(sorted(WAITING_STATES | IN_FLIGHT_STATES | {State.AWAITING}))
 TOLD: Final = {
     EventKind.CANCELLED.value: "Cancelled.",
     EventKind.CANCEL_REQUESTED.value: "The worker is asked to stop.",

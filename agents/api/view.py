@@ -32,6 +32,7 @@ TONES: Final[dict[str, str]] = {
     State.SCHEDULED: "wait",
     State.PENDING: "wait",
     State.RETRYING: "warn",
+    State.AWAITING: "wait",
     State.DISPATCHED: "run",
     State.RUNNING: "run",
     State.SUCCEEDED: "good",
@@ -63,6 +64,9 @@ EVENT_WORDS: Final[dict[str, str]] = {
     EventKind.RETRY_SCHEDULED: "Retry scheduled",
     EventKind.RETURNED: "Handed back",
     EventKind.RESCUED: "Rescued",
+    EventKind.STEP_COMPLETED: "Step completed",
+    EventKind.SUSPENDED: "Suspended: its handler waits",
+    EventKind.RESUMED: "Resumed",
     EventKind.CANCEL_REQUESTED: "Cancel requested",
     EventKind.REDRIVEN: "Redriven",
     EventKind.DUPLICATE_IGNORED: "Duplicate request ignored",
@@ -72,6 +76,10 @@ EVENT_WORDS: Final[dict[str, str]] = {
     EventKind.CANCEL_KEPT: "Cancel kept for the request to come",
 }
 
+
+WAITS_OF_HANDLERS: Final = (
+    EventKind.STEP_COMPLETED, EventKind.SUSPENDED, EventKind.RESUMED,
+)
 
 MISSING_WORDS: Final[dict[str, str]] = {
     Reason.QUEUE_NOT_SERVED: "no living worker serves its queue",
@@ -261,6 +269,8 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
         told = [str(data[key]) for key in ("stage", "message") if data.get(key)]
         percent_done = data.get("percent")
         parts += ([f"{percent_done} %"] if percent_done is not None else []) + told
+    if event["event"] in WAITS_OF_HANDLERS and data and data.get("name"):
+        parts.append(f"{data.get('kind', '')} {data['name']}".strip())
     if event["run_ms"] is not None and event["event"] in (
         EventKind.ATTEMPT_SUCCEEDED,
         EventKind.ATTEMPT_FAILED,

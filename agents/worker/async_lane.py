@@ -204,7 +204,7 @@ class AsyncLane:
             host.ended(attempt, outcomes.invalid_payload(handler, error))
             return None
         except BaseException as error:  # noqa: BLE001  # a validator may do anything, `next()` too
-            host.ended(attempt, outcomes.error(error, job))
+            host.ended(attempt, outcomes.error(error, job, attempt.context))
             return None
         context = self._context.copy()
         try:
@@ -215,7 +215,7 @@ class AsyncLane:
             host.ended(attempt, outcomes.result(stop.value, attempt.context, handler))
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             leave_if_copy(error)
-            host.ended(attempt, outcomes.error(error, job))
+            host.ended(attempt, outcomes.error(error, job, attempt.context))
         else:
             leave_if_copy()
             return _Rest(coroutine, context, yielded)
@@ -233,10 +233,13 @@ class AsyncLane:
             end = outcomes.result(await rest, attempt.context, attempt.handler)
         except asyncio.CancelledError as error:
             is_ours = attempt.verdict is not None or attempt.is_ended or self._is_closed
-            end = outcomes.cancelled() if is_ours else outcomes.error(error, attempt.job)
+            if is_ours:
+                end = outcomes.cancelled()
+            else:
+                end = outcomes.error(error, attempt.job, attempt.context)
         except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the worker
             leave_if_copy(error)
-            end = outcomes.error(error, attempt.job)
+            end = outcomes.error(error, attempt.job, attempt.context)
         finally:
             self._awake += 1
         if slot.task is not None and slot.task.cancelling():

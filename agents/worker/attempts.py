@@ -6,6 +6,8 @@ Owns what is counted and when a pack's offset may be committed. Refuses to run a
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, Protocol
 
 from tidemill.agents.worker.context import Context, Signal
@@ -38,6 +40,12 @@ class Settled(Protocol):
     def settle(self) -> None: ...
 
 
+class Keeper(Protocol):
+    """What makes the result of a step durable."""
+
+    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]: ...
+
+
 class Permit:
     """A start that must be durable before the handler is called."""
 
@@ -58,7 +66,9 @@ class Pack:
     The word is a `started` or the last outcome, whichever is durable first.
     """
 
-    __slots__ = ("jobs", "ledger_partition", "on_settled", "queue", "received_at", "unsettled")
+    __slots__ = (
+        "jobs", "keeper", "ledger_partition", "on_settled", "queue", "received_at", "unsettled",
+    )
 
     def __init__(
         self,
@@ -67,8 +77,10 @@ class Pack:
         jobs: int,
         received_at: float,
         on_settled: Callable[[], object],
+        keeper: Keeper | None = None,
     ) -> None:
         self.queue = queue
+        self.keeper = keeper
         self.ledger_partition = ledger_partition
         self.jobs = jobs
         self.unsettled = jobs
@@ -155,7 +167,9 @@ class Attempt:
 
     def open_context(self) -> Context:
         """The handler's context, made when a handler wants one."""
-        self.context = Context(self.job, self.open_signal(), self.set_progress)
+        keeper = self.pack.keeper
+        keep = None if keeper is None else partial(keeper.keep, self)
+        self.context = Context(self.job, self.open_signal(), self.set_progress, keep)
         return self.context
 
     def open_signal(self) -> Signal:

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import Future
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -59,10 +60,22 @@ class ChildAttempt:
         #: What runs the handler: the main thread, or the coroutine that it drives.
         self.standing: object = threading.main_thread().ident
         self._progressed_at = 0.0
+        self._steps: dict[str, Future[None]] = {}  # that are not durable yet
 
     def open_context(self) -> Context:
-        self.context = Context(self.job, self.signal, self._on_progress)
+        self.context = Context(self.job, self.signal, self._on_progress, self._keep)
         return self.context
+
+    def _keep(self, name: str, result: bytes) -> Future[None]:
+        done = self._steps[name] = Future()
+        self._child.send({"step": name, "result": orjson.Fragment(result)})
+        return done
+
+    def kept(self, name: str) -> None:
+        """The parent says that a step's result is durable."""
+        done = self._steps.pop(name, None)
+        if done is not None and not done.done():
+            done.set_result(None)
 
     def _on_progress(self, told: dict[str, Any]) -> None:
         now = clocks.monotonic()
@@ -141,6 +154,9 @@ class Child:
                 self._arrived.release()
             elif "stack" in message:
                 self._tell_stack()
+            elif "kept" in message:
+                if self._current is not None:
+                    self._current.kept(message["kept"])
             elif "terminate" in message:
                 self.is_ending = True
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -189,7 +205,7 @@ def _call(handler: Handler, attempt: ChildAttempt) -> Outcome:
         if isinstance(error, _Terminated):
             logging.shutdown()
             os._exit(EXIT_TERMINATED)
-        return outcomes.error(error, attempt.job)
+        return outcomes.error(error, attempt.job, attempt.context)
     return outcomes.result(value, attempt.context, handler)
 
 

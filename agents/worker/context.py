@@ -17,6 +17,8 @@ import orjson
 import structlog
 from pydantic import BaseModel
 
+from tidemill.agents.worker.durations import Duration
+from tidemill.agents.worker.suspending import Keep, Suspending
 from tidemill.schemas.doors import Refused, encode_request
 from tidemill.schemas.requests import ID_LENGTH_MAX, RESULT_BYTES_MAX
 
@@ -36,7 +38,7 @@ class Context:
 
     __slots__ = (
         "_children", "_children_bytes", "_job", "_log", "_on_progress", "_pid", "_saw_cancel",
-        "_signal",
+        "_signal", "_suspending",
     )
 
     def __init__(
@@ -44,6 +46,7 @@ class Context:
         job: Mapping[str, Any],
         signal: Signal,
         on_progress: Callable[[dict[str, Any]], None],
+        keep: Keep | None = None,
     ) -> None:
         self._job = job
         self._signal = signal
@@ -53,6 +56,7 @@ class Context:
         self._pid = os.getpid()
         self._log: Any = None
         self._saw_cancel = False
+        self._suspending = Suspending(job.get("memory"), keep)
 
     @property
     def job_id(self) -> str:
@@ -130,6 +134,31 @@ class Context:
             told["message"] = valid_text(str(message))[:MESSAGE_LENGTH_MAX]
         self._on_progress(told)
 
+    def step(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`, once: a later attempt of this job gets the stored result.
+
+        In an `async def` handler it is awaited, and a plain function runs on a thread; elsewhere it
+        returns the value. The result is durable when the call returns: JSON of at most 256 KiB,
+        else the job fails as STEP_TOO_LARGE. A stored result comes back as plain JSON values. The
+        function may run again when its worker is lost before: give it `step_key(name)`.
+        """
+        self._refuse_in_copy()
+        return self._suspending.step(name, function, args)
+
+    def sleep(self, name: str, duration: Duration) -> Any:
+        """Wait without a slot: the attempt ends, and the handler runs anew when the time is over.
+
+        `duration`: "10min", seconds or a timedelta, at most 366 days, from the first call on. What
+        the handler did before comes back from its steps. Awaited in an `async def` handler. The
+        exception that ends the attempt is a BaseException: let it pass.
+        """
+        self._refuse_in_copy()
+        return self._suspending.sleep(name, duration)
+
+    def step_key(self, name: str) -> str:
+        """The idempotency key of one step: the same in every attempt and every run of this job."""
+        return f"{self.idempotency_key}/{name}"
+
     def enqueue(
         self,
         type: str,
@@ -155,6 +184,7 @@ class Context:
         asks for the same children. Raises ValueError that names the field which is wrong.
         """
         self._refuse_in_copy()
+        self._suspending.refuse_in_step()
         children = self._children if self._children is not None else []
         if len(children) >= CHILDREN_MAX:
             raise ValueError(
@@ -218,6 +248,11 @@ class Signal:
 def children_of(context: Context | None) -> list[dict[str, Any]] | None:
     """What the handler asked for; None when nothing."""
     return None if context is None else context._children
+
+
+def suspending_of(context: Context | None) -> Suspending | None:
+    """What the handler has waited for and remembered; None: it has no context."""
+    return None if context is None else context._suspending
 
 
 def has_seen_cancel(context: Context | None) -> bool:

@@ -77,7 +77,7 @@ class Executor:
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._handlers, self._writer = handlers, writer
-        self._teller = Teller(writer)
+        self._teller = Teller(writer, loop)
         self._on_room, self._graces = on_room, graces
         self._standstill = Standstill(pulse or Pulse(), handlers)
         self._surroundings = Surroundings(has_others=True)
@@ -216,9 +216,9 @@ class Executor:
         if body is None:
             on_settled()
             return None
-        jobs = body["jobs"]
+        jobs, place = body["jobs"], body["ledger_partition"]
         queue = self._queue_of(body["queue"])
-        pack = Pack(queue, body["ledger_partition"], len(jobs), clocks.monotonic(), on_settled)
+        pack = Pack(queue, place, len(jobs), clocks.monotonic(), on_settled, self._teller)
         if not jobs:
             on_settled()
         handlers = self._handlers

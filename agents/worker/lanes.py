@@ -156,7 +156,7 @@ class ThreadLane:
                 attempt.standing = get_ident()
                 end = contextvars.Context().run(run_blocking, attempt)
             except BaseException as error:  # noqa: BLE001  # thrown after the handler's own end
-                end = outcomes.error(error, attempt.job)
+                end = outcomes.error(error, attempt.job, attempt.context)
             attempt.standing = None
             self._done.append((attempt, end))
             # One wake-up of the loop serves all that ended until it runs.
@@ -195,7 +195,7 @@ def run_blocking(attempt: Attempt) -> Outcome:
             value = asyncio.run(value)
     except BaseException as error:  # noqa: BLE001  # SystemExit too must not end the thread
         leave_if_copy(error)
-        return outcomes.error(error, attempt.job)
+        return outcomes.error(error, attempt.job, attempt.context)
     leave_if_copy()
     return outcomes.result(value, attempt.context, handler)
 

@@ -16,11 +16,12 @@ import orjson
 from pydantic import ValidationError
 
 from tidemill.agents.worker import results
-from tidemill.agents.worker.context import Context, children_of, valid_text
+from tidemill.agents.worker.context import Context, children_of, suspending_of, valid_text
 from tidemill.agents.worker.errors import NonRetryable, Retry, Skip, Steer
 from tidemill.agents.worker.failure_log import FAILURES
 from tidemill.agents.worker.handlers import Handler
 from tidemill.agents.worker.steering import causes_text, name_and_text, steering_word
+from tidemill.agents.worker.suspending import as_json, suspension_in
 from tidemill.agents.worker.traces import class_name
 from tidemill.schemas.portable import DUMP_OPTIONS
 from tidemill.schemas.requests import RESULT_BYTES_MAX, holds_nan
@@ -86,6 +87,9 @@ def returned(reason: Reason, detail: str | None = None, holder: str | None = Non
 
 def result(value: Any, context: Context | None, handler: Handler | None = None) -> Outcome:
     """The handler returned `value`. Whether it is JSON shows when it is encoded."""
+    swallowed = None if context is None else _swallowed(context, "returned")
+    if swallowed is not None:
+        return swallowed
     end: Outcome = {"kind": "succeeded"}
     if handler is not None and handler.writer is not None:
         value = handler.writer(value)
@@ -112,13 +116,40 @@ def invalid_payload(handler: Handler, error: ValidationError) -> Outcome:
     )
 
 
-def error(raised: BaseException, job: Mapping[str, Any]) -> Outcome:
+def _swallowed(context: Context, what: str) -> Outcome | None:
+    """The end of a handler that has broken the rules of waiting, whatever it did then."""
+    suspending = suspending_of(context)
+    if suspending is None:
+        return None
+    if suspending.misuse is not None:
+        return failure(suspending.misuse.code, str(suspending.misuse), retryable=False)
+    if suspending.suspended is None:
+        return None
+    return failure(
+        ErrorCode.SUSPENSION_SWALLOWED,
+        f"the handler {suspending.suspended} and has caught the exception that ends its attempt "
+        f"({what}): catch Exception, not BaseException, and let the rest pass",
+        retryable=False,
+    )
+
+
+def error(
+    raised: BaseException, job: Mapping[str, Any], context: Context | None = None
+) -> Outcome:
     """The handler raised. Steering words are ends of their own; the rest is a failed attempt.
 
     The stack trace goes to the log and, bounded, beside the error: `failure_log`. Whatever an
     exception does when it is asked for its words, raising SystemExit too, the attempt ends.
     """
     try:
+        if context is not None:
+            suspended = suspension_in(raised)
+            rules = suspending_of(context)
+            if suspended is not None and (rules is None or rules.misuse is None):
+                return as_json(suspended.waits)
+            swallowed = _swallowed(context, f"and has raised {class_name(raised)}")
+            if swallowed is not None:
+                return swallowed
         return _error(raised, job)
     except BaseException as problem:  # noqa: BLE001
         name, other = class_name(raised), class_name(problem)

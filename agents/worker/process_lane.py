@@ -389,6 +389,8 @@ class ProcessLane:
             while "end" not in (message := await child.receive()):
                 if "stack" in message:
                     attempt.stack = message["stack"]
+                elif "step" in message:
+                    self._keep_step(child, attempt, message["step"], message["result"])
                 else:
                     attempt.set_progress(message["progress"])
         except ChildGone:
@@ -404,6 +406,15 @@ class ProcessLane:
             await child.reap()
             return False
         return True
+
+    def _keep_step(
+        self, child: ChildProcess, attempt: Attempt, name: str, result: Any
+    ) -> None:
+        """Tell a step's result, and the child once it is durable."""
+        keeper = attempt.pack.keeper
+        if keeper is not None:
+            kept = keeper.keep(attempt, name, orjson.dumps(result))
+            kept.add_done_callback(lambda done: child.send({"kept": name}))
 
     def _end(self, attempt: Attempt, end: outcomes.Outcome) -> None:
         if attempt.is_ended:

@@ -1,11 +1,15 @@
-"""What is said of attempts that go on: that they began, and how far they are.
+"""What is said of attempts that go on: that they began, how far they are, and their steps' results.
 
-Owns these two words. Refuses to know when they are due and what ends an attempt.
+Owns these words. Refuses to know when they are due and what ends an attempt.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
+
+import orjson
 
 from tidemill.agents import clocks
 from tidemill.agents.worker import outcomes
@@ -14,11 +18,23 @@ from tidemill.agents.worker.outcomes import Outcome
 from tidemill.agents.worker.writer import OutcomeWriter
 
 
+class _Kept:
+    """A step's result that waits to be durable."""
+
+    def __init__(self, done: Future[None]) -> None:
+        self._done = done
+
+    def settle(self) -> None:
+        if not self._done.done():  # else its handler was cancelled
+            self._done.set_result(None)
+
+
 class Teller:
     """Says it through the writer of outcomes."""
 
-    def __init__(self, writer: OutcomeWriter) -> None:
+    def __init__(self, writer: OutcomeWriter, loop: asyncio.AbstractEventLoop) -> None:
         self._writer = writer
+        self._loop = loop
 
     def start(self, attempt: Attempt) -> None:
         """It runs for long enough to be told of, unless that was done."""
@@ -42,6 +58,24 @@ class Teller:
         attempt.progress_told = told
         attempt.progressed_at = now
         self._say(attempt, {"kind": "progressed", "progress": told}, None)
+
+    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]:
+        """Tell the result of a step; done once it is durable. From any thread."""
+        done: Future[None] = Future()
+        self._loop.call_soon_threadsafe(self._tell_step, attempt, name, result, done)
+        return done
+
+    def _tell_step(
+        self, attempt: Attempt, name: str, result: bytes, done: Future[None]
+    ) -> None:
+        if done.cancelled():
+            return
+        if attempt.is_ended:
+            done.set_exception(RuntimeError(f"step {name!r}: its attempt is over"))
+            return
+        self.start(attempt)
+        word = {"kind": "stepped", "name": name, "result": orjson.Fragment(result)}
+        self._say(attempt, word, _Kept(done))
 
     def _say(self, attempt: Attempt, word: Outcome, waits: Settled | None) -> None:
         """`waits` learns when the word is durable."""

@@ -22,7 +22,7 @@ def end_of_verdict(attempt: Attempt, end: Outcome | None) -> Outcome:
             return outcomes.cancelled()
         case _:
             # The worker stops: work that was finished all the same is not thrown away.
-            if end is not None and end["kind"] in ("succeeded", "skipped"):
+            if end is not None and end["kind"] in ("succeeded", "skipped", "suspended"):
                 return end
             seconds = clocks.monotonic() - attempt.started_at
             return outcomes.returned(

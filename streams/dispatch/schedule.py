@@ -19,7 +19,16 @@ from tidemill.schemas.words import IN_FLIGHT_STATES, TERMINAL_STATES, State, dir
 from tidemill.streams.dispatch.ready_queue import ReadyQueue
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPool
 from tidemill.streams.dispatch.wait_list import WaitList
-from tidemill.streams.job import HANDED_BACK, NO_WORKER, UNKNOWN_TYPE, Job, JobKey, Spec, WaitKey
+from tidemill.streams.job import (
+    HANDED_BACK,
+    NO_WORKER,
+    SUSPENSION,
+    UNKNOWN_TYPE,
+    Job,
+    JobKey,
+    Spec,
+    WaitKey,
+)
 
 # Entries of jobs that have moved on, beside as many as there are jobs, before they are cleared out.
 STALE_MAX: Final = 10_000
@@ -37,6 +46,7 @@ class TimerKind(IntEnum):
 _PENDING: Final = State.PENDING
 _SCHEDULED: Final = State.SCHEDULED
 _RETRYING: Final = State.RETRYING
+_AWAITING: Final = State.AWAITING
 _IN_FLIGHT: Final = IN_FLIGHT_STATES
 
 
@@ -170,6 +180,8 @@ class Schedule:
             self.pool_of(job.spec).in_flight[job.spec.key] = None
         elif state is _SCHEDULED or state is _RETRYING:
             self._place_timed(before, job)
+        elif state is _AWAITING and job.due_at is not None:
+            self.set_timer(job.due_at, SUSPENSION, job.key)
 
     def _place_timed(self, before: Job | None, job: Job) -> None:
         due_at = job.due_at or 0
@@ -262,6 +274,8 @@ class Schedule:
 def _is_in_line(job: Job | None, queue: str) -> bool:
     """Whether it may be waiting for a slot of the queue."""
     if job is None or job.spec.queue != queue:
+        return False
+    if job.state is _AWAITING:
         return False
     return job.state not in TERMINAL_STATES and job.state not in _IN_FLIGHT
 

@@ -15,6 +15,7 @@ from tidemill.streams.policies.expiry import Expiry
 from tidemill.streams.policies.rate_limit import RateLimit
 from tidemill.streams.policies.rescue import Rescue
 from tidemill.streams.policies.schedules import Schedules
+from tidemill.streams.policies.suspension import Suspension
 from tidemill.streams.policies.uniqueness import Uniqueness
 from tidemill.streams.policies.unknown_type import UnknownType
 from tidemill.streams.store.definitions import Definitions
@@ -38,6 +39,7 @@ class Policies:
             Expiry(),
             self.unknown_type,
             self.rescue,
+            Suspension(),
             Backoff(),
         )
         #: Of types that nobody has told of.

@@ -8,6 +8,7 @@ The state topic has rows of several tables, told apart by the first byte of thei
   b"c" + 16 bytes   a cancel that came before its request; the job's digest (`kept_cancels`)
   b"d" + type       a definition that this partition has taken (`definitions`)
   b"s" + name       a schedule and its next instant (`schedules.table`)
+  b"m" + 16 bytes   and a name: what a job remembers under that name (`memory`)
   b"p"              the partition's position: applied offsets and clock (`position`)
 Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
 payload; an ended one is a short JSON array. A missing value (tombstone) forgets the row.
@@ -42,9 +43,11 @@ _dumps: Final = orjson.dumps  # constants of this module: compiled code need not
 _loads: Final = orjson.loads
 KIND: Final = b"j"  # first byte of the key of a job's row
 LIVE: Final = 2  # first element of a live job's row: its version
-LIVE_READ: Final = (1, LIVE)  # versions that this ledger reads
+SUSPENDED: Final = 3  # the same of a job that was suspended in this run
+LIVE_READ: Final = (1, LIVE, SUSPENDED)  # versions that this ledger reads
 ENDED: Final = -1  # first element of an ended job's row
 _LIVE_BEGINS: Final = b"[%d," % LIVE
+_SUSPENDED_BEGINS: Final = b"[%d," % SUSPENDED
 _ENDED_BEGINS: Final = b"[%d," % ENDED
 _words: Final[dict[str, bytes]] = {}  # types, queues and priorities as JSON, a comma before each
 WORDS_MAX: Final = 1_000  # then it starts anew
@@ -71,7 +74,7 @@ def live_value(job: Job) -> bytes:
 def put_live(out: BytesWriter, job: Job) -> None:
     """The whole job; the fields' order is the format."""
     spec = job.spec
-    out.write(_LIVE_BEGINS)
+    out.write(_SUSPENDED_BEGINS if job.suspensions else _LIVE_BEGINS)
     out.write(STATE_JSON[job.state])
     for number in (job.sequence, job.run, job.attempt, job.epoch, job.rescues, job.queued_at):
         _put_digits(out, number)
@@ -105,11 +108,15 @@ def put_live(out: BytesWriter, job: Job) -> None:
     _put_text(out, spec.traceparent)
     _put_digits(out, job.returns)
     # Last, and left out of most rows: those without them read as 0 and None.
-    if job.interruptions or job.waits_for is not None:
+    if job.interruptions or job.waits_for is not None or job.suspensions:
         _put_digits(out, job.interruptions)
         if job.waits_for is not None:
             out.write(b",")
             out.write(_dumps(job.waits_for))
+        elif job.suspensions:
+            out.write(b",null")
+        if job.suspensions:
+            _put_digits(out, job.suspensions)
     out.write(b"]\n")
     out.write(spec.payload)
 
@@ -169,12 +176,12 @@ def read_job(value: bytes) -> Job | Ended:
         return Ended(row[2], row[3], state, state is State.FAILED and row[4:6] == [1, 2])
     if row[0] not in LIVE_READ:
         raise UnknownRow(
-            f"a job's row of version {row[0]}; this ledger reads versions up to {LIVE}"
+            f"a job's row of version {row[0]}; this ledger reads versions up to {SUSPENDED}"
         )
     spec = row[17:]
     worker = row[13]
     # user_id, job_id, type, queue, priority | requested_at … traceparent, with tags in between;
-    # then the job's own hand-backs, interruptions and wait, which not every row has.
+    # then the job's own hand-backs, interruptions, wait and suspensions, which not every row has.
     asked = Spec(
         sys.intern(spec[0]), spec[1], sys.intern(spec[2]), sys.intern(spec[3]), spec[4],
         payload, spec[5], spec[6], spec[7], spec[8],
@@ -186,7 +193,8 @@ def read_job(value: bytes) -> Job | Ended:
         row[10], row[11], row[12], None if worker is None else (worker[0], worker[1]), row[14],
         row[15], row[16], spec[18] if len(spec) > 18 else 0, spec[19] if len(spec) > 19 else 0,
         _wait_of_version_1(row, asked) if row[0] == 1
-        else tuple(spec[20]) if len(spec) > 20 else None,
+        else tuple(spec[20]) if len(spec) > 20 and spec[20] is not None else None,
+        spec[21] if len(spec) > 21 else 0,
     )
 
 

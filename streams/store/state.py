@@ -22,6 +22,7 @@ from tidemill.streams.store.definitions import Definitions
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS, Jobs
 from tidemill.streams.store.kept_cancels import KeptCancels
+from tidemill.streams.store.memory import Memory
 from tidemill.streams.store.position import KIND as POSITION_KEY
 from tidemill.streams.store.position import Position, needs_in
 from tidemill.streams.store.table import AnyTable, UnknownRow
@@ -42,6 +43,7 @@ class PartitionState:
         self.policies = Policies(self._definitions, interruptions_max)
         self._definitions.policies = self.policies
         self.cancels = KeptCancels()
+        self.memory = Memory(self._jobs.live)
         self._tables: list[AnyTable] = []
         self._by_kind: dict[bytes, AnyTable] = {}
         # The registry: a new table is one line here. Rows are written in this order.
@@ -51,6 +53,7 @@ class PartitionState:
                 self.add(table)
         self.add(self._definitions)
         self.add(self.cancels)
+        self.add(self.memory)
         self.jobs = self._jobs.live
         self.finished = self._jobs.finished
         self.definitions = self._definitions.values

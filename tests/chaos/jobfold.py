@@ -50,7 +50,8 @@ class Trace:
 
     __slots__ = (
         "attempt", "due_at", "end_of", "epoch", "first_dispatch", "incarnation", "is_spent",
-        "job_id", "partition", "rescues", "run", "sequence", "state", "steps", "type", "user_id",
+        "job_id", "partition", "remembered", "rescues", "run", "sequence", "state", "steps", "type",
+        "user_id", "waits_for",
     )
 
     def __init__(self, event: dict[str, Any], partition: int) -> None:
@@ -66,6 +67,8 @@ class Trace:
         self.epoch = 0
         self.is_spent = True  # whether the last dispatch spent its attempt
         self.rescues = 0
+        self.remembered: dict[str, str] = {}  # name -> kind
+        self.waits_for: list[str] | None = None  # of its last suspension
         self.due_at: str | None = None
         self.first_dispatch: str | None = None
         self.end_of: dict[int, dict[str, Any]] = {}  # run -> its terminal event, cut
@@ -233,6 +236,13 @@ class JobFold:
                 trace.is_spent = True
             case "rescued":
                 trace.rescues += 1
+            case "suspended":
+                trace.rescues = 0
+                trace.waits_for = ["suspension", event["data"]["kind"], event["data"]["name"]]
+                self._check_name(trace, event)
+            case "step_completed" | "resumed":
+                self._check_name(trace, event)
+                trace.remembered[event["data"]["name"]] = event["data"]["kind"]
             case "redriven" | "requested":
                 trace.run, trace.attempt, trace.is_spent, trace.rescues = step.run, 0, True, 0
                 trace.type = event["type"]
@@ -242,6 +252,13 @@ class JobFold:
             if step.run in trace.end_of:
                 self._break("two_ends", trace, f"second end of run {step.run}: {step.kind}")
             trace.end_of[step.run] = {name: event[name] for name in _END_FIELDS}
+
+    def _check_name(self, trace: Trace, event: dict[str, Any]) -> None:
+        """What is remembered is stored once, and nobody waits for it again. A sleep that was asked
+        for twice is over at once."""
+        name = event["data"]["name"]
+        if event["event"] == "step_completed" and name in trace.remembered:
+            self._break("remembered_twice", trace, f"step {name!r} was stored before")
 
     def _break(self, kind: str, trace: Trace, message: str) -> None:
         self.report.violate(kind, f"{trace.key}: {message}", trace.story())

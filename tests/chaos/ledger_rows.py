@@ -2,8 +2,9 @@
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
 documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
-request), b"d" (definition), b"s" (schedule), b"p" (position); job rows are JSON arrays whose first
-element is 2 or 1 (live, or a dead letter) or -1 (ended). Refuses to know any code of the engine.
+request), b"m" (what a job remembers), b"d" (definition), b"s" (schedule), b"p" (position); job rows
+are JSON arrays whose first element is 3, 2 or 1 (live, or a dead letter) or -1 (ended). Refuses to
+know any code of the engine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.chaos.promises import LimitFold, epoch_ms
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 
-LIVE_ROWS: Final = (1, 2)  # the second says what a job waits for
+LIVE_ROWS: Final = (1, 2, 3)  # the second says what a job waits for, the third was suspended
 ENDED_ROW: Final = -1
 WAIT_PLACE: Final = 37  # in a live row, which ends before it when its job waits for nothing
 
@@ -35,6 +36,7 @@ class Rows:
     limits: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)
     cancels: dict[JobId, Place] = field(default_factory=dict)
+    memory: dict[JobId, dict[str, str]] = field(default_factory=dict)  # name -> kind
 
 
 def digest_of(key: JobId) -> bytes:
@@ -74,6 +76,11 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
             if key[1:] != digest_of((user_id, job_id)):
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
             rows.cancels[(user_id, job_id)] = (place[0], place[1], place[2])
+        case b"m":
+            _, user_id, job_id, _, (name, kind, _) = orjson.loads(value)
+            if key[1:] != digest_of((user_id, job_id)) + name.encode():
+                report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+            rows.memory.setdefault((user_id, job_id), {})[name] = kind
         case b"d" | b"s":
             pass  # a definition, a schedule: not made of events
         case _:
@@ -94,6 +101,15 @@ def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> 
     for digest in left:
         report.violate("row_invented", f"row {rows.jobs[digest][1]!r:.200}")
     _check_limits(report, rows, limits)
+    for trace in jobs.jobs.values():
+        # A job that may run again remembers.
+        wanted = trace.remembered if trace.is_live or trace.state == "failed" else {}
+        if rows.memory.get(trace.key, {}) != wanted:
+            report.violate(
+                "memory_disagrees",
+                f"{trace.key}: the rows say {rows.memory.get(trace.key)}, the log {wanted}",
+                trace.story(),
+            )
     for key in rows.cancels.keys() | jobs.kept.waiting.keys():
         kept, told = rows.cancels.get(key), jobs.kept.waiting.get(key)
         if kept != told:
@@ -139,6 +155,8 @@ def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any])
 
 def _wait_of(trace: Trace, last: Step) -> list[str] | None:
     """What a job waits for, from the last word that was told of it."""
+    if trace.state == "awaiting":
+        return trace.waits_for
     if trace.state != "scheduled":
         return None
     match last.reason:

@@ -30,7 +30,9 @@ APART_FROM_RESCUES: Final = 3  # from here on it ends a process of its own
 SLOW_MS_MAX: Final = 25_000  # the longest attempt
 
 USERS: Final = ("user-1", "user-2", "a/b", 'say "ü"', "100%2F", "system:nightly")
-Ends: Final = ("succeeded", "failed", "fatal", "skipped", "parent")
+Ends: Final = ("succeeded", "failed", "fatal", "skipped", "parent", "suspended")
+REMEMBERED_MAX: Final = 4  # entries of a job that does no more steps and sleeps no more
+NAP_MS_MAX: Final = 9_000
 
 
 @dataclass(slots=True)
@@ -123,6 +125,10 @@ class Worker:
                 self._tell(run, "started", started_at=run.started_at)
             elif run.has_told_start and self._rng.random() < 0.1:
                 self._tell(run, "progressed", progress={"percent": 50.0})
+            elif run.has_told_start and self._rng.random() < 0.1:
+                name = f"step {self._rng.randrange(3)}"
+                if name not in remembered_by(run.job):
+                    self._tell(run, "stepped", name=name, result={"n": now_ms})
         self.runs = going
 
     def _tell(self, run: Run, kind: str, **facts: Any) -> None:
@@ -138,6 +144,13 @@ class Worker:
                 return outcome(run.job, "failed", error=error, retry_after_ms=after_ms, **times)
             case "skipped":
                 return outcome(run.job, "skipped", reason="nothing to do", **times)
+            case "suspended":
+                known = remembered_by(run.job)
+                waits = {
+                    "kind": "sleep", "name": f"nap {len(known)}",
+                    "for_ms": self._rng.choice((0, self._rng.randrange(NAP_MS_MAX))),
+                }
+                return outcome(run.job, "suspended", waits=waits, **times)
             case "parent":
                 children = [
                     {"type": "quick", "payload": {"n": 1}},
@@ -200,8 +213,8 @@ class Worker:
             handed_back = outcome(job, "returned", reason=reason)
             self._outcomes.append((ledger_partition, handed_back, place))
             return
-        end = self._rng.choices(Ends, (70, 16, 3, 3, 8))[0]
-        if self.is_kind:
+        end = self._rng.choices(Ends, (60, 16, 3, 3, 8, 10))[0]
+        if self.is_kind or (end == "suspended" and len(remembered_by(job)) >= REMEMBERED_MAX):
             end = "succeeded"
         is_slow = not self.is_kind and self._rng.random() < 0.25
         lasts = self._rng.randrange(SLOW_MS_MAX) if is_slow else self._rng.randrange(60)
@@ -233,6 +246,11 @@ class Worker:
 def kills(job: Mapping[str, Any]) -> bool:
     """Whether this job ends each worker that begins it."""
     return crc32(job["job_id"].encode()) % KILLERS == 0
+
+
+def remembered_by(job: Mapping[str, Any]) -> set[str]:
+    """The names that came with the dispatch."""
+    return {name for name, _, _ in job.get("memory", ())}
 
 
 def outcome(job: Mapping[str, Any], kind: str, **facts: Any) -> dict[str, Any]:

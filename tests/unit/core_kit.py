@@ -24,6 +24,7 @@ from tidemill.streams.commands import (
     Report,
     Rescue,
     Resolve,
+    Resume,
     Submit,
 )
 from tidemill.streams.decision import Accepted, Decision
@@ -130,12 +131,14 @@ def defer(due_at: int) -> Obey:
 CANCEL: Final = Cancel(("u", "j"), "somebody", "no more", ("jobs.commands", 0, 1))
 REDRIVE: Final = Redrive(("u", "j"), "somebody", "again", ("jobs.commands", 0, 2))
 FATAL: Final = {"code": "BROKEN", "message": "beyond repair", "retryable": False}
+SLEEPS: Final = {"kind": "sleep", "name": "nap", "for_ms": 60_000}
 WAYS: Final[dict[State, tuple[CoreCommand, ...]]] = {
     State.PENDING: (submit(),),
     State.SCHEDULED: (submit(run_at=NOW + 5_000),),
     State.DISPATCHED: (submit(), Dispatch()),
     State.RUNNING: (submit(), Dispatch(), report("started", started_at=NOW)),
     State.RETRYING: (submit(), Dispatch(), report("failed")),
+    State.AWAITING: (submit(), Dispatch(), report("suspended", waits=SLEEPS)),
     State.SUCCEEDED: (submit(), Dispatch(), report("succeeded", result=1)),
     State.FAILED: (submit(), Dispatch(), report("failed", error=FATAL)),
     State.CANCELLED: (submit(), CANCEL),
@@ -162,6 +165,8 @@ def command_named(name: str, state: State | None) -> CoreCommand:
         "submit": submit(), "submit_other": submit(payload={"other": 1}), "refuse": refuse(),
         "resolve": Resolve(JobType(define())), "resolve_none": Resolve(None),
         "dispatch": Dispatch(), "defer": defer(NOW + 9_000), "expire": EXPIRE,
+        "resume": Resume(), "stepped": report("stepped", name="one", result={"n": 1}),
+        "suspended": report("suspended", waits=SLEEPS),
         "rescue": Rescue(Reason.WORKER_LOST), "cancel": CANCEL, "redrive": REDRIVE,
     }
     if name in plain:

@@ -78,72 +78,93 @@ def test_what_each_event_makes_the_edge_write(kind: EventKind) -> None:
     assert (Effect.DISPATCH in effects) == (kind is EventKind.DISPATCHED)
     assert (Effect.ANNOUNCE_RETRY in effects) == (kind is EventKind.RETRY_SCHEDULED)
     assert (Effect.TELL_WORKER in effects) == (kind is EventKind.CANCEL_REQUESTED)
-    waits = {EventKind.SCHEDULED, EventKind.DEFERRED, EventKind.RETRY_SCHEDULED}
+    waits = {
+        EventKind.SCHEDULED, EventKind.DEFERRED, EventKind.RETRY_SCHEDULED, EventKind.SUSPENDED
+    }
     assert (Effect.SET_TIMER in effects) == (kind in waits)
-    ready = {EventKind.REQUESTED, EventKind.RETURNED, EventKind.RESCUED, EventKind.REDRIVEN}
+    ready = {
+        EventKind.REQUESTED, EventKind.RETURNED, EventKind.RESCUED, EventKind.REDRIVEN,
+        EventKind.RESUMED,
+    }
     assert (Effect.MAKE_READY in effects) == (kind in ready)
+    remembers = {EventKind.STEP_COMPLETED, EventKind.RESUMED}
+    assert (Effect.REMEMBER in effects) == (kind in remembers)
 
 
 # One line a command: what it leads to in each state, in the order of STATES. Words are events; a
 # rejection is its reason, with the audit event behind "/"; "bug" is an InvalidTransition.
 _ENDED: Final = 5
 _TABLE: Final[dict[str, tuple[str, ...]]] = {
-    "submit": ("requested", *["same_body/duplicate_ignored"] * 10),
-    "submit_other": ("requested", *["other_body/conflict_ignored"] * 10),
-    "refuse": ("requested failed", *["other_body/conflict_ignored"] * 10),
-    "resolve": ("bug", "scheduled", "scheduled", "bug", "bug", "bug", *["bug"] * _ENDED),
-    "resolve_none": ("bug", "failed", "failed", "bug", "failed", "failed", *["bug"] * _ENDED),
-    "dispatch": (
-        "bug", "dispatched", "dispatched", "bug", "bug", "dispatched", *["bug"] * _ENDED
+    "submit": ("requested", *["same_body/duplicate_ignored"] * 11),
+    "submit_other": ("requested", *["other_body/conflict_ignored"] * 11),
+    "refuse": ("requested failed", *["other_body/conflict_ignored"] * 11),
+    "resolve": ("bug", "scheduled", "scheduled", "bug", "bug", "bug", "bug", *["bug"] * _ENDED),
+    "resolve_none": (
+        "bug", "failed", "failed", "bug", "failed", "failed", "failed", *["bug"] * _ENDED
     ),
-    "defer": ("bug", "deferred", "deferred", "bug", "bug", "deferred", *["bug"] * _ENDED),
-    "expire": ("bug", "expired", "expired", "bug", "bug", "expired", *["bug"] * _ENDED),
-    "rescue": ("bug", "bug", "bug", "rescued", "rescued", "bug", *["bug"] * _ENDED),
+    "dispatch": (
+        "bug", "dispatched", "dispatched", "bug", "bug", "dispatched", "bug", *["bug"] * _ENDED
+    ),
+    "defer": ("bug", "deferred", "deferred", "bug", "bug", "deferred", "bug", *["bug"] * _ENDED),
+    "expire": ("bug", "expired", "expired", "bug", "bug", "expired", "bug", *["bug"] * _ENDED),
+    "rescue": ("bug", "bug", "bug", "rescued", "rescued", "bug", "bug", *["bug"] * _ENDED),
     "started": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, "attempt_started",
-        "same_body/", "stale_epoch/outcome_ignored",
+        "same_body/", *["stale_epoch/outcome_ignored"] * 2,
         *["already_ended/outcome_ignored"] * _ENDED,
     ),
     "progressed": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, "stale_epoch/",
-        "progressed", "stale_epoch/outcome_ignored", *["already_ended/outcome_ignored"] * _ENDED,
+        "progressed", *["stale_epoch/outcome_ignored"] * 2,
+        *["already_ended/outcome_ignored"] * _ENDED,
     ),
     "succeeded": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2,
-        *["attempt_succeeded succeeded"] * 2, "stale_epoch/outcome_ignored",
+        *["attempt_succeeded succeeded"] * 2, *["stale_epoch/outcome_ignored"] * 2,
         *["already_ended/outcome_ignored"] * _ENDED,
     ),
     "failed": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2,
-        *["attempt_failed retry_scheduled"] * 2, "stale_epoch/outcome_ignored",
+        *["attempt_failed retry_scheduled"] * 2, *["stale_epoch/outcome_ignored"] * 2,
         *["already_ended/outcome_ignored"] * _ENDED,
     ),
     "skipped": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, *["skipped"] * 2,
-        "stale_epoch/outcome_ignored", *["already_ended/outcome_ignored"] * _ENDED,
+        *["stale_epoch/outcome_ignored"] * 2, *["already_ended/outcome_ignored"] * _ENDED,
     ),
     "returned": (
         "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, *["returned"] * 2,
-        "stale_epoch/outcome_ignored", *["already_ended/outcome_ignored"] * _ENDED,
+        *["stale_epoch/outcome_ignored"] * 2, *["already_ended/outcome_ignored"] * _ENDED,
     ),
     **{
         f"{kind}@stale": (
-            "unknown_job/", *["stale_epoch/outcome_ignored"] * 5,
+            "unknown_job/", *["stale_epoch/outcome_ignored"] * 6,
             *["already_ended/outcome_ignored"] * _ENDED,
         )
         for kind in ("started", "progressed", "succeeded", "failed", "skipped", "returned")
     },
+    "stepped": (
+        "unknown_job/", *["stale_epoch/outcome_ignored"] * 2,
+        "attempt_started step_completed", "step_completed",
+        *["stale_epoch/outcome_ignored"] * 2, *["already_ended/outcome_ignored"] * _ENDED,
+    ),
+    "suspended": (
+        "unknown_job/", *["stale_epoch/outcome_ignored"] * 2, *["suspended"] * 2,
+        *["stale_epoch/outcome_ignored"] * 2, *["already_ended/outcome_ignored"] * _ENDED,
+    ),
+    "resume": (*["bug"] * 6, "resumed", *["bug"] * _ENDED),
     "cancel": (
         "kept", "cancelled", "cancelled", "cancel_requested",
-        "cancel_requested", "cancelled", *["already_ended/command_refused"] * _ENDED,
+        "cancel_requested", *["cancelled"] * 2, *["already_ended/command_refused"] * _ENDED,
     ),
     "redrive": (
-        "unknown_job/", *["not_ended/command_refused"] * 5,
+        "unknown_job/", *["not_ended/command_refused"] * 6,
         "already_ended/command_refused", "redriven", *["already_ended/command_refused"] * 3,
     ),
 }
 _COLUMNS: Final = (
     None, State.PENDING, State.SCHEDULED, State.DISPATCHED, State.RUNNING, State.RETRYING,
+    State.AWAITING,
     State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED, State.EXPIRED,
 )
 _ROWS: Final = [

@@ -249,7 +249,7 @@ def test_a_ready_job_says_what_its_handler_needs() -> None:
     assert pack.jobs[0].model_dump() == {
         "user_id": "u", "job_id": "j", "type": "t", "run": 1, "attempt": 1, "max_attempts": 3,
         "epoch": 1, "timeout_ms": 300_000, "requested_at": NOW, "dispatched_at": NOW + 7,
-        "payload": {"x": ""}, "traceparent": None, "rescues": 0,
+        "payload": {"x": ""}, "traceparent": None, "rescues": 0, "memory": None,
     }
 
 

@@ -81,8 +81,8 @@ def test_an_ended_row_keeps_what_a_repeat_needs() -> None:
 
 
 def test_a_row_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="version 3; this ledger reads versions up to 2"):
-        rows.read_job(b'[3,"pending"]\n{}')
+    with pytest.raises(ValueError, match="version 4; this ledger reads versions up to 3"):
+        rows.read_job(b'[4,"pending"]\n{}')
 
 
 def test_limits_definitions_and_positions_come_back() -> None:

@@ -72,7 +72,7 @@ def test_each_state_has_its_place(state: State) -> None:
     assert (job.key in schedule.pool(DEFAULT).waiting) == (state is State.PENDING)
     in_flight = state in (State.DISPATCHED, State.RUNNING)
     assert (job.key in schedule.pool(DEFAULT).in_flight) == in_flight
-    waits = state in (State.SCHEDULED, State.RETRYING)
+    waits = state in (State.SCHEDULED, State.RETRYING, State.AWAITING)
     assert (schedule.next_timer_at() == job.due_at) == waits or job.due_at is None
     schedule.rebuild([job], NOW)
     assert (job.key in schedule.pool(DEFAULT).waiting) == (state is State.PENDING)

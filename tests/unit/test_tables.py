@@ -115,7 +115,8 @@ def test_what_is_written_without_later_tables_needs_no_later_version() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        (job_key(("u", "j")), b'[3,"pending"]\n{}'),
+        (job_key(("u", "j")), b'[4,"pending"]\n{}'),
+        (b"m" + bytes(16) + b"name", b'[2,"u","j",1,["name","step",1]]'),
         (b"c" + bytes(16), b'[2,"u","j",1,null,null,"commands",0,1]'),
     ],
 )
@@ -123,7 +124,7 @@ def test_a_row_in_a_later_form_stops_the_start(key: bytes, value: bytes) -> None
     state = PartitionState()
     state.load(key, value)
     state.load(b"p", b'{"applied":{},"clock":1,"accepted":0,"needs":"0.3.0"}')
-    with pytest.raises(NeedsNewer, match=r"version [23].* Tidemill 0\.3\.0 or later"):
+    with pytest.raises(NeedsNewer, match=r"version [24].* Tidemill 0\.3\.0 or later"):
         state.loaded()
 
 

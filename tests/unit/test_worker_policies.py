@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tidemill.agents.worker.durations import seconds_of
 from tidemill.agents.worker.errors import JobDefinitionError
-from tidemill.policies import Backoff, RateLimit, seconds_of
+from tidemill.policies import Backoff, RateLimit
 from tidemill.schemas.wire import BackoffSpec, LimitSpec
 
 

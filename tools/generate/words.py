@@ -17,6 +17,7 @@ STATE_MEANINGS: Final[dict[State, str]] = {
     S.DISPATCHED: "Written to `jobs.ready.<queue>` for a worker.",
     S.RUNNING: "A worker has it.",
     S.RETRYING: "An attempt failed; the next one waits for its backoff.",
+    S.AWAITING: "Its handler sleeps until `due_at`, and holds no slot.",
     S.SUCCEEDED: "Ended: the handler returned.",
     S.FAILED: "Ended: attempts exhausted, or an error that must not be retried. A dead letter.",
     S.CANCELLED: "Ended by a command.",
@@ -36,6 +37,12 @@ EVENT_MEANINGS: Final[dict[EventKind, str]] = {
     E.RETRY_SCHEDULED: "Another attempt begins at `due_at`.",
     E.RETURNED: "The worker could not begin or end it; `reason` says why. No attempt is spent.",
     E.RESCUED: "The worker was lost, `data.detail` says how; no attempt is spent.",
+    E.STEP_COMPLETED: "A step of the handler is remembered; `data` has its name and result.",
+    E.SUSPENDED: (
+        "The handler waits: no slot is held, no attempt is spent. `data` says for what, `due_at` "
+        "until when."
+    ),
+    E.RESUMED: "What it waited for is there, in `data`; it takes its old place in line.",
     E.CANCEL_REQUESTED: "Somebody wants it to stop; its worker is told.",
     E.REDRIVEN: "A person or a policy runs it again, as a new `run`.",
     E.SUCCEEDED: "The end: succeeded; `data` has the result.",
@@ -87,6 +94,9 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.EXPIRED_BEFORE_START: "`expires_at` passed before it was dispatched. A redrive of a job that "
     "was never dispatched is refused with it, too.",
     R.OPERATOR: "A person redrove it.",
+    R.SLEEPING: "Its handler sleeps until `due_at`.",
+    R.TOO_LARGE: "A step's result is larger than 256 KiB, or all that its job remembers too large.",
+    R.INSTANT_CAME: "The instant is there that it slept for.",
 }
 
 ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
@@ -142,6 +152,26 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
         "Look for a crash of native code or for too little memory.",
     ),
     C.CANCELLED: ("The handler ended because of a cancel.", "Nothing: somebody asked for it."),
+    C.STEP_TOO_LARGE: (
+        "A step's result is larger than 256 KiB, or all that the job remembers than 768 KiB.",
+        "Store the data elsewhere and return a reference.",
+    ),
+    C.NAME_USED_TWICE: (
+        "Two steps or waits of one run of a handler have the same name.",
+        "Give each a name of its own; in a loop, put the item into it.",
+    ),
+    C.SUSPENDED_SIDE_BY_SIDE: (
+        "A handler asked for something else while it waits already.",
+        "Wait for one thing after the other; let steps end before a wait.",
+    ),
+    C.SUSPENSION_SWALLOWED: (
+        "The handler caught the exception that ends its attempt while it waits.",
+        "Catch `Exception`, not `BaseException`; let the rest pass.",
+    ),
+    C.TOO_MANY_SUSPENSIONS: (
+        "One run of a job has suspended 10,000 times.",
+        "Let it end and ask for the next one, or use a schedule.",
+    ),
     C.UNKNOWN_JOB: (
         "A command names a job that the ledger does not know.",
         "Check user and id; an ended job is forgotten after the dedupe retention.",

@@ -1,0 +1,231 @@
+"""What a handler may wait for and remember: steps and sleeps, by name.
+
+Owns the rules of one attempt: a name is used once, and nothing else is asked for while it waits.
+Refuses to know how a result becomes durable (`Keep`), and what comes of a suspension
+(`tidemill.streams.suspensions`).
+
+A handler that waits ends its attempt by an exception, `Suspended`. When what it waits for is there
+the handler runs from its beginning, and what it did before under a name comes back from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import re
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from tidemill.agents.worker import results
+from tidemill.agents.worker.durations import Duration, seconds_of
+from tidemill.agents.worker.errors import JobDefinitionError, NonRetryable
+from tidemill.schemas.requests import MEMORY_BYTES_MAX, STEP_BYTES_MAX, STEP_NAME_PATTERN
+from tidemill.schemas.words import ErrorCode
+
+ENTRY_BYTES: Final = 64  # what an entry costs beside its name and value, at least as in the ledger
+
+Keep = Callable[[str, bytes], Future[None]]
+"""Makes a step's result durable: name and JSON; done once it is. From any thread."""
+
+_NAME: Final = re.compile(STEP_NAME_PATTERN.removesuffix("$") + r"\Z")
+_in_step: contextvars.ContextVar[bool] = contextvars.ContextVar("tidemill_step", default=False)
+
+
+class Suspended(BaseException):
+    """Ends an attempt whose handler waits. Let it pass: catch `Exception`, not `BaseException`."""
+
+    def __init__(self, waits: dict[str, Any]) -> None:
+        super().__init__(f"waits for {waits['kind']} {waits['name']!r}")
+        self.waits = waits
+
+
+class Suspending:
+    """Names, memory and the one suspension of one attempt."""
+
+    def __init__(self, memory: list[list[Any]] | None, keep: Keep | None) -> None:
+        self._memory: dict[str, tuple[str, Any]] = {
+            name: (kind, value) for name, kind, value in memory or ()
+        }
+        self._bytes = sum(
+            len(name.encode()) + len(results.write(value)) + ENTRY_BYTES
+            for name, (_, value) in self._memory.items()
+        )
+        self._keep = keep
+        self._lock = threading.Lock()  # steps of one handler may run on several threads
+        self._names: set[str] = set()
+        self._running = 0  # steps
+        #: What ends the attempt; None while nothing does.
+        self.suspended: Suspended | None = None
+        #: What the handler has done against the rules; it fails the job, whoever catches it.
+        self.misuse: NonRetryable | None = None
+
+    def step(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See `Context.step`."""
+        if not callable(function):
+            raise TypeError(f"step {name!r}: give the function and its arguments, not a result")
+        known = self._begin(name, "step")
+        if _has_loop():
+            return self._step_async(name, function, args, known)
+        if known is not None:
+            return known[1]
+        value, text = self._run(name, function, args)
+        self._store(name, text).result()
+        return value
+
+    def sleep(self, name: str, duration: Duration) -> Any:
+        """See `Context.sleep`."""
+        try:
+            for_ms = round(seconds_of(duration) * 1000)
+        except JobDefinitionError as error:
+            raise ValueError(f"sleep {name!r}: {error}") from None
+        known = self._begin(name, "sleep")
+        if _has_loop():
+            return self._sleep_async(name, for_ms, known)
+        if known is None:
+            self._suspend({"kind": "sleep", "name": name, "for_ms": for_ms})
+        return None
+
+    def refuse_in_step(self) -> None:
+        """`enqueue` of a step that comes back from memory would ask for nothing."""
+        if _in_step.get():
+            raise RuntimeError(
+                "enqueue is called inside a step, which runs once, while its job's children are "
+                "asked for by the run that succeeds: call it outside"
+            )
+
+    # --- rules ---
+
+    def _begin(self, name: str, kind: str) -> tuple[str, Any] | None:
+        """Takes the name; what is remembered under it."""
+        if _NAME.match(str(name)) is None or type(name) is not str:
+            raise ValueError(f"name {name!r} must be a text of 1 to 128 characters")
+        if _in_step.get():
+            raise self._misuse(
+                ErrorCode.SUSPENDED_SIDE_BY_SIDE, f"{kind} {name!r} is called inside a step"
+            )
+        with self._lock:
+            if name in self._names:
+                raise self._misuse(
+                    ErrorCode.NAME_USED_TWICE,
+                    f"the name {name!r} is used twice in one run: give each step and each wait a "
+                    "name of its own, in a loop with the item in it",
+                )
+            self._names.add(name)
+            self._check_alone(kind, name, but_steps=kind == "step")
+        return self._memory.get(name)
+
+    def _check_alone(self, kind: str, name: str, *, but_steps: bool) -> None:
+        other = self.suspended
+        if other is not None or (self._running and not but_steps):
+            what = "a step runs" if other is None else f"the handler {other}"
+            raise self._misuse(
+                ErrorCode.SUSPENDED_SIDE_BY_SIDE,
+                f"{kind} {name!r} is called while {what}: do one after the other",
+            )
+
+    def _misuse(self, code: ErrorCode, message: str) -> NonRetryable:
+        self.misuse = NonRetryable(message, code=code)
+        return self.misuse
+
+    # --- steps ---
+
+    def _run(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[Any, bytes]:
+        """The value and its JSON; on a thread of the handler, or one of its own."""
+        token = _in_step.set(True)
+        self._running += 1
+        try:
+            value = function(*args)
+            if inspect.iscoroutine(value):
+                value = asyncio.run(value)
+        finally:
+            self._running -= 1
+            _in_step.reset(token)
+        return value, self._text(name, value)
+
+    async def _step_async(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...],
+        known: tuple[str, Any] | None,
+    ) -> Any:
+        if known is not None:
+            return known[1]
+        token = _in_step.set(True)
+        self._running += 1
+        try:
+            if inspect.iscoroutinefunction(function):
+                value = await function(*args)
+            else:
+                value = await asyncio.to_thread(function, *args)
+                if isinstance(value, Awaitable):
+                    value = await value
+            _in_step.reset(token)
+            await asyncio.wrap_future(self._store(name, self._text(name, value)))
+        finally:
+            _in_step.set(False)
+            self._running -= 1
+        return value
+
+    def _text(self, name: str, value: Any) -> bytes:
+        try:
+            text = results.write(value)
+        except results.NotJson as error:
+            raise NonRetryable(
+                f"the result of step {name!r} is not JSON: {error}",
+                code=ErrorCode.RESULT_NOT_JSON,
+            ) from None
+        if len(text) > STEP_BYTES_MAX:
+            raise NonRetryable(
+                f"the result of step {name!r} has {len(text)} bytes, at most {STEP_BYTES_MAX} are "
+                "kept: store the data elsewhere and return a reference",
+                code=ErrorCode.STEP_TOO_LARGE,
+            )
+        return text
+
+    def _store(self, name: str, text: bytes) -> Future[None]:
+        size = len(name.encode()) + len(text) + ENTRY_BYTES
+        with self._lock:
+            if self._bytes + size > MEMORY_BYTES_MAX:
+                raise NonRetryable(
+                    f"with step {name!r} this job would remember {self._bytes + size} bytes, at "
+                    f"most {MEMORY_BYTES_MAX} are kept: store the data elsewhere and return "
+                    "references", code=ErrorCode.STEP_TOO_LARGE,
+                )
+            self._bytes += size
+        if self._keep is None:
+            raise RuntimeError("nothing here keeps the results of steps")
+        return self._keep(name, text)
+
+    # --- suspensions ---
+
+    async def _sleep_async(
+        self, name: str, for_ms: int, known: tuple[str, Any] | None
+    ) -> None:
+        if known is None:
+            self._suspend({"kind": "sleep", "name": name, "for_ms": for_ms})
+
+    def _suspend(self, waits: dict[str, Any]) -> None:
+        with self._lock:
+            self._check_alone(waits["kind"], waits["name"], but_steps=False)
+            self.suspended = Suspended(waits)
+        raise self.suspended
+
+
+def _has_loop() -> bool:
+    """Whether the caller may be awaited: in an `async def` handler, wherever it runs."""
+    return asyncio._get_running_loop() is not None
+
+
+def suspension_in(raised: BaseException) -> Suspended | None:
+    """The suspension that an exception is, also alone in groups of a `TaskGroup`."""
+    while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
+        raised = raised.exceptions[0]
+    return raised if isinstance(raised, Suspended) else None
+
+
+def as_json(waits: Mapping[str, Any]) -> dict[str, Any]:
+    """The end of a suspended attempt."""
+    return {"kind": "suspended", "waits": dict(waits)}

@@ -1,0 +1,127 @@
+"""What jobs remember from one attempt to the next: results of steps, and sleeps that are over.
+
+Owns the rows, by job and name, and how long they are kept: as long as the job may run again, a dead
+letter too. Refuses to know what a handler does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from tidemill.streams.job import Job, JobKey
+from tidemill.streams.store.finished import digest_of
+from tidemill.streams.store.table import Table, UnknownRow
+
+KIND: Final = b"m"
+VERSION: Final = 1  # first element of a row
+SINCE: Final = "0.1.0"  # first version of Tidemill that reads these rows
+STEP: Final = "step"
+SLEEP: Final = "sleep"
+OVERHEAD_BYTES: Final = 32  # what an entry costs beside its name and value, where it is sent
+FORGET_AT_ONCE_MAX: Final = 1_000  # jobs looked at in one group
+
+Name = tuple[str, str, str]
+"""user_id, job_id, name."""
+
+
+class Entry:
+    """One remembered value. Never changed once made."""
+
+    __slots__ = ("incarnation", "json", "kind", "size")
+
+    def __init__(self, name: str, kind: str, value: bytes, incarnation: int) -> None:
+        self.kind = kind  # STEP or SLEEP
+        self.incarnation = incarnation  # of its job
+        self.json = b"[%b,%b,%b]" % (orjson.dumps(name), orjson.dumps(kind), value)
+        self.size = len(self.json) + OVERHEAD_BYTES
+
+
+class Memory(Table[Name, Entry]):
+    """Entries of one partition. Rows: b"m" + the job's digest + the name."""
+
+    def __init__(self, jobs: Mapping[JobKey, Job]) -> None:
+        super().__init__(KIND, SINCE)
+        self._jobs = jobs
+        self.by_job: dict[JobKey, dict[str, Entry]] = {}
+        self._sizes: dict[JobKey, int] = {}
+
+    # --- what is asked ---
+
+    def has(self, job: Job, name: str) -> bool:
+        """Whether the job, and not an earlier one of its id, remembers something by that name."""
+        entry = self.by_job.get(job.key, {}).get(name)
+        return entry is not None and entry.incarnation == job.spec.requested_at
+
+    def size_of(self, key: JobKey) -> int:
+        """Bytes of all that a job remembers, as they are sent."""
+        return self._sizes.get(key, 0)
+
+    def of(self, job: Job) -> bytes:
+        """All that the job remembers, as `ReadyJob.memory`; b"" when it is nothing."""
+        found = self.by_job.get(job.key)
+        if found is None:
+            return b""
+        begun = job.spec.requested_at
+        return b"[%b]" % b",".join(
+            [one.json for one in found.values() if one.incarnation == begun]
+        )
+
+    # --- what changes ---
+
+    def remember(self, job: Job, data: Mapping[str, Any]) -> None:
+        """What an event of the job says is remembered from now on."""
+        name: str = data["name"]
+        value = orjson.dumps(data.get("result"))
+        entry = Entry(name, data["kind"], value, job.spec.requested_at)
+        self.put((job.key[0], job.key[1], name), entry)
+
+    def forget_job(self, key: JobKey) -> None:
+        """The job has ended for good."""
+        for name in list(self.by_job.get(key, ())):
+            self.put((key[0], key[1], name), None)
+
+    def forget(self, now_ms: int) -> bool:
+        """Drops what is left of dead letters that were forgotten themselves."""
+        gone = [key for key in self.by_job if key not in self._jobs][:FORGET_AT_ONCE_MAX]
+        for key in gone:
+            self.forget_job(key)
+        return len(gone) >= FORGET_AT_ONCE_MAX
+
+    # --- rows ---
+
+    def row_key(self, key: Name) -> bytes:
+        return KIND + digest_of((key[0], key[1])) + key[2].encode()
+
+    def row_value(self, key: Name, value: Entry) -> bytes:
+        return b"[%d,%b,%b,%d,%b]" % (
+            VERSION, orjson.dumps(key[0]), orjson.dumps(key[1]), value.incarnation, value.json
+        )
+
+    def read(self, key: bytes, value: bytes) -> tuple[Name, Entry]:
+        row: list[Any] = orjson.loads(value)
+        if row[0] != VERSION:
+            raise UnknownRow(
+                f"a row of what a job remembers of version {row[0]}; this ledger reads version "
+                f"{VERSION}"
+            )
+        name, kind, result = row[4]
+        return (row[1], row[2], name), Entry(name, kind, orjson.dumps(result), row[3])
+
+    def follow(self, key: Name, value: Entry | None) -> None:
+        job: JobKey = (key[0], key[1])
+        found = self.by_job.get(job)
+        if found is None:
+            found = self.by_job[job] = {}
+        former = found.pop(key[2], None)
+        size = self._sizes.get(job, 0) - (0 if former is None else former.size)
+        if value is not None:
+            found[key[2]] = value
+            size += value.size
+        if found:
+            self._sizes[job] = size
+        else:
+            del self.by_job[job]
+            self._sizes.pop(job, None)
