@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tidemill.agents.worker.durations import DURATION_SECONDS_MAX, Duration, parse, seconds_of
+from tidemill.agents.worker.durations import DURATION_SECONDS_MAX, parse
+from tidemill.agents.worker.durations import Duration as Duration  # users' modules know it here
+from tidemill.agents.worker.durations import seconds_of as seconds_of
 from tidemill.agents.worker.errors import JobDefinitionError
 from tidemill.schemas.wire import CONCURRENCY_MAX, BackoffSpec, ConcurrencySpec, LimitSpec
 
