@@ -67,6 +67,10 @@ demo: install-run ## The whole main job on real dialogues: Kafka, ledger, worker
 	@$(PY) -m tidemill.demo
 	@$(MAKE) native-run || echo "the core stays interpreted: slower, and all else is the same"
 
+.PHONY: demo-prompt-runs
+demo-prompt-runs: install-systems ## Prompts at a real language model of this machine, on the whole engine (some 300 MB)
+	@$(PY) -m systems.prompt_runs.demo
+
 # With what the product needs and the compiler, without the tools of the tests.
 .PHONY: native-run
 native-run: install-run

@@ -1,0 +1,116 @@
+"""`make demo-prompt-runs`: a day of prompts, on the real engine and the real language model.
+
+Owns the story: it starts `tidemill dev` and the web app, asks twice, and prints what came. Refuses
+to know how any of it works.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from systems.models import LOCAL_MODEL
+from systems.prompt_runs.data import EntityMention, ModelRow, Prompt, Response, engine
+from systems.prompt_runs.settings import DATABASE_VARIABLE, SECRET_VARIABLE
+
+DATA: Final = Path(".tidemill") / "demo-prompt-runs"
+PROMPTS: Final = (
+    "Which browser is best for privacy?",
+    "Which database should a small team choose?",
+    "Which city in Europe has the best trains?",
+)
+RUNS: Final = 2
+START_SECONDS_MAX: Final = 180.0
+RUN_SECONDS_MAX: Final = 300.0
+STOP_SECONDS_MAX: Final = 20.0
+LOOK_SECONDS: Final = 0.5
+
+
+@contextmanager
+def running(words: list[str], ready: str, log: Path) -> Iterator[str]:
+    """A process until the block ends, once `ready` is in its output; that line."""
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", *words], stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while ready not in (text := log.read_text(errors="replace")):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{words[0]} did not start; {log} ends with:\n{text[-2000:]}")
+            time.sleep(LOOK_SECONDS)
+        yield next(line for line in text.splitlines() if ready in line)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """The whole story."""
+    shutil.rmtree(DATA, ignore_errors=True)
+    DATA.mkdir(parents=True)
+    secret = secrets.token_hex(8)
+    os.environ |= {
+        DATABASE_VARIABLE: f"sqlite:///{(DATA / 'runs.db').resolve()}", SECRET_VARIABLE: secret,
+    }
+    with Session(engine()) as session, session.begin():
+        session.add(ModelRow(provider="local", name=LOCAL_MODEL))
+        session.add_all([Prompt(text=text, runs=RUNS) for text in PROMPTS])
+    dev = ["tidemill", "dev", "systems.prompt_runs", "--data", str(DATA / "engine")]
+    for port in ("--kafka-port", "--clickhouse-port", "--http-port"):
+        dev += [port, "0"]
+    print("starting Kafka, ledger, worker, ClickHouse …")
+    with running(dev, "ready kafka=", DATA / "dev.log") as line:
+        told = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        os.environ["TIDEMILL_KAFKA"] = told["kafka"]
+        web = ["uvicorn", "systems.prompt_runs.web:app", "--port", "0"]
+        with running(web, "Uvicorn running on ", DATA / "web.log") as line:
+            url = line.split("Uvicorn running on ")[1].split()[0]
+            headers = {"Authorization": f"Bearer {secret}"}
+            with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+                run_the_day(client)
+        print(f"\nthe engine's page was {told['http']}")
+    report()
+
+
+def run_the_day(client: httpx.Client) -> None:
+    """Asks for today's runs twice, and waits for their end."""
+    for _ in range(2):
+        print("GET /api/cron", client.get("/api/cron").raise_for_status().json())
+    deadline = time.monotonic() + RUN_SECONDS_MAX
+    while time.monotonic() < deadline:
+        told: dict[str, Any] = client.get("/api/jobs/status").raise_for_status().json()["summary"]
+        if told["total"] and not told["queued"] + told["processing"]:
+            print("GET /api/jobs/status", told)
+            metrics = client.get("/api/metrics").raise_for_status().json()
+            print("GET /api/metrics", *metrics["models"], sep="\n  ")
+            return
+        time.sleep(LOOK_SECONDS)
+    raise SystemExit(f"the runs did not end within {RUN_SECONDS_MAX:g} s: {told}")
+
+
+def report() -> None:
+    """What the models said."""
+    with Session(engine()) as session:
+        for response in session.scalars(select(Response)):
+            print(f"  {response.answer}")
+        for mention in session.scalars(select(EntityMention)):
+            print(f"  {mention.entity}: {mention.sentiment} x {mention.mentions}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The job types: the fan-out of a day, and one run of a prompt at a model.
+
+Owns what Tidemill is asked for and what an attempt's end means for the row. Refuses to know SQL and
+the protocol of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from systems.models import Call
+from systems.prompt_runs import store
+from systems.prompt_runs.asking import ask
+from systems.prompt_runs.data import PromptJob, engine, utc_now
+from systems.prompt_runs.settings import JOB_SECONDS
+from tidemill import (
+    Backoff,
+    Context,
+    NonRetryable,
+    Request,
+    Skip,
+    Tick,
+    default_client,
+    job,
+    schedule,
+)
+
+FAN_OUT_USER: Final = "system:prompt-runs"
+FAN_OUT_TYPE: Final = "prompt_runs.fan_out"
+
+
+class Day(BaseModel):
+    """A batch: its key, the moment that counts as now, and one prompt or all that are due."""
+
+    batch_key: str
+    at: datetime
+    prompt_id: int | None = None
+
+
+class Run(BaseModel):
+    """A row of `prompt_jobs`."""
+
+    id: int
+
+
+def batch_key_of(now: datetime) -> str:
+    """The day, in UTC."""
+    return now.strftime("%Y-%m-%d")
+
+
+@job(FAN_OUT_TYPE, queue="prompt-runs-fan-out", timeout_seconds="10min")
+def fan_out(payload: Day, ctx: Context) -> dict[str, Any]:
+    """Makes the rows, then asks for the job of each that waits.
+
+    Both can be done again: the constraint keeps rows from doubling, and ids keep jobs from it. So
+    an attempt that dies between the two is made good by the next.
+    """
+    batch = store.make_batch(engine(), payload.batch_key, payload.at, payload.prompt_id)
+    default_client().enqueue_many(requests_of(batch.waiting))
+    ctx.log.info("fanned out", batch=payload.batch_key, made=batch.made)
+    return {
+        "batch_key": payload.batch_key, "prompts": batch.prompts, "made": batch.made,
+        "asked": len(batch.waiting),
+    }
+
+
+@schedule("prompt_runs.daily", cron="0 0 * * *", overlap="skip", catch_up="last")
+async def daily(tick: Tick, ctx: Context) -> list[Request]:
+    """The day's fan-out at 0:00 UTC; after down-time, the last day that was missed."""
+    day = Day(batch_key=batch_key_of(tick.scheduled_for), at=tick.scheduled_for)
+    return [
+        fan_out.request(day, user_id=FAN_OUT_USER, job_id=f"{FAN_OUT_TYPE}@{day.batch_key}")
+    ]
+
+
+def requests_of(rows: Iterable[PromptJob]) -> Iterable[Request]:
+    """A request for each row; the same row gives the same request."""
+    for row in rows:
+        yield run_prompt.request(
+            Run(id=row.id), user_id=row.user_id, job_id=row.job_id, batch_id=row.batch_key,
+            priority=_priority(row),
+        )
+
+
+def _priority(row: PromptJob) -> Any:
+    return row.prompt.priority
+
+
+@job(
+    "prompt_runs.run",
+    queue="prompt-runs",
+    max_attempts=3,
+    timeout_seconds=JOB_SECONDS,
+    backoff=Backoff.exponential("2s", cap="5min"),
+)
+async def run_prompt(payload: Run, ctx: Context) -> dict[str, Any]:
+    """One run: claim the row, ask the model, keep the answer. One that has ended is skipped."""
+    try:
+        work = await asyncio.to_thread(store.claim, engine(), payload.id)
+    except LookupError as error:
+        raise NonRetryable(str(error), code="NO_SUCH_ROW") from None
+    if work is None:
+        raise Skip("already_ended")
+    calls: list[Call] = []
+    try:
+        done = await ask(work.text, work.model, work.fallback, calls)
+    except Exception as error:
+        is_final = isinstance(error, NonRetryable) or ctx.attempt >= ctx.max_attempts
+        message = f"{type(error).__name__}: {error}"
+        await asyncio.to_thread(
+            store.fail, engine(), work.row_id, message, calls, is_final=is_final
+        )
+        raise
+    mentions = [(entity.name, entity.sentiment) for entity in done.value.entities]
+    is_kept = await asyncio.to_thread(
+        lambda: store.succeed(
+            engine(), work, model_name=done.model, answer=done.value.answer, raw=done.text,
+            mentions=sorted(set(mentions)), calls=calls,
+        )
+    )
+    if not is_kept:
+        raise Skip("cancelled")
+    return {
+        "model": done.model, "entities": len(mentions), "cost_usd": done.cost_usd,
+        "input_tokens": sum(call.input_tokens for call in calls),
+        "output_tokens": sum(call.output_tokens for call in calls),
+    }
+
+
+def day_of_today(prompt_id: int | None = None) -> Day:
+    """Today's batch."""
+    now = utc_now()
+    return Day(batch_key=batch_key_of(now), at=now, prompt_id=prompt_id)
