@@ -33,7 +33,7 @@ from systems.models.providers import Provider
 
 DEADLINE_SECONDS: Final = 60.0  # of one call, connecting and the last token included
 CONNECT_SECONDS: Final = 5.0  # a server that is there answers a connection at once
-CONNECTIONS_MAX: Final = 100  # of one client; more calls at once wait for one
+CONNECTIONS_MAX: Final = 100  # of one client
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024  # far above what a model says; beyond it nothing is read
 TOLD_CHARACTERS: Final = 200  # of a provider's error that ours repeats
 
@@ -75,7 +75,9 @@ class _Watch:
 class Model:
     """One model of one provider. For one event loop; close it there, or use it with `async with`.
 
-    `on_call` is told each call, failed ones too. `price` is for providers that state no cost.
+    `on_call` is told each call, failed ones too. `price` is for providers that state no cost. Of
+    more than `at_once` calls the others wait for their turn; a call's deadline begins with its
+    turn.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class Model:
         price: Price | None = None,
         on_call: Callable[[Call], None] | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
+        at_once: int = CONNECTIONS_MAX,
     ) -> None:
         self.provider = provider
         self.name = name
         self._price = price if price is not None else provider.price
         self._on_call = on_call
         self._deadline_seconds = deadline_seconds
+        self._turns = asyncio.Semaphore(at_once)
         self._http: httpx.AsyncClient | None = None
         self._address: str | None = None
 
@@ -137,7 +141,9 @@ class Model:
         Raises ModelRateLimited, ModelUnavailable, ModelTimeout, ModelRefused, ModelOutputInvalid.
         """
         body = self._body(messages, schema, max_tokens, stop)
-        async with self._call() as watch, asyncio.timeout(self._deadline_seconds):
+        async with (
+            self._turns, self._call() as watch, asyncio.timeout(self._deadline_seconds),
+        ):
             answer = await self._post(body)
             watch.usage = usage_of(answer) or Usage()
             text = _text_of(answer)
@@ -159,7 +165,7 @@ class Model:
         """
         body = self._body(messages, None, max_tokens, stop)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._call() as watch:
+        async with self._turns, self._call() as watch:
             async for piece in self._pieces(body, watch):
                 if watch.first_token_ms is None:
                     watch.first_token_ms = watch.elapsed_ms()

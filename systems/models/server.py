@@ -18,6 +18,7 @@ LOOPBACK: Final = "127.0.0.1"
 SLOTS: Final = 2  # answers made side by side; more share the same two cores
 CONTEXT_TOKENS: Final = 8192  # of all slots; a prompt of ours is below 2,000
 THREADS_MAX: Final = 4  # more threads gain nothing for 270 M parameters
+CORES_LEFT: Final = 1  # for all else: threads that wait for a core hold up all of the model's
 CACHE_MIB: Final = 128  # of prompts that begin alike; llama.cpp's own default is 8 GiB
 IDLE_SECONDS: Final = 20.0  # without a user; a next one within it finds the model loaded
 IDLE_VARIABLE: Final = "LOCAL_MODEL_IDLE_SECONDS"
@@ -51,7 +52,7 @@ def serve(folder: Path) -> None:
     params.port = 0
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = SLOTS
-    params.cpuparams.n_threads = min(os.cpu_count() or 1, THREADS_MAX)
+    params.cpuparams.n_threads = max(1, min((os.cpu_count() or 1) - CORES_LEFT, THREADS_MAX))
     params.cache_ram_mib = CACHE_MIB
     params.chat_template = TEMPLATE
     params.use_jinja = True

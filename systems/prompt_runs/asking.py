@@ -19,8 +19,9 @@ from systems.models import (
     complete_with_fallback,
     provider,
 )
+from systems.models.client import CONNECTIONS_MAX
 from systems.prompt_runs.data import ModelRow
-from systems.prompt_runs.settings import ANSWER_TOKENS_MAX, MODEL_SECONDS
+from systems.prompt_runs.settings import ANSWER_TOKENS_MAX, LOCAL_AT_ONCE, MODEL_SECONDS
 
 # One example: small models go on with a pattern better than they follow an instruction.
 EXAMPLE: Final = (
@@ -36,7 +37,7 @@ class Entity(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=60)
+    name: str = Field(min_length=1, max_length=40)
     sentiment: Literal["positive", "negative", "neutral"]
 
 
@@ -45,8 +46,8 @@ class PromptAnswer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    answer: str = Field(min_length=1, max_length=300)
-    entities: list[Entity] = Field(max_length=5)
+    answer: str = Field(min_length=1, max_length=160)
+    entities: list[Entity] = Field(max_length=4)
 
 
 _models: Final[dict[tuple[str, str, float | None, float | None], Model]] = {}
@@ -77,5 +78,6 @@ def _model(row: ModelRow) -> Model:
         _models[key] = Model(
             provider(row.provider), row.name, price=price, deadline_seconds=MODEL_SECONDS,
             on_call=lambda call: _calls.get().append(call),
+            at_once=LOCAL_AT_ONCE if row.provider == "local" else CONNECTIONS_MAX,
         )
     return _models[key]

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from systems.models import LOCAL_MODEL
 from systems.prompt_runs.data import EntityMention, ModelRow, Prompt, Response, engine
-from systems.prompt_runs.settings import DATABASE_VARIABLE, SECRET_VARIABLE
+from systems.prompt_runs.settings import DATABASE_VARIABLE, LOCAL_AT_ONCE, SECRET_VARIABLE
 
 DATA: Final = Path(".tidemill") / "demo-prompt-runs"
 PROMPTS: Final = (
@@ -71,6 +71,7 @@ def main() -> None:
         session.add(ModelRow(provider="local", name=LOCAL_MODEL))
         session.add_all([Prompt(text=text, runs=RUNS) for text in PROMPTS])
     dev = ["tidemill", "dev", "systems.prompt_runs", "--data", str(DATA / "engine")]
+    dev += ["--concurrency", str(LOCAL_AT_ONCE)]
     for port in ("--kafka-port", "--clickhouse-port", "--http-port"):
         dev += [port, "0"]
     print("starting Kafka, ledger, worker, ClickHouse …")

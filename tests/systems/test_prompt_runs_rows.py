@@ -14,8 +14,10 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from systems.prompt_runs import store
-from systems.prompt_runs.data import EntityMention, ModelRow, Prompt, engine_of
+from systems.prompt_runs.data import Base, EntityMention, ModelRow, Prompt, engine_of
+from systems.prompt_runs.jobs import Day, daily, requests_of
 from systems.prompt_runs.store import Filter
+from tidemill import Tick
 from tidemill.agents.embedded.broker import free_port
 
 DAY = datetime(2026, 11, 28, 0, 0, tzinfo=UTC)
@@ -56,8 +58,6 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         made = engine_of(f"sqlite:///{tmp_path / 'x.db'}")
     else:
         made = engine_of(f"{request.getfixturevalue('postgres')}?application_name={tmp_path.name}")
-        from systems.prompt_runs.data import Base
-
         Base.metadata.drop_all(made)
         Base.metadata.create_all(made)
     yield made
@@ -93,6 +93,13 @@ def test_r3_1_a_prompt_is_due_again_after_its_days(engine: Engine) -> None:
     assert made == [2, 1, 1, 1, 1, 1, 1, 2]
 
 
+async def test_r3_1_the_tick_of_midnight_asks_for_its_day() -> None:
+    tick = Tick(name="prompt_runs.daily", at=DAY + timedelta(hours=3), scheduled_for=DAY)
+    (asked,) = await daily(tick, None)  # type: ignore[arg-type]
+    assert (asked.type, asked.job_id) == ("prompt_runs.fan_out", f"prompt_runs.fan_out@{KEY}")
+    assert Day.model_validate(asked.payload) == Day(batch_key=KEY, at=DAY)
+
+
 def test_r3_2_asking_again_makes_nothing_new_however_late(engine: Engine) -> None:
     fill(engine, prompts=1, models=2, runs=2)
     assert store.make_batch(engine, KEY, DAY).made == 4
@@ -122,6 +129,15 @@ def test_r3_3_an_ended_run_is_not_claimed_again(engine: Engine) -> None:
     with Session(engine) as session:
         (mention,) = session.scalars(select(EntityMention)).all()
         assert (mention.entity, mention.mentions) == ("Kraken", 1)
+
+
+def test_r3_8_a_prompt_s_priority_is_its_runs_priority(engine: Engine) -> None:
+    fill(engine, prompts=2, models=1, runs=1)
+    with Session(engine) as session, session.begin():
+        session.get_one(Prompt, 2).priority = "high"
+    first, second = requests_of(store.make_batch(engine, KEY, DAY).waiting)
+    assert (first.priority, second.priority) == ("medium", "high")
+    assert (first.user_id, first.job_id) == ("prompt:1", f"{KEY}.1.1.0")
 
 
 def test_r3_8_a_cancelled_run_stays_cancelled(engine: Engine) -> None:

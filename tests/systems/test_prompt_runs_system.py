@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ class System:
 
     web: httpx.Client
     models: ProtocolServer
+    restart_worker: Callable[[], None]
 
     def status(self, **wanted: Any) -> Any:
         answer = self.web.get("/api/jobs/status", params=wanted)
@@ -123,14 +124,23 @@ def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sys
         env = dict(os.environ)
         subprocess.run([sys.executable, "-m", "tidemill", "topics", "apply"], env=env, check=True)
         with (folder / "roles.log").open("a+") as log:
-            roles = started_roles(env, folder, log, ("worker", "systems.prompt_runs"))
+            worker = ("worker", "systems.prompt_runs")
+            roles = started_roles(env, folder, log, worker)
+
+            def restart_worker() -> None:
+                """Kills the worker, and starts another in its place."""
+                roles[1].kill()
+                roles[1].wait(30)
+                words = [sys.executable, "-m", "tidemill", *worker]
+                roles[1] = subprocess.Popen(words, env=env, cwd=folder, stderr=log, stdout=log)
+
             try:
                 secret = {"Authorization": "Bearer s3cret"}
                 with (
                     served() as url,
                     httpx.Client(base_url=url, headers=secret, timeout=30, trust_env=False) as web,
                 ):
-                    yield System(web, models)
+                    yield System(web, models, restart_worker)
             finally:
                 default_client().close()
                 engine().dispose()
@@ -176,6 +186,18 @@ def test_r3_3_triggers_again_and_again_run_a_job_once(system: System) -> None:
         assert answer.status_code == 202
     assert system.ended(promptId=prompt)["summary"]["succeeded"] == 1
     assert system.models.asked["slow"] == 1
+
+
+def test_r3_3_a_run_whose_worker_is_killed_is_run_again_and_kept_once(system: System) -> None:
+    system.models.says("long", Answer(GOOD, delay_seconds=30.0), Answer(GOOD))
+    prompt = system.add("Long?", ("long", None))
+    system.ask()
+    wait_until(lambda: system.models.asked["long"], SECONDS, "never asked")
+    system.restart_worker()
+    (job,) = system.ended(promptId=prompt)["jobs"]
+    assert (job["status"], job["attemptCount"]) == ("succeeded", 2)
+    with Session(engine()) as session:
+        assert session.get_one(EntityMention, (prompt, "Kraken", "positive")).mentions == 1
 
 
 def test_r3_4_output_that_breaks_the_schema_is_the_fallback_s(system: System) -> None:
