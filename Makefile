@@ -109,7 +109,7 @@ check: lint types unit ## lint, types, unit
 
 .PHONY: debian
 debian: install-dev ## Install what the tests need from Debian, where that is possible, and say what is skipped
-	@$(PY) -m tests.debian chromium
+	@$(PY) -m tests.debian chromium postgresql
 
 # Where no Docker daemon answers, this target fails and `make test` skips them with a line.
 .PHONY: test-containers

@@ -1,12 +1,9 @@
 """Events as the hot path makes them: slots, and their bytes.
 
 Owns the slotted `Event`, the bytes of `tidemill.schemas.events.JobEvent` and the headers of
-`jobs.completed`. Refuses to know who decides (`streams`) and where the bytes go
-(`agents`). No model of pydantic's stands here: this module is among those that are compiled
-(`tools.native`).
-
-`EventWriter` and `JobEvent` describe the same record: the first is quick, the second is the
-contract; a test holds them together.
+`jobs.completed`. Refuses to know who decides (`streams`) and where the bytes go (`agents`). No
+model of pydantic's stands here: this module is compiled (`tools.native`).
+`EventWriter` is quick and `JobEvent` is the contract of one record; a test holds them together.
 """
 
 from __future__ import annotations
@@ -20,9 +17,10 @@ from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.batch_builder import BatchBuilder, header_bytes, put_bytes
 from tidemill.schemas.instants import InstantCache
 from tidemill.schemas.numbers import number_text, put_decimal, put_decimal_or_null
-from tidemill.schemas.words import EventKind, State
+from tidemill.schemas.words import EventKind, Reason, State
 
 CLOUDEVENTS_SOURCE: Final = "/tidemill/ledger"
+COLLAPSED: Final = Reason.COLLAPSED
 CLOUDEVENTS_TYPE_PREFIX: Final = "tidemill.job."
 
 
@@ -378,6 +376,8 @@ class EventWriter:
         put_decimal(out, event.run)
         out.write(b',"sequence":')
         put_decimal_or_null(out, event.sequence)
+        if reason is not None and data is not None and reason == COLLAPSED:
+            out.write(b',"collapsed_into":%b' % _json(data["collapsed_into"]))
         out.write(_VERSION_ENDS)
 
     # --- jobs.ready ---

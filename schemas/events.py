@@ -95,6 +95,19 @@ class JobEvent(BaseModel):
     )
 
 
+class CollapsedInto(BaseModel):
+    """The job whose run another one shared, and how that run ended."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    job_id: str
+    run: int
+    status: State = Field(description="succeeded, failed, cancelled, skipped or expired.")
+    result_omitted: bool = Field(
+        default=False, description="The result is too large for so many: it is at that job alone."
+    )
+
+
 class CompletedJob(BaseModel):
     """One record on `jobs.completed`; key = user_id. Exactly one for each (user, job, run)."""
 
@@ -106,7 +119,10 @@ class CompletedJob(BaseModel):
     queue: str
     status: State = Field(description="succeeded, failed, cancelled, skipped or expired.")
     reason: str | None = Field(description="Why it was skipped, cancelled, …; else null.")
-    result: Any = Field(description="What the handler returned; null unless succeeded.")
+    result: Any = Field(
+        description="What the handler returned; null unless succeeded. When collapsed: what the "
+        "winner's handler returned."
+    )
     error: JobError | None = Field(description="Set when failed.")
     attempts: int = Field(description="Attempts begun in this run.")
     requested_at: str
@@ -116,4 +132,8 @@ class CompletedJob(BaseModel):
     run_ms: int | None = Field(description="started_at to the end of the last attempt.")
     run: int
     sequence: int = Field(description="The sequence of the terminal event on `jobs.events`.")
+    collapsed_into: CollapsedInto | None = Field(
+        default=None,
+        description="Whose run it shared, when its reason is `collapsed`; else it is not there.",
+    )
     schema_version: int

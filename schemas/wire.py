@@ -24,6 +24,8 @@ OUTCOMES_PER_RECORD_MAX: Final = 256
 OUTCOME_PACK_BYTES_MAX: Final = 524_288  # bytes; a single large result may pass it
 DELAY_MS_MAX: Final = 30 * 86_400_000  # ms before a retry, 30 days
 BACKOFF_FACTOR_MAX: Final = 1_000.0
+COLLAPSE_PATTERN: Final = r"^payload(\.[^.\x00-\x1f\x7f]+)+$"  # names of keys, from the payload on
+COLLAPSE_LENGTH_MAX: Final = 256  # characters
 CONCURRENCY_MAX: Final = 1_000  # attempts at once: as many as a limit may let start
 LIMIT_WINDOW_MS_MAX: Final = 366 * 86_400_000  # ms of a limit's window, a year
 HEARTBEAT_SECONDS: Final = 2.0  # seconds between two beats of a worker
@@ -252,6 +254,11 @@ class Definition(BaseModel):
     limits: tuple[LimitSpec, ...] = ()
     concurrency: ConcurrencySpec | None = None
     unique_by: Literal["user"] | None = None
+    collapse_by: str | None = Field(
+        default=None, pattern=COLLAPSE_PATTERN, max_length=COLLAPSE_LENGTH_MAX,
+        description="Requests of a user and type whose payloads have the same value there share "
+        "one run, such as `payload.report_id`.",
+    )
     runs_as: RunsAs = "async"
     takes_tick: bool = Field(default=False, description="Its payload is a schedule's tick.")
     payload_schema: dict[str, Any] | None = Field(

@@ -118,6 +118,8 @@ class Reason(StrEnum):
     CONCURRENCY_LIMITED = "concurrency_limited"  # as many of its user and type run as may
     OVERLAP = "overlap"  # an earlier tick of its schedule has not ended
     MISSED = "missed"  # a tick of a time in which nothing was due to run
+    JOINED = "joined"  # it shares the run of another job, and ends when that ends
+    COLLAPSED = "collapsed"  # it shared the run of another job, which has ended
     RUN_AT = "run_at"
     UNKNOWN_TYPE = "unknown_type"  # no worker has told of this type yet
     TYPE_NOT_RUN = "type_not_run"  # of the queue's living workers none runs the type

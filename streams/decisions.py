@@ -117,9 +117,10 @@ class EventBuilder:
             raise InvalidTransition(self.job, _E.DEFERRED)
         if kind is _E.DEFERRED:
             return self.tell(
-                kind, reason=verdict.reason, due_at=verdict.until, waits_for=verdict.waits_for
+                kind, reason=verdict.reason, due_at=verdict.until, waits_for=verdict.waits_for,
+                data=verdict.data,
             ).done()
-        return self.end(kind, verdict.reason, error=verdict.error)
+        return self.end(kind, verdict.reason, error=verdict.error, data=verdict.data)
 
     def end(
         self, kind: EventKind, reason: str | None = None, *,
@@ -200,7 +201,7 @@ def _submit(job: Job | None, command: Submit, turn: Turn) -> Decision:
     kept = turn.kept_cancel(spec.key)
     policies = turn.policies.of_unknown if job_type is None else job_type.policies_for(spec)
     verdict = ask_door(policies, turn, spec, job_type)
-    is_let_in = kept is None and verdict.kind is not _SKIPPED
+    is_let_in = kept is None and verdict.kind is not _SKIPPED and not verdict.joins
     holds_limit = is_let_in and job_type is not None and job_type.has_skip_limit
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))
     if kept is not None:
@@ -242,13 +243,14 @@ def _resolve(job: Job | None, command: Resolve, turn: Turn) -> Decision:
         return story.obey(nobody_runs(job.spec))
     spec = admission.resolved(job.spec, job_type)
     verdict = ask_door(job_type.policies_for(spec), turn, spec, job_type)
-    if verdict.kind is not None:
+    if verdict.is_end:
         return story.obey(verdict)
     due_at = max(now, spec.run_at or now)
-    data = admission.resolved_data(spec, holds_limit=job_type.has_skip_limit)
+    holds_limit = job_type.has_skip_limit and not verdict.joins
+    data = admission.resolved_data(spec, holds_limit=holds_limit)
     reason = Reason.RUN_AT if due_at > now else None
     story.tell(_E.SCHEDULED, reason=reason, due_at=due_at, data=data, new_spec=spec)
-    return story.done()
+    return story.done() if verdict.kind is None else story.obey(verdict)
 
 
 def _report(job: Job | None, command: Report, turn: Turn) -> Decision:

@@ -32,8 +32,8 @@ class JobType:
     """What a type's definition says to the engine. Never changed once its policies are bound."""
 
     __slots__ = (
-        "backoff", "concurrency", "has_skip_limit", "is_unique_by_user", "limits", "max_attempts",
-        "policies", "policies_of_asked", "queue", "timeout_ms", "type",
+        "backoff", "collapse_by", "concurrency", "has_skip_limit", "is_unique_by_user", "limits",
+        "max_attempts", "policies", "policies_of_asked", "queue", "timeout_ms", "type",
     )
 
     def __init__(self, definition: Definition) -> None:
@@ -45,6 +45,9 @@ class JobType:
         #: Attempts of a user at once; 0: as many as there are slots.
         at_once = definition.concurrency
         self.concurrency: int = 0 if at_once is None else at_once.limit
+        #: The path to the value in the payload by which requests are the same; empty: none are.
+        path = definition.collapse_by
+        self.collapse_by: tuple[str, ...] = () if path is None else tuple(path.split(".")[1:])
         self.is_unique_by_user: bool = definition.unique_by == "user"
         self.limits: tuple[Limit, ...] = tuple([Limit(spec) for spec in definition.limits])
         self.has_skip_limit: bool = any(limit.skips for limit in self.limits)

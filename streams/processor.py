@@ -122,6 +122,8 @@ class Processor:
         self.state.put(job, after)
         holder = after if job is None or not job.holds_limit else job
         policies = self._policies.of(holder, after.spec, self.state.job_type(after.spec.type))
+        if policies:
+            turn.last_data = decision.events[-1].data
         for policy in policies:
             policy.on_change(turn, job, after)
         output = self.output

@@ -44,6 +44,8 @@ class Turn:
         self.cause: Cause = NO_CAUSE  # of the message at hand
         self.processor: Processor | None = None
         self.messages: Messages | None = None
+        #: Of the last event of the decision that policies are told of.
+        self.last_data: dict[str, Any] | None = None
 
     # --- what there is ---
 

@@ -34,6 +34,7 @@ def job(
     backoff: Backoff | None = None,
     limits: Sequence[RateLimit | Concurrency] = (),
     unique_by: Literal["user"] | None = None,
+    collapse_by: str | None = None,
     process: bool = False,
 ) -> JobDecorator:
     """Run the function for jobs of this type.
@@ -46,7 +47,9 @@ def job(
 
     max_attempts counts the first one. timeout_seconds is for one attempt (a number of seconds, or a
     text such as "5min"). limits hold per user. unique_by="user": a second live job of the same user
-    and type ends as skipped.
+    and type ends as skipped. collapse_by="payload.report_id": requests of a user for the same value
+    share the run of the first while it waits or runs; each ends as skipped (`collapsed`) with its
+    id, status and result.
 
     Raises JobDefinitionError, at import, that names what is wrong and what to write.
     """
@@ -67,6 +70,7 @@ def job(
             limits=[each.spec() for each in _limits(type, limits) if isinstance(each, RateLimit)],
             concurrency=_concurrency(type, limits),
             unique_by=unique_by,
+            collapse_by=collapse_by,
             process=process,
             local_names=outer.f_locals,
         )

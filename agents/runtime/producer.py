@@ -36,9 +36,9 @@ LINGER_MS = 5
 # Records and bytes in librdkafka's queue: some groups of large records.
 QUEUE_RECORDS_MAX = 500_000
 QUEUE_KBYTES_MAX = 512 * 1024
-# How long an outbox record may be undeliverable before its sender is told.
-OUTBOX_TIMEOUT_MS = 120_000
-# One wait of the outbox thread for its deliveries.
+# How long a record of a batch producer may be undeliverable before its sender is told.
+BATCH_TIMEOUT_MS = 120_000
+# One wait of the batch producer's thread for its deliveries.
 FLUSH_TRY_SECONDS = 10.0
 
 
@@ -118,7 +118,7 @@ def _refused(error: KafkaError, topic: str, value: bytes | None) -> Exception:
     return to_fatal(error, f"producing to {topic}")
 
 
-class OutboxProducer:
+class BatchProducer:
     """Idempotent, acks=all, no transaction: outcomes, heartbeats, clients.
 
     What is sent while a batch is on its way joins the next one; each batch is awaited as a whole.
@@ -135,7 +135,7 @@ class OutboxProducer:
                     "linger.ms": LINGER_MS,
                     "compression.type": "gzip",
                     "message.max.bytes": RECORD_BYTES_MAX,
-                    "message.timeout.ms": OUTBOX_TIMEOUT_MS,
+                    "message.timeout.ms": BATCH_TIMEOUT_MS,
                     "queue.buffering.max.messages": QUEUE_RECORDS_MAX,
                     "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
                     # Emulated by the Python client: no callback for what was delivered.
@@ -144,7 +144,7 @@ class OutboxProducer:
                 | settings,
             )
         )
-        self._thread = CallThread(f"outbox-{client_id}")
+        self._thread = CallThread(f"batches-{client_id}")
         self._waiting: list[OutRecord] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._sending: asyncio.Task[None] | None = None

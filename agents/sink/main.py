@@ -37,7 +37,7 @@ from tidemill.agents.logging import announce_ready, configure_logging
 from tidemill.agents.runtime.app import RoleApp, create_app
 from tidemill.agents.runtime.chunk import Chunk
 from tidemill.agents.runtime.inputs import Gap, InputPolicy
-from tidemill.agents.runtime.producer import CallThread, OutboxProducer
+from tidemill.agents.runtime.producer import BatchProducer, CallThread
 from tidemill.agents.runtime.run import WatchdogLimits, run_app
 from tidemill.agents.settings import DEFAULT_HOST, SettingsError, SinkSettings, StackSettings
 from tidemill.agents.sink.batches import BatchLimits
@@ -131,10 +131,10 @@ def build_sink(settings: SinkSettings, engine: Engine) -> RoleApp:
     feeds, thread = (events_of(topics), refused_of(topics)), CallThread("sink-insert")
     store = Store(engine, feeds, thread, partial(read_record, settings.kafka))
     intents = Intents(app, store)
-    outbox = OutboxProducer(settings.kafka, "tidemill-sink")
+    batch_producer = BatchProducer(settings.kafka, "tidemill-sink")
     writers = [
         SinkWriter(
-            app, engine, outbox, feed, intents=intents, store=store, thread=thread,
+            app, engine, batch_producer, feed, intents=intents, store=store, thread=thread,
             dead_topic=topics.dead, partitions=settings.partitions,
             limits=BatchLimits(settings.batch_rows, settings.batch_seconds),
         )

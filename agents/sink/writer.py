@@ -29,7 +29,7 @@ from tidemill.agents.runtime.chunk import Chunk, Record
 from tidemill.agents.runtime.errors import RecoverableError
 from tidemill.agents.runtime.failstop import fail_stop
 from tidemill.agents.runtime.inputs import Gap
-from tidemill.agents.runtime.producer import CallThread, OutboxProducer
+from tidemill.agents.runtime.producer import BatchProducer, CallThread
 from tidemill.agents.sink.batches import Batch, BatchLimits, Insert
 from tidemill.agents.sink.feeds import Feed
 from tidemill.agents.sink.gaps import Gaps
@@ -101,7 +101,7 @@ class SinkWriter:
         self,
         app: RoleApp,
         engine: Engine,
-        outbox: OutboxProducer,
+        batch_producer: BatchProducer,
         feed: Feed,
         *,
         intents: Intents,
@@ -113,7 +113,7 @@ class SinkWriter:
     ) -> None:
         self._app = app
         self._engine = engine
-        self._outbox = outbox
+        self._batch_producer = batch_producer
         self._feed = feed
         self._topic = topic = feed.topic
         self._dead_topic = dead_topic
@@ -334,7 +334,7 @@ class SinkWriter:
         records = [self._dead_letter(batch, record, refusal) for record, refusal in refused]
         while True:
             try:
-                await self._outbox.send_many(records)
+                await self._batch_producer.send_many(records)
             except RecoverableError as error:
                 logger.warning("dead letters not written, trying again: %s", error)
             else:

@@ -32,7 +32,15 @@ from tidemill.schemas.requests import (
     TYPE_LENGTH_MAX,
     TYPE_PATTERN,
 )
-from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec, RunsAs
+from tidemill.schemas.wire import (
+    COLLAPSE_LENGTH_MAX,
+    COLLAPSE_PATTERN,
+    BackoffSpec,
+    ConcurrencySpec,
+    Definition,
+    LimitSpec,
+    RunsAs,
+)
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_ATTEMPTS: Final = 3  # attempts: enough for a passing fault
@@ -73,6 +81,7 @@ class Handler:
     concurrency: ConcurrencySpec | None = None
     #: Its payload is a schedule's tick.
     takes_tick: bool = False
+    collapse_by: str | None = None
 
     def read_payload(self, payload: dict[str, Any]) -> Any:
         """What the function receives: the model or the dict; raises pydantic's ValidationError."""
@@ -95,6 +104,7 @@ class Handler:
             limits=self.limits,
             concurrency=self.concurrency,
             unique_by=self.unique_by,
+            collapse_by=self.collapse_by,
             runs_as=self.runs_as,
             takes_tick=self.takes_tick,
             payload_schema=self._payload_schema(),
@@ -171,6 +181,7 @@ def build_handler(
     limits: Sequence[LimitSpec] = (),
     concurrency: ConcurrencySpec | None = None,
     unique_by: str | None = None,
+    collapse_by: str | None = None,
     process: bool = False,
     local_names: Mapping[str, Any] | None = None,
 ) -> Handler:
@@ -185,6 +196,7 @@ def build_handler(
         )
     where = f"@job({type_name!r}) on {place_of(function)}"
     _check_words(where, type_name, queue, unique_by)
+    _check_collapse_by(where, collapse_by)
     _check_numbers(where, max_attempts, timeout_seconds)
     signature: Signature = read_signature(where, function, local_names or {})
     base = base_of(function)
@@ -198,6 +210,7 @@ def build_handler(
         limits=tuple(limits),
         concurrency=concurrency,
         unique_by="user" if unique_by == "user" else None,
+        collapse_by=collapse_by,
         runs_as=_runs_as(where, base, signature, process),
         model=signature.model,
         takes_context=signature.takes_context,
@@ -243,6 +256,18 @@ def _check_words(where: str, type_name: object, queue: object, unique_by: object
     if unique_by not in (None, "user"):
         raise JobDefinitionError(
             f"{where}: unique_by={unique_by!r} is not known; use unique_by='user' or leave it out"
+        )
+
+
+def _check_collapse_by(where: str, path: object) -> None:
+    if path is not None and (
+        not isinstance(path, str)
+        or len(path) > COLLAPSE_LENGTH_MAX
+        or re.fullmatch(COLLAPSE_PATTERN, path) is None
+    ):
+        raise JobDefinitionError(
+            f"{where}: collapse_by={path!r} must be the path to a value of the payload, such as "
+            "'payload.report_id'"
         )
 
 

@@ -31,7 +31,7 @@ _E: Final = EventKind
 class Verdict:
     """The answer to a question about a job. Never changed once made."""
 
-    __slots__ = ("error", "kind", "reason", "until", "waits_for")
+    __slots__ = ("data", "error", "joins", "kind", "reason", "until", "waits_for")
 
     def __init__(
         self,
@@ -47,6 +47,9 @@ class Verdict:
         self.error = error
         self.waits_for = waits_for
         self.until = until  # epoch ms; None when nobody can say
+        self.data: dict[str, Any] | None = None  # of the event, for readers
+        #: It waits for another job's end and needs no start: no later policy is asked.
+        self.joins: bool = False
 
     @property
     def is_end(self) -> bool:
@@ -168,11 +171,12 @@ class Policy:
 def ask_door(
     policies: Iterable[Policy], turn: Turn, spec: Spec, job_type: JobType | None
 ) -> Verdict:
-    """What all of them say of a request: the first end, else the first wait."""
+    """What all of them say of a request: the first end, else the first wait. A request that shares
+    another one's run takes nothing of what the policies behind keep."""
     found = GO
     for policy in policies:
         verdict = policy.admit(turn, spec, job_type)
-        if verdict.is_end:
+        if verdict.is_end or verdict.joins:
             return verdict
         if found is GO:
             found = verdict

@@ -10,6 +10,7 @@ from tidemill.streams.job import Job, Spec
 from tidemill.streams.job_type import JobType
 from tidemill.streams.policies.backoff import Backoff
 from tidemill.streams.policies.base import Policy
+from tidemill.streams.policies.collapse import Collapse
 from tidemill.streams.policies.concurrency import Concurrency
 from tidemill.streams.policies.expiry import Expiry
 from tidemill.streams.policies.rate_limit import RateLimit
@@ -34,9 +35,10 @@ class Policies:
         self.all: tuple[Policy, ...] = (
             self.schedules,
             self.uniqueness,
+            Expiry(),
+            Collapse(),
             self.rate_limit,
             Concurrency(),
-            Expiry(),
             self.unknown_type,
             self.rescue,
             Suspension(),

@@ -33,6 +33,7 @@ from tests.chaos.jobfold import JobFold, JobId
 from tests.chaos.ledger_rows import check_positions, check_rows, read_rows
 from tests.chaos.promises import (
     Asked,
+    CollapseFold,
     ConcurrencyFold,
     DueFold,
     Limit,
@@ -99,6 +100,7 @@ class Checker:
         self.jobs = JobFold(self.report, expected.max_attempts)
         self.limits = LimitFold(self.report, expected.limits)
         self.concurrency = ConcurrencyFold(self.report, expected.concurrency)
+        self.collapse = CollapseFold(self.report)
         self.due = DueFold(self.report, asked)
         self.unique = UniqueFold(self.report, asked)
         self.order = OrderFold(self.report, asked, expected.limits)
@@ -110,6 +112,7 @@ class Checker:
         """The whole proof, in the order of the evidence."""
         for record in self.evidence.events:
             self._feed_event(record)
+        self.collapse.finish()
         completed = Completed(self.report)
         for record in self.evidence.completed:
             completed.feed(record)
@@ -161,6 +164,7 @@ class Checker:
             return
         self.limits.feed(trace, step)
         self.concurrency.feed(trace, step)
+        self.collapse.feed(trace, step, event)
         self.due.feed(trace, step, event)
         self.unique.feed(trace, step)
         self.order.feed(trace, step, event)

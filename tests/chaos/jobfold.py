@@ -35,6 +35,7 @@ class Step(NamedTuple):
     before: str | None
     after: str | None
     reason: str | None
+    winner: str | None = None  # the job whose run it shares from now on
 
     def line(self) -> str:
         """One line of a job's story."""
@@ -279,4 +280,5 @@ def _step(event: dict[str, Any], record: RawRecord) -> Step:
         record.partition, record.offset, event["event"], event["sequence"], event["run"],
         event["attempt"], event["epoch"], event["occurred_at"], event["state_before"],
         event["state_after"], event["reason"],
+        event["data"]["winner"] if event["reason"] == "joined" else None,
     )

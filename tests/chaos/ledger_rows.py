@@ -166,6 +166,8 @@ def _wait_of(trace: Trace, last: Step) -> list[str] | None:
             return ["rate_limit", trace.user_id, trace.type]
         case "concurrency_limited":
             return ["concurrency", trace.user_id, trace.type]
+        case "joined":
+            return ["collapse", trace.user_id, trace.type, last.winner or ""]
         case "type_not_run" | "queue_not_served":
             return ["no_worker", last.reason]
         case "handed_back":

@@ -127,6 +127,47 @@ class ConcurrencyFold:
             )
 
 
+class CollapseFold:
+    """Who shares a run waits for a living job, and ends with it and as it says."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.winners: dict[JobId, JobId] = {}  # of living joiners
+        self.live: set[JobId] = set()
+        self.ended: dict[JobId, str] = {}
+
+    def feed(self, trace: Trace, step: Step, event: dict[str, Any]) -> None:
+        """One step of any job."""
+        key = trace.key
+        if step.after in TERMINAL:
+            self.live.discard(key)
+            self.ended[key] = str(step.after)
+        else:
+            self.live.add(key)
+        joined = self.winners.pop(key, None)
+        if step.winner is not None:
+            winner = self.winners[key] = (trace.user_id, step.winner)
+            if winner not in self.live:
+                self._break("joined_nobody", trace, f"{step.winner!r} is not alive")
+        elif step.kind == "skipped" and step.reason == "collapsed":
+            into = event["data"]["collapsed_into"]
+            if joined != (trace.user_id, into["job_id"]):
+                self._break("collapsed_into_another", trace, f"it had joined {joined}")
+            elif self.ended.get(joined) != into["status"]:
+                self._break("collapsed_wrongly", trace, f"{joined}: {self.ended.get(joined)}")
+
+    def finish(self) -> None:
+        """Between two groups: nobody waits for a job that has ended."""
+        for joiner, winner in self.winners.items():
+            if winner not in self.live:
+                self.report.violate(
+                    "left_behind", f"{joiner} waits for {winner}, which is not alive", []
+                )
+
+    def _break(self, law: str, trace: Trace, text: str) -> None:
+        self.report.violate(law, f"{trace.key}: {text}", trace.story())
+
+
 class DueFold:
     """Nothing is dispatched before its instant."""
 

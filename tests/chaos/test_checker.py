@@ -503,6 +503,31 @@ def test_one_more_at_once_than_may_be(most: int, kinds: set[str]) -> None:
     assert log.check().kinds == kinds
 
 
+def joined(status: str = "succeeded", into: str = "a1", *, is_left: bool = False) -> History:
+    """A job shares the run of another one, and ends with it unless it is left behind."""
+    log = History()
+    for name in ("a1", "a2"):
+        log.tell("ann", name, "requested", "pending", cause=log.ask("ann", name))
+        if name == "a1":
+            log.tell("ann", name, "dispatched", "dispatched")
+    log.tell("ann", "a2", "deferred", "scheduled", reason="joined", data={"winner": "a1"})
+    log.finish("ann", "a1")
+    if not is_left:
+        told = {"job_id": into, "run": 1, "status": status}
+        log.tell(
+            "ann", "a2", "skipped", "skipped", reason="collapsed", data={"collapsed_into": told}
+        )
+    log.write_rows()
+    return log
+
+
+def test_who_shares_a_run_ends_with_it_and_as_it_says() -> None:
+    assert joined().check().is_clean, joined().check().text()
+    assert joined("failed").check().kinds == {"collapsed_wrongly"}
+    assert joined(into="a3").check().kinds == {"collapsed_into_another"}
+    assert "left_behind" in joined(is_left=True).check().kinds
+
+
 def test_limit_counts_only_first_dispatches() -> None:
     log = limited("skip", 1_000)
     log.tell("ann", "a9", "requested", "pending", cause=log.ask("ann", "a9"))

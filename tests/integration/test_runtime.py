@@ -28,7 +28,7 @@ from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.agents.runtime.commits import commit_as_owner
 from tidemill.agents.runtime.errors import FencedError, PoisonMessage
 from tidemill.agents.runtime.failstop import EXIT_FAIL_STOP
-from tidemill.agents.runtime.producer import OutboxProducer
+from tidemill.agents.runtime.producer import BatchProducer
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.agents.runtime.transaction import TransactionalProducer
 from tidemill.schemas.batch_builder import OutGroup
@@ -404,16 +404,16 @@ def test_a_record_is_handed_on_when_it_comes(app_id: str, kafka: str) -> None:
     consumer.close()
 
 
-async def test_the_outbox_delivers_what_it_confirms(app_id: str, kafka: str) -> None:
+async def test_the_batch_producer_delivers_what_it_confirms(app_id: str, kafka: str) -> None:
     topic = f"{app_id}.completed"
-    outbox = OutboxProducer(kafka, f"{app_id}-outbox")
+    batch_producer = BatchProducer(kafka, f"{app_id}-batches")
     sent = [
-        outbox.send_many([(topic, value % PARTITIONS, b"k", str(value).encode(), None)])
+        batch_producer.send_many([(topic, value % PARTITIONS, b"k", str(value).encode(), None)])
         for value in range(1_000)
     ]
     for one in sent:
         await one
     with pytest.raises(PoisonMessage, match=topic):
-        await outbox.send_many([(topic, 0, b"k", b"x" * (RECORD_BYTES_MAX + 1), None)])
-    await outbox.close()
+        await batch_producer.send_many([(topic, 0, b"k", b"x" * (RECORD_BYTES_MAX + 1), None)])
+    await batch_producer.close()
     Completed(kafka, app_id).assert_exactly(range(1_000))

@@ -13,7 +13,15 @@ from typing import Any, Final
 import orjson
 
 from tests.chaos.jobfold import JobFold, JobId
-from tests.chaos.promises import Asked, ConcurrencyFold, DueFold, Limit, LimitFold, UniqueFold
+from tests.chaos.promises import (
+    Asked,
+    CollapseFold,
+    ConcurrencyFold,
+    DueFold,
+    Limit,
+    LimitFold,
+    UniqueFold,
+)
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
 from tests.unit.message_kit import relays
@@ -60,6 +68,7 @@ class Rig:
         self.fold = JobFold(self.report, dict(max_attempts or {}))
         self.limits = LimitFold(self.report, limits or {})
         self.concurrency = ConcurrencyFold(self.report, concurrency or {})
+        self.collapse = CollapseFold(self.report)
         self.due = DueFold(self.report, self.asked)
         self.unique = UniqueFold(self.report, self.asked)
         self.rows: dict[bytes, bytes] = {}
@@ -127,6 +136,7 @@ class Rig:
         if step.sequence is not None:
             self.limits.feed(trace, step)
             self.concurrency.feed(trace, step)
+            self.collapse.feed(trace, step, event)
             self.due.feed(trace, step, event)
             self.unique.feed(trace, step)
         return event
@@ -135,6 +145,7 @@ class Rig:
 
     def check(self) -> None:
         """Folds are clean, rows give the live state, and so do the events."""
+        self.collapse.finish()
         assert self.report.is_clean, self.report.text()
         kept, held = observable(self.restored(0).state), observable(self.engine.state)
         # A group that wrote nothing moves the live clock alone; the fold sees that no event does.

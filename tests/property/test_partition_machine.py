@@ -44,6 +44,7 @@ DEFINITIONS: Final = {
             "pair", concurrency=ConcurrencySpec(limit=2),
             limits=(LimitSpec(limit=3, window_ms=WINDOW_MS, over="delay"),),
         ),
+        _define("joint", collapse_by="payload.n"),
         _define("late"),
     )
 }
@@ -64,7 +65,7 @@ class PartitionMachine(RuleBasedStateMachine):
         self.rig = Rig(
             limits=LIMITS, max_attempts=dict.fromkeys(TYPES, 2), concurrency={"pair": 2}
         )
-        self.rig.definitions = {name: DEFINITIONS[name] for name in TYPES[:5]}
+        self.rig.definitions = {name: DEFINITIONS[name] for name in TYPES[:6]}
         self.now_ms = START_MS
         self.inputs: list[Input] = []
         self.incarnation = 1

@@ -58,9 +58,12 @@ DEFINITIONS: Final = (
         ),
     ),
     _definition("two-at-once", concurrency=ConcurrencySpec(limit=2)),
+    _definition("joint", collapse_by="payload.kind"),
     _definition("late"),  # nobody knows it at first
 )
-SOMETIMES_LACKING: Final = ("side", "one-a-user", "few", "slowly", "two-at-once")  # by some workers
+SOMETIMES_LACKING: Final = (  # by some workers
+    "side", "one-a-user", "few", "slowly", "two-at-once", "joint",
+)
 NEVER_DEFINED: Final = "unheard-of"
 EXPECTED: Final = Expectations(
     max_attempts={d.type: d.max_attempts for d in DEFINITIONS},
@@ -236,6 +239,7 @@ class World:
             "type": rng.choice(kinds), "user_id": rng.choice(USERS),
             "payload": {"n": rng.randrange(1_000)},
         }
+        body["payload"]["kind"] = body["payload"]["n"] % 2
         if rng.random() < 0.8:
             body["job_id"] = f"job-{len(self.receipts)}"
         if rng.random() < 0.1 and "job_id" in body:  # the checker knows such jobs by their id

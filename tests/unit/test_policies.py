@@ -244,7 +244,7 @@ def test_a_plain_job_of_a_plain_type_is_asked_about_by_nobody() -> None:
         assert made is not None
         found[name] = [ids_of(made), ids_of(made, unique_key="k"), ids_of(made, expires_at=1)]
     asked = ["schedules", "uniqueness", "expiry"]
-    all_of_them = ["schedules", "uniqueness", "rate_limit", "expiry"]
+    all_of_them = ["schedules", "uniqueness", "expiry", "rate_limit"]
     assert found == {
         "plain": [[], asked, asked],
         "limited": [["rate_limit"], all_of_them, all_of_them],

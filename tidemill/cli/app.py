@@ -13,7 +13,7 @@ import typer
 
 from tidemill.agents import exit_codes
 from tidemill.agents.plain_text import LINES, plain
-from tidemill.cli import admin, asking, dead, jobs, roles, showing
+from tidemill.cli import admin, asking, dead, jobs, outbox, roles, showing
 
 app = typer.Typer(
     name="tidemill",
@@ -44,6 +44,7 @@ _EXITS: Final = (
     ("tidemill.sending", "EnqueueFailed", exit_codes.UNREACHABLE),
     ("tidemill.looking", "Unreachable", exit_codes.UNREACHABLE),
     ("tidemill.sql", "SqlError", None),
+    ("tidemill.outbox.errors", "RelayError", None),
     ("tidemill.requests", "ClientError", exit_codes.FAILED),
     ("tidemill.cli.output", "CliError", None),
 )
@@ -83,6 +84,7 @@ _add(jobs.app)
 _add(asking.app)
 _add(dead.app)
 _add(admin.app)
+_add(outbox.app)
 
 
 def run() -> int:

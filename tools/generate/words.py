@@ -66,6 +66,10 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.CONCURRENCY_LIMITED: "As many jobs of its user and type run as may; it waits for one to end.",
     R.OVERLAP: "An earlier tick of its schedule has not ended.",
     R.MISSED: "A tick of a time in which nobody could ask for it; `catch_up` says what runs.",
+    R.JOINED: "It shares the run of an earlier job for the same thing (`data.winner`), and ends "
+    "when that ends.",
+    R.COLLAPSED: "It shared the run of another job, which has ended: `collapsed_into` says which "
+    "and how.",
     R.RUN_AT: "It waits for its `run_at`.",
     R.UNKNOWN_TYPE: "No worker has told of this type yet.",
     R.TYPE_NOT_RUN: "Workers of its queue live, and none of them runs its type.",

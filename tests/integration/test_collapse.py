@@ -1,0 +1,85 @@
+"""Collapse on real parts: many requests for one thing, one run, each end with its result; and the
+ledger killed between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.roles import Roles
+from tests.tidy.sources import ROOT
+from tests.waiting import wait_until
+from tidemill import Client, JobHandle, Request
+
+pytestmark = pytest.mark.timeout(240)
+SECONDS = 90.0
+JOBS = 20
+
+MODULE = '''
+import asyncio
+from pathlib import Path
+from tidemill import job
+
+
+@job("report", collapse_by="payload.report", timeout_seconds=60)
+async def report(payload: dict) -> dict:
+    folder = Path(payload["folder"])
+    with (folder / "runs").open("a") as file:
+        file.write("run\\n")
+    while not (folder / "go").exists():
+        await asyncio.sleep(0.05)
+    return {"report": payload["report"]}
+'''
+
+
+@pytest.fixture
+def roles(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Roles]:
+    (tmp_path / "reports.py").write_text(MODULE)
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "TIDEMILL_KAFKA": kafka,
+        "TIDEMILL_TOPIC_PREFIX": topic_prefix, "TIDEMILL_PARTITIONS": "2",
+    }
+    with ExitStack() as ending:
+        made = Roles(tmp_path, env, ending, command_seconds=SECONDS)
+        applied = made.tidemill("topics", "apply")
+        assert applied.returncode == 0, applied.stderr
+        made.begin("ledger", "ledger", "--instance-id", "one")
+        made.begin("worker", "worker", "reports.py")
+        yield made
+
+
+def test_one_run_and_each_end_has_its_result_though_the_ledger_is_killed(
+    roles: Roles, kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    with Client(kafka=kafka, topic_prefix=topic_prefix) as client:
+        def ask(first: int, last: int) -> list[JobHandle]:
+            return client.enqueue_many(
+                Request(
+                    type="report", user_id="u", job_id=f"job-{number:02}",
+                    payload={"report": 7, "folder": str(tmp_path), "asked": number},
+                )
+                for number in range(first, last)
+            )
+
+        handles = ask(0, JOBS // 2)
+        wait_until((tmp_path / "runs").exists, SECONDS, "nothing runs")
+        ledger = roles.roles["ledger"]
+        ledger.kill()
+        assert ledger.process is not None
+        ledger.process.wait(SECONDS)
+        handles += ask(JOBS // 2, JOBS)
+        client.cancel("u", "job-01")
+        roles.begin("ledger", "ledger", "--instance-id", "one")
+        assert client.wait(handles[1], timeout=SECONDS).status == "cancelled"
+        (tmp_path / "go").touch()
+        ends = [client.wait(handle, timeout=SECONDS) for handle in handles]
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert ends[0].status == "succeeded"
+    for end in ends[2:]:
+        assert (end.status, end.reason, end.result) == ("skipped", "collapsed", {"report": 7})
+        assert end.collapsed_into is not None
+        assert (end.collapsed_into.job_id, end.collapsed_into.status) == ("job-00", "succeeded")
