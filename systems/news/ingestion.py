@@ -1,0 +1,166 @@
+"""One ingestion: all feeds, their new articles, summaries, chunks, embeddings, saved one by one.
+
+Owns the order of the steps and what happens when one fails. Refuses to know who asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from systems.news import tables
+from systems.news.chunks import chunks
+from systems.news.doors import checked_client
+from systems.news.embedding import embedder
+from systems.news.feeds import Entry, FeedError, Fetched, fetch
+from systems.news.model import LanguageModel, ModelError, lead
+from systems.news.settings import (
+    ARTICLES_AT_ONCE,
+    EMBEDDINGS_PER_CALL,
+    SUMMARIES_PER_CALL,
+    Settings,
+)
+from systems.news.tables import Article, Chunk, Feed, News, is_critical
+
+log = structlog.get_logger("news")
+
+
+class AllFeedsFailed(Exception):
+    """No feed could be read."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a run has done so far."""
+
+    articles: int = 0
+    embeddings: int = 0
+    feeds_failed: int = 0
+    feeds_left_alone: int = 0
+
+
+async def run_once(
+    news: News, settings: Settings, model: LanguageModel | None, job_id: str
+) -> Figures | None:
+    """A run with its record; None when another one is running. Raises what made it fail."""
+    run = await asyncio.to_thread(news.begin_run, job_id)
+    if run is None:
+        return None
+    figures = Figures()
+    error: str | None = "the run was stopped"
+    try:
+        await _ingest(news, settings, model, figures)
+        error = None
+    except Exception:
+        error = traceback.format_exc()
+        raise
+    finally:
+        # Not in a thread: the end is written also when this task is being cancelled.
+        failed = news.end_run(
+            run, articles=figures.articles, embeddings=figures.embeddings,
+            feeds_failed=figures.feeds_failed, error=error,
+        )
+        if is_critical(failed):
+            log.critical("ingestion failed again and again", consecutive_failures=failed)
+    return figures
+
+
+async def _ingest(
+    news: News, settings: Settings, model: LanguageModel | None, figures: Figures
+) -> None:
+    feeds = await asyncio.to_thread(news.feeds, settings.feed_urls())
+    due = [feed for feed in feeds if feed.retry_at is None or feed.retry_at <= tables.now()]
+    figures.feeds_left_alone = len(feeds) - len(due)
+    client = checked_client(allow_private=settings.allow_private, seconds=settings.feed_seconds)
+    async with client:
+        found = await asyncio.gather(*(_read(client, feed, news, settings) for feed in due))
+    figures.feeds_failed = sum(each is None for each in found)
+    if due and figures.feeds_failed == len(due):
+        raise AllFeedsFailed(f"none of {len(due)} feeds could be read; see /api/sources")
+    fetched = {feed.url: each for feed, each in zip(due, found, strict=True) if each is not None}
+    saved = await _save_new(news, model, fetched, figures)
+    for url, each in fetched.items():
+        await asyncio.to_thread(
+            news.feed_read, url, each.etag, each.last_modified, articles=saved.get(url, 0),
+            is_modified=each.entries is not None, problem=each.problem,
+        )
+
+
+async def _read(
+    client: Any, feed: Feed, news: News, settings: Settings
+) -> Fetched | None:
+    try:
+        return await fetch(client, feed.url, feed.etag, feed.last_modified, settings)
+    except FeedError as error:
+        log.warning("feed failed", feed=feed.url, error=str(error))
+        await asyncio.to_thread(
+            news.feed_failed, feed.url, str(error), settings.backoff_seconds
+        )
+        return None
+
+
+async def _save_new(
+    news: News, model: LanguageModel | None, fetched: dict[str, Fetched], figures: Figures
+) -> dict[str, int]:
+    """Saves each article that nobody has; how many of each feed."""
+    entries: dict[str, tuple[str, Entry]] = {}
+    for feed, each in fetched.items():
+        for entry in each.entries or []:
+            entries.setdefault(entry.url, (feed, entry))
+    unknown = await asyncio.to_thread(news.unknown, list(entries))
+    new = [pair for url, pair in entries.items() if url in unknown]
+    groups = [new[at : at + SUMMARIES_PER_CALL] for at in range(0, len(new), SUMMARIES_PER_CALL)]
+    room = asyncio.Semaphore(ARTICLES_AT_ONCE)
+    saved: dict[str, int] = {}
+
+    async def one(feed: str, entry: Entry, summary: str, by: str) -> None:
+        async with room:
+            count = await asyncio.to_thread(_save, news, feed, entry, summary, by)
+        if count is not None:
+            figures.articles += 1
+            figures.embeddings += count
+            saved[feed] = saved.get(feed, 0) + 1
+
+    for group in groups:
+        summaries, by = await _summaries(model, [entry.text for _, entry in group])
+        await asyncio.gather(*(
+            one(feed, entry, summary, by)
+            for (feed, entry), summary in zip(group, summaries, strict=True)
+        ))
+    return saved
+
+
+async def _summaries(
+    model: LanguageModel | None, texts: Sequence[str]
+) -> tuple[list[str], str]:
+    if model is not None:
+        try:
+            return await model.summaries(texts), model.name
+        except ModelError as error:
+            log.warning("no summaries; the first sentences stand in", error=str(error))
+    return [lead(text) for text in texts], "lead"
+
+
+def _save(news: News, feed: str, entry: Entry, summary: str, by: str) -> int | None:
+    """In a thread: chunks, vectors, one transaction. None when the URL has come meanwhile."""
+    pieces = chunks(f"{entry.title}. {entry.text}")
+    rows: list[Chunk] = []
+    for at in range(0, len(pieces), EMBEDDINGS_PER_CALL):
+        some = pieces[at : at + EMBEDDINGS_PER_CALL]
+        for number, (text, vector) in enumerate(
+            zip(some, embedder().embed(some), strict=True), at
+        ):
+            rows.append(Chunk(
+                number=number, text=text, vector=vector.astype("<f4").tobytes(), is_indexed=False
+            ))
+    published = None if entry.published_at is None else entry.published_at.replace(tzinfo=None)
+    article = Article(
+        url=entry.url, feed=feed, title=entry.title, text=entry.text, summary=summary,
+        summary_by=by, published_at=published, saved_at=tables.now(),
+    )
+    return len(rows) if news.save(article, rows) else None

@@ -1,0 +1,248 @@
+"""The web application: questions, the state of the ingestion, figures, a trigger.
+
+Owns paths and shapes, and that questions at one time share an ingestion. Refuses to run an
+ingestion: it asks Tidemill for a job.
+
+    uvicorn --factory systems.news.web:create_app --port 3001
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, Field
+
+from systems.news import tables
+from systems.news.embedding import Vectors, embedder
+from systems.news.index import Found, Index
+from systems.news.jobs import Ingest, ingest, refresh
+from systems.news.model import LanguageModel, ModelError, model_of
+from systems.news.settings import ASK_WAIT_SECONDS, Settings
+from systems.news.tables import Article, Chunk, Feed, News, Run, is_critical
+from tidemill import AsyncClient, ClientError, WaitTimeout
+from tidemill.policies import seconds_of
+
+USER: Final = "system:news"
+RUNS_SHOWN: Final = 10
+INTERVALS_LATE: Final = 3  # a schedule whose last run is older does not run
+QUESTION_LENGTH_MAX: Final = 2_000
+
+
+class Question(BaseModel):
+    """The body of POST /ask."""
+
+    question: str = Field(min_length=1, max_length=QUESTION_LENGTH_MAX)
+
+
+class Service:
+    """What the paths share."""
+
+    def __init__(self, settings: Settings, client: AsyncClient, model: LanguageModel | None):
+        self.settings = settings
+        self.client = client
+        self.model = model
+        self.news = News(settings.database)
+        self.index = Index(settings.clickhouse)
+        self._shared: asyncio.Task[dict[str, Any]] | None = None
+
+    def close(self) -> None:
+        self.index.close()
+        self.news.close()
+
+    # -- ingestion ---------------------------------------------------------------------------------
+
+    def fresh(self) -> asyncio.Task[dict[str, Any]]:
+        """The ingestion under way, or a new one: those who ask meanwhile get the same."""
+        if self._shared is None or self._shared.done():
+            self._shared = asyncio.create_task(self._refresh(), name="news-refresh")
+        return self._shared
+
+    async def _refresh(self) -> dict[str, Any]:
+        try:
+            handle = await refresh.enqueue(Ingest(reason="ask"), user_id=USER, client=self.client)
+            end = await handle.result(timeout=ASK_WAIT_SECONDS)
+        except (ClientError, WaitTimeout) as error:
+            return {"status": "unavailable", "reason": str(error)[:300]}
+        if end.status == "succeeded":
+            return {"status": "succeeded", **dict(end.result or {})}
+        return {"status": str(end.status)}
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    async def answer(self, question: str) -> AsyncIterator[str]:
+        """Server-sent events: sources, ingestion, sources again if that brought some, the text."""
+        ingestion = self.fresh()
+        vector = await asyncio.to_thread(self._embedded, question)
+        sources = await asyncio.to_thread(self.index.search, self.news, vector)
+        yield _event("sources", [_source(each) for each in sources])
+        done = await asyncio.shield(ingestion)
+        yield _event("ingestion", done)
+        if await asyncio.to_thread(self.index.catch_up, self.news):
+            sources = await asyncio.to_thread(self.index.search, self.news, vector)
+            yield _event("sources", [_source(each) for each in sources])
+        async for event in self._told(question, sources):
+            yield event
+
+    async def _told(self, question: str, sources: Sequence[Found]) -> AsyncIterator[str]:
+        if self.model is None:
+            yield _event("done", {"answered": False, "reason": "NEWS_PROVIDER is none"})
+            return
+        try:
+            async for piece in self.model.answer(question, sources):
+                yield _event("token", {"text": piece})
+        except ModelError as error:
+            yield _event("done", {"answered": False, "reason": str(error)[:300]})
+            return
+        yield _event("done", {"answered": True})
+
+    def _embedded(self, question: str) -> Vectors:
+        return embedder().embed([question]).reshape(-1)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def job_status(self) -> dict[str, Any]:
+        """The shape that GET /api/job-status always had."""
+        runs = self.news.last_runs(RUNS_SHOWN)
+        stats = self.news.run_figures()
+        every = self.settings.every
+        return {
+            "healthy": not is_critical(stats["consecutiveFailures"]),
+            "scheduler": {
+                "running": self._is_on_time(runs), "cronExpression": every,
+                "description": f"Runs every {every}",
+                "currentlyExecuting": any(run.status == tables.RUNNING for run in runs),
+            },
+            "stats": stats,
+            "lastRun": _run_shape(runs[0], with_age=True) if runs else None,
+            "recentRuns": [_run_shape(run) for run in runs],
+        }
+
+    def _is_on_time(self, runs: Sequence[Run]) -> bool:
+        """Whether a run goes on, or began not long ago."""
+        if not runs:
+            return False
+        age = (tables.now() - runs[0].started_at).total_seconds()
+        return runs[0].status == tables.RUNNING or age < INTERVALS_LATE * seconds_of(
+            self.settings.every, "NEWS_EVERY"
+        )
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Figures of each source."""
+        with self.news.session() as session:
+            feeds = session.scalars(sa.select(Feed).order_by(Feed.url)).all()
+        return [
+            {
+                "url": feed.url, "articles": feed.articles, "fetches": feed.fetches,
+                "notModified": feed.not_modified, "failures": feed.failures,
+                "consecutiveFailures": feed.consecutive_failures, "lastError": feed.last_error,
+                "retryAt": _instant(feed.retry_at), "fetchedAt": _instant(feed.fetched_at),
+            }
+            for feed in feeds
+        ]
+
+    def metrics(self) -> str:
+        """The figures in Prometheus' text format."""
+        stats = self.news.run_figures()
+        with self.news.session() as session:
+            articles = session.scalar(sa.select(sa.func.count()).select_from(Article)) or 0
+            pieces = session.scalar(sa.select(sa.func.count()).select_from(Chunk)) or 0
+        lines = [
+            f'news_runs_total{{status="success"}} {stats["successfulRuns"]}',
+            f'news_runs_total{{status="failed"}} {stats["failedRuns"]}',
+            f"news_run_failures_consecutive {stats['consecutiveFailures']}",
+            f"news_run_duration_mean_seconds {stats['averageDurationMs'] / 1000}",
+            f"news_articles {articles}", f"news_chunks {pieces}",
+        ]
+        for source in self.sources():
+            name = json.dumps(source["url"])
+            lines.append(f"news_feed_articles_total{{feed={name}}} {source['articles']}")
+            lines.append(f"news_feed_failures_total{{feed={name}}} {source['failures']}")
+        return "\n".join(lines) + "\n"
+
+
+def create_app(
+    settings: Settings | None = None, client: AsyncClient | None = None,
+    model: LanguageModel | None = None,
+) -> FastAPI:
+    """The application. Without arguments all comes from the environment."""
+    chosen = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        own = model_of(chosen) if model is None else None
+        asks = client or AsyncClient()
+        service = await asyncio.to_thread(Service, chosen, asks, model or own)
+        await asyncio.to_thread(service.index.catch_up, service.news)
+        await asyncio.to_thread(embedder)
+        app.state.service = service
+        try:
+            yield
+        finally:
+            if own is not None:
+                await own.close()
+            if client is None:
+                await asks.close()
+            service.close()
+
+    app = FastAPI(title="News", lifespan=lifespan)
+
+    def service() -> Service:
+        found: Service = app.state.service
+        return found
+
+    @app.post("/ask")
+    async def ask(body: Question) -> StreamingResponse:
+        return StreamingResponse(service().answer(body.question), media_type="text/event-stream")
+
+    @app.get("/api/job-status")
+    def job_status() -> dict[str, Any]:
+        return service().job_status()
+
+    @app.post("/api/ingest", status_code=202)
+    async def trigger() -> dict[str, str]:
+        handle = await ingest.enqueue(
+            Ingest(reason="manual"), user_id=USER, client=service().client
+        )
+        return {"jobId": handle.job_id, "userId": handle.user_id}
+
+    @app.get("/api/sources")
+    def sources() -> list[dict[str, Any]]:
+        return service().sources()
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> str:
+        return service().metrics()
+
+    return app
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _source(found: Found) -> dict[str, Any]:
+    return {"url": found.url, "title": found.title, "distance": round(found.distance, 6)}
+
+
+def _instant(at: Any) -> str | None:
+    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"
+
+
+def _run_shape(run: Run, *, with_age: bool = False) -> dict[str, Any]:
+    shape = {
+        "id": run.id, "startedAt": _instant(run.started_at),
+        "completedAt": _instant(run.completed_at), "status": run.status,
+        "articlesProcessed": run.articles, "embeddingsCreated": run.embeddings,
+        "durationMs": run.duration_ms, "errorMessage": run.error, "feedsFailed": run.feeds_failed,
+    }
+    if with_age:
+        age = tables.now() - (run.completed_at or run.started_at)
+        shape["timeSinceLastRunMs"] = round(age.total_seconds() * 1000)
+    return shape
