@@ -71,6 +71,10 @@ demo: install-run ## The whole main job on real dialogues: Kafka, ledger, worker
 demo-prompt-runs: install-systems ## Prompts at a real language model of this machine, on the whole engine (some 300 MB)
 	@$(PY) -m systems.prompt_runs.demo
 
+.PHONY: demo-news
+demo-news: install-systems ## systems/news on real texts: feeds, vectors, questions, a model of this machine
+	@$(PY) -m systems.news.demo
+
 # With what the product needs and the compiler, without the tools of the tests.
 .PHONY: native-run
 native-run: install-run
