@@ -1,0 +1,296 @@
+"""`tidemill.testing.Engine`: time, faults, clients, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tidemill import (
+    Client,
+    Context,
+    InvalidRequest,
+    NonRetryable,
+    RateLimit,
+    Request,
+    WaitTimeout,
+    default_client,
+    job,
+)
+from tidemill.testing import Engine, EngineError
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+class Sum(BaseModel):
+    of: list[int]
+
+
+@job("kit.sum")
+async def add(payload: Sum) -> int:
+    return sum(payload.of)
+
+
+@job("kit.slow", timeout_seconds=60, max_attempts=2)
+async def slow(payload: dict[str, Any], ctx: Context) -> str:
+    ctx.progress(10, stage="begun")
+    await asyncio.sleep(payload.get("seconds", 30))
+    return "done"
+
+
+@job("kit.stubborn")
+async def stubborn(payload: dict[str, Any]) -> None:
+    while True:
+        try:
+            await asyncio.sleep(3_600)
+        except asyncio.CancelledError:
+            if payload.get("gives_in"):
+                raise
+
+
+@job("kit.blocking")
+def blocking(payload: dict[str, Any], ctx: Context) -> list[str]:
+    return [ctx.enqueue("kit.sum", {"of": [n]}, user_id="other") for n in range(2)]
+
+
+@job("kit.in_process", process=True)
+def in_process(payload: dict[str, Any]) -> str:
+    return "here"
+
+
+@job("kit.relay")
+async def relay(payload: dict[str, Any], ctx: Context) -> int | None:
+    handle = await add.enqueue(Sum(of=[4, 5]), user_id=ctx.user_id)
+    return (await handle.result(timeout=10)).result
+
+
+@job("kit.relay_blocking", max_attempts=1)
+def relay_blocking(payload: dict[str, Any], ctx: Context) -> int | None:
+    return add.enqueue_sync(Sum(of=[1]), user_id=ctx.user_id).result_sync(timeout=10).result
+
+
+@job("kit.threads")
+async def threads(payload: dict[str, Any]) -> int:
+    return await asyncio.to_thread(sum, [1, 2, 3])
+
+
+@job("kit.limited", limits=[RateLimit("1/h", over="delay")])
+async def limited(payload: dict[str, Any]) -> None: ...
+
+
+@job("kit.hopeless")
+def hopeless(payload: dict[str, Any]) -> None:
+    raise NonRetryable("never", code="NEVER")
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine(start=START) as made:
+        yield made
+
+
+def test_a_job_ends_at_its_instant(engine: Engine) -> None:
+    found = engine.enqueue(add, Sum(of=[1, 2]))
+    assert (found.status, found.events, found.attempts) == (None, [], 0)
+    engine.run()
+    assert (found.status, found.result, found.attempts, found.run) == ("succeeded", 3, 1, 1)
+    assert found.events == ["requested", "dispatched", "attempt_succeeded", "succeeded"]
+    assert engine.now == START
+    assert found.story[-1].occurred_at == "2026-05-01T00:00:00.000Z"
+
+
+def test_the_same_test_has_the_same_story() -> None:
+    stories = []
+    for _ in range(2):
+        with Engine(start=START) as engine:
+            for seconds in (1, 90, 0):
+                engine.enqueue("kit.slow", {"seconds": seconds})
+            engine.enqueue(blocking, {})
+            engine.advance("10min")
+            stories.append([event.model_dump() for found in engine.jobs for event in found.story])
+    assert stories[0] == stories[1]
+    assert len(stories[0]) > 20
+
+
+def test_a_handler_sleeps_in_virtual_time(engine: Engine) -> None:
+    found = engine.enqueue(slow, {"seconds": 30})
+    engine.run()
+    assert found.status == "dispatched"
+    engine.advance("1s")
+    assert found.status == "running"
+    assert found.progress == {"percent": 10.0, "stage": "begun", "message": None}
+    engine.advance("28s")
+    assert found.status == "running"
+    engine.advance("1s")
+    assert (found.status, engine.now - START) == ("succeeded", timedelta(seconds=30))
+
+
+def test_a_time_out_is_of_virtual_time(engine: Engine) -> None:
+    found = engine.enqueue(slow, {"seconds": 90})
+    engine.advance("59s")
+    assert found.status == "running"
+    engine.advance("1s")
+    assert (found.status, found.error and found.error.code) == ("retrying", "TIMEOUT")
+    engine.advance("5min")
+    assert (found.status, found.attempts) == ("failed", 2)
+
+
+@pytest.mark.parametrize("gives_in", [True, False])
+def test_a_running_job_is_cancelled(engine: Engine, gives_in: bool) -> None:
+    found = engine.enqueue("kit.stubborn", {"gives_in": gives_in})
+    engine.advance("1s")
+    engine.cancel(found, actor="ada")
+    engine.advance("10s")
+    assert (found.status, found.events[-3:]) == (
+        "cancelled", ["cancel_requested", "attempt_failed", "cancelled"]
+    )
+
+
+def test_children_are_born_with_the_end(engine: Engine) -> None:
+    parent = engine.enqueue("kit.blocking")
+    engine.run()
+    children = [engine.job(("other", job_id)) for job_id in parent.result]
+    assert [child.result for child in children] == [0, 1]
+
+
+def test_threads_processes_and_real_threads(engine: Engine) -> None:
+    found = [engine.enqueue(name) for name in ("kit.in_process", "kit.threads", "kit.relay")]
+    engine.run()
+    assert [each.result for each in found] == ["here", 6, 9]
+
+
+def test_a_blocking_wait_in_a_handler_is_refused(engine: Engine) -> None:
+    found = engine.enqueue("kit.relay_blocking")
+    engine.run()
+    assert found.error is not None
+    assert "make it `async def`" in found.error.message
+
+
+def test_limits_wait_for_the_clock(engine: Engine) -> None:
+    first, second = engine.enqueue("kit.limited"), engine.enqueue("kit.limited")
+    engine.run()
+    assert (first.status, second.status, second.reason) == (
+        "succeeded", "scheduled", "rate_limited"
+    )
+    engine.advance("1h")
+    assert second.status == "succeeded"
+
+
+def test_a_dead_letter_is_redriven(engine: Engine) -> None:
+    found = engine.enqueue("kit.hopeless")
+    engine.run()
+    assert (found.status, found.error and found.error.code) == ("failed", "NEVER")
+    engine.redrive(found)
+    engine.run()
+    assert (found.run, found.status, found.events.count("failed")) == (2, "failed", 2)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_worker_dies_in_the_middle(engine: Engine, is_told: bool) -> None:
+    found = engine.enqueue(slow, {"seconds": 30})
+    engine.advance(1 if is_told else 0.1)
+    engine.kill_worker()
+    engine.restart_worker()
+    engine.run()
+    assert "rescued" in found.events or "returned" in found.events
+    engine.advance("31s")
+    assert (found.status, found.attempts) == ("succeeded", 1)  # a rescue spends none
+
+
+def test_without_a_worker_jobs_wait(engine: Engine) -> None:
+    found = engine.enqueue(slow)
+    engine.advance(1)
+    engine.kill_worker()
+    engine.advance("9s")
+    assert found.status == "running"
+    engine.advance("2s")
+    assert (found.status, found.reason) == ("pending", "worker_lost")
+    with pytest.raises(EngineError, match="restart_worker"):
+        engine.kill_worker()
+    engine.restart_worker()
+    engine.advance("1min")
+    assert found.status == "succeeded"
+
+
+def test_a_ledger_knows_what_the_log_holds(engine: Engine) -> None:
+    waits = engine.enqueue(add, Sum(of=[1]), run_at=START + timedelta(hours=1))
+    runs = engine.enqueue(slow, {"seconds": 30})
+    dead = engine.enqueue("kit.hopeless")
+    engine.advance(1)
+    engine.restart_ledger()
+    engine.redrive(dead)
+    engine.advance("1h")
+    assert [each.status for each in (waits, runs, dead)] == ["succeeded", "succeeded", "failed"]
+    assert dead.run == 2
+
+
+def test_an_unknown_type_is_given_up(engine: Engine) -> None:
+    found = engine.enqueue("kit.nobody")
+    engine.advance("20s")
+    assert (found.status, found.reason) == ("scheduled", "unknown_type")
+    engine.advance("20s")
+    assert (found.status, found.error and found.error.code) == ("failed", "UNKNOWN_TYPE")
+
+
+def test_errors_are_those_of_production(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="field 'priority'"):
+        engine.enqueue("kit.sum", {"of": []}, priority="urgent")
+    with pytest.raises(InvalidRequest, match=r"field 'payload\.of'"):
+        engine.enqueue(add, {"of": "many"})
+    found = engine.enqueue("kit.sum", {"of": "many"})
+    engine.run()
+    assert found.error is not None
+    assert found.error.code == "INVALID_PAYLOAD"
+    assert "field 'payload.of'" in found.error.message
+    with pytest.raises(EngineError, match="no time zone"):
+        Engine(start=datetime(2026, 5, 1))
+
+
+def test_clients_ask_this_engine(engine: Engine) -> None:
+    client = default_client()
+    assert isinstance(client, Client)
+    assert client is engine.client
+    handles = client.enqueue_many(
+        Request(type="kit.sum", user_id=f"u{n}", payload={"of": [n]}) for n in range(3)
+    )
+    assert [client.wait(handle).result for handle in handles] == [0, 1, 2]
+    waits = client.enqueue("kit.slow", user_id="u", payload={"seconds": 50})
+    with pytest.raises(WaitTimeout):
+        client.wait(waits, timeout=20)
+    assert engine.now - START == timedelta(seconds=20)
+    client.cancel("u", waits.job_id)
+    assert client.wait(waits, timeout=20).status == "cancelled"
+
+
+async def test_typed_calls_on_a_loop(engine: Engine) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    handle = await add.enqueue(Sum(of=[2, 2]), user_id="u")
+    assert (await handle.result()).result == 4
+    assert asyncio.get_running_loop() is loop
+    assert asyncio.current_task() is task
+
+
+def test_after_its_end_it_says_so(engine: Engine) -> None:
+    engine.close()
+    engine.close()
+    for call in (engine.run, lambda: engine.enqueue("kit.sum")):
+        with pytest.raises(EngineError, match="closed"):
+            call()
+
+
+def test_jobs_that_ask_without_end_are_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidemill.testing.engine.TURNS_MAX", 50)
+
+    @job("kit.endless")
+    async def endless(payload: dict[str, Any], ctx: Context) -> None:
+        ctx.enqueue("kit.endless")
+
+    engine.enqueue("kit.endless")
+    with pytest.raises(EngineError, match="without end"):
+        engine.run()
