@@ -17,9 +17,11 @@ from tidemill import (
     NonRetryable,
     RateLimit,
     Request,
+    Tick,
     WaitTimeout,
     default_client,
     job,
+    schedule,
 )
 from tidemill.testing import Engine, EngineError
 
@@ -85,6 +87,16 @@ async def limited(payload: dict[str, Any]) -> None: ...
 @job("kit.hopeless")
 def hopeless(payload: dict[str, Any]) -> None:
     raise NonRetryable("never", code="NEVER")
+
+
+@schedule("kit.minutely", every="1min", first="now")
+async def minutely(tick: Tick) -> list[Request]:
+    return [Request(type="kit.sum", user_id="u", payload={"of": [1]})]
+
+
+@schedule("kit.long", every="1min", first="now", overlap="skip")
+async def long(tick: Tick) -> None:
+    await asyncio.sleep(90)
 
 
 @pytest.fixture
@@ -294,3 +306,32 @@ def test_jobs_that_ask_without_end_are_told(
     engine.enqueue("kit.endless")
     with pytest.raises(EngineError, match="without end"):
         engine.run()
+
+
+def test_schedules_tick_once_they_are_announced(engine: Engine) -> None:
+    engine.advance("5min")
+    assert engine.jobs == []
+    engine.announce_schedules("kit.minutely")
+    engine.advance("3min")
+    ticks = engine.ticks("kit.minutely")
+    assert [(tick.job_id[-20:], tick.status) for tick in ticks] == [
+        (f"2026-05-01T00:0{minute}:00Z", "succeeded") for minute in (5, 6, 7, 8)
+    ]
+    assert len([found for found in engine.jobs if found.user_id == "u"]) == 4
+    engine.restart_ledger()
+    engine.restart_worker()
+    engine.advance("1min")
+    assert len(engine.ticks("kit.minutely")) == 5
+
+
+def test_a_tick_that_overlaps_is_skipped(engine: Engine) -> None:
+    engine.announce_schedules("kit.long")
+    engine.advance("2min")
+    assert [(tick.status, tick.reason) for tick in engine.ticks("kit.long")] == [
+        ("succeeded", None), ("skipped", "overlap"), ("dispatched", None)
+    ]
+
+
+def test_a_schedule_that_nobody_has_is_told(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"known are: .*kit\.long"):
+        engine.announce_schedules("kit.nobody")

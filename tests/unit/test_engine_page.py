@@ -20,7 +20,7 @@ NEVER_LOADED: Final = ("confluent_kafka", "faust", "aiokafka", "clickhouse_conne
 
 def test_the_examples_of_the_page_pass(tmp_path: Path) -> None:
     blocks = BLOCK.findall(PAGE.read_text())
-    assert len(blocks) == PAGE.read_text().count("```python") == 3
+    assert len(blocks) == PAGE.read_text().count("```python") == 4
     for name, text in blocks:
         (tmp_path / name).write_text(text)
     done = subprocess.run(
@@ -31,7 +31,7 @@ def test_the_examples_of_the_page_pass(tmp_path: Path) -> None:
         text=True, timeout=SECONDS, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 def test_the_plugin_is_declared_and_loads_nothing_of_the_engine() -> None:
@@ -59,6 +59,16 @@ def test_an_engine_runs_without_kafka_and_clickhouse() -> None:
         "    print(found.status, found.result)\n"
     )
     assert _printed(code) == "succeeded 3"
+
+
+def test_what_is_not_installed_is_named_with_the_way_out() -> None:
+    code = (
+        "import sys; sys.modules['librt'] = None\n"
+        "import tidemill.testing\n"
+        "try: tidemill.testing.Engine\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    assert _printed(code) == "tidemill.testing needs librt: pip install 'tidemill[testing]'"
 
 
 def _printed(code: str) -> str:

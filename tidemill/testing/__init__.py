@@ -24,7 +24,15 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'tidemill.testing' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "tidemill"):
+            raise
+        raise ModuleNotFoundError(
+            f"tidemill.testing needs {missing}: pip install 'tidemill[testing]'", name=missing
+        ) from error
     globals()[name] = value
     return value
 

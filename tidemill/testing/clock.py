@@ -109,5 +109,3 @@ def outside_of_loops() -> Iterator[None]:
         events._set_running_loop(outer)
         if task is not None:
             tasks._enter_task(outer, task)
-
-

@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tidemill.agents.worker.handlers import REGISTRY, Handler
+from tidemill.agents.worker.schedules import SCHEDULES
 from tidemill.completed import CompletedJob
 from tidemill.policies import Duration, seconds_of
 from tidemill.replaced_client import replace
 from tidemill.requests import Request, encode, encode_command
 from tidemill.schemas.events import JobEvent
+from tidemill.schemas.schedules import USER_PREFIX
 from tidemill.schemas.topics import Topics
 from tidemill.testing.clock import Clock
 from tidemill.testing.jobs import EngineError, EngineJob
@@ -111,6 +113,24 @@ class Engine:
             "command_id": self.next_id(), "reason": reason, "actor": actor,
         }
         self.append(self.topics.commands, user_id, encode_command(body))
+
+    def announce_schedules(self, *names: str) -> None:
+        """The worker announces these schedules from now on, and no others; none given: all that
+        are imported. Until then none has ticks, so that other tests need not know of them.
+
+        Raises EngineError for a name that no `@schedule` has.
+        """
+        known = SCHEDULES.specs()
+        for name in names:
+            if name not in known:
+                raise EngineError(
+                    f"no schedule {name!r} is imported; known are: {', '.join(known) or 'none'}"
+                )
+        self._fleet.announce({name: known[name] for name in names or known})
+
+    def ticks(self, name: str) -> list[EngineJob]:
+        """The jobs of a schedule's ticks so far, in order."""
+        return [job for job in self.jobs if job.user_id == f"{USER_PREFIX}{name}"]
 
     @property
     def client(self) -> Client:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from tidemill.agents import zones
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import TERMINAL_STATES
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity, Partition
+from tidemill.streams.schedules.announced import Announced
 from tidemill.streams.store.state import PartitionState
 from tidemill.testing.clock import Clock
 from tidemill.testing.log import Log
@@ -28,6 +30,7 @@ class Fleet(Protocol):
     def groups(self) -> Mapping[str, Groups]: ...
     def capacity(self) -> Mapping[SlotPoolName, Capacity]: ...
     def definitions(self) -> list[Definition]: ...
+    def announced(self) -> Announced: ...
 
 
 class Ledger:
@@ -46,6 +49,7 @@ class Ledger:
         for key, value in self._log.rows.items():
             state.load(key, value)
         self.partition = Partition(NUMBER, 1, self._topics, state)
+        self.partition.ticking.set_zones(zones.zone, zones.version())
         self.partition.restored(self._clock.now_ms)
         applied = state.applied
         self._positions = {
@@ -61,6 +65,7 @@ class Ledger:
         partition.set_capacity(fleet.capacity())
         for definition in fleet.definitions():
             partition.define(definition)
+        partition.ticking.set_announced(fleet.announced())
         for topic in self._topics.ledger_inputs:
             records = self._log.read(topic, self._positions[topic])
             if records and partition.take_all(topic, NUMBER, records):
@@ -82,4 +87,5 @@ class Ledger:
             return partition.next_tick_at()  # each second somebody looks after such jobs
         due = partition.schedule.next_timer_at()
         absent = partition.state.policies.unknown_type.absences.next_at()
-        return absent if due is None else min(due, absent)
+        other = min(absent, partition.ticking.next_at())
+        return other if due is None else min(due, other)

@@ -27,6 +27,7 @@ from tidemill.agents.worker.packs import read_pack
 from tidemill.agents.worker.signature import is_coroutine
 from tidemill.agents.worker.verdicts import end_of_verdict
 from tidemill.schemas import SCHEMA_VERSION
+from tidemill.schemas.schedules import ScheduleSpec
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import (
     HANDBACK_SECONDS,
@@ -39,6 +40,7 @@ from tidemill.schemas.wire import (
 from tidemill.schemas.words import Reason
 from tidemill.streams.dispatch.slot_pool import Groups, SlotPoolName
 from tidemill.streams.partition import Capacity
+from tidemill.streams.schedules.announced import NOTHING, Announced, Announcement
 from tidemill.testing.clock import Clock, VirtualLoop, outside_of_loops
 from tidemill.testing.log import Log
 
@@ -344,6 +346,7 @@ class Fleet:
     def __init__(self, handlers: Handlers, clock: Clock) -> None:
         self._clock = clock
         self._dead: tuple[Worker, int] | None = None
+        self._announced: Announced = NOTHING
         self._handlers = handlers
         self._known: dict[str, tuple[Handler, Definition]] = {}
         self.worker: Worker | None = None
@@ -374,6 +377,13 @@ class Fleet:
         if self.worker is None and self._dead and self.missed_at_ms() is not None:
             return self._dead[0]
         return self.worker
+
+    def announce(self, specs: Mapping[str, ScheduleSpec]) -> None:
+        """The worker's modules have these schedules."""
+        self._announced = (Announcement(WORKER_ID, (), dict(specs)),)
+
+    def announced(self) -> Announced:
+        return NOTHING if self._heard() is None else self._announced
 
     def capacity(self) -> Mapping[SlotPoolName, Capacity]:
         return {} if self.worker is None else self.worker.capacity()

@@ -1,0 +1,357 @@
+"""What must be told alike by `Engine` and by the real engine: the scenarios, and their two stages.
+
+Owns the scenarios as plain functions over a `Stage`, and both stages. Refuses to compare: the test
+does. A story has no instants and no ids of its own: event, state after it, reason, run, attempt,
+error code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+import orjson
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+from tests.chaos.rawlog import reader
+from tests.integration.roles import Roles
+from tests.waiting import wait_until
+from tidemill import Client
+from tidemill.schemas.topics import Topics
+from tidemill.testing import Engine
+
+Told = tuple[str, str | None, str | None, int, int, str | None]
+Story = dict[str, list[Told]]
+SECONDS: Final = 120.0
+ENDS: Final = ("succeeded", "failed", "cancelled", "skipped", "expired")
+# A record that was settled and not committed before a kill comes again: told, and changes nothing.
+NOISE: Final = ("outcome_ignored",)
+
+
+class Stage(Protocol):
+    """Where a scenario is played, by one user."""
+
+    def now(self) -> datetime: ...
+    def ask(self, type: str, payload: Any = None, **options: Any) -> None: ...
+    def cancel(self, job_id: str) -> None: ...
+    def redrive(self, job_id: str) -> None: ...
+    def until(self, job_id: str, *events: str, times: int = 1) -> None:
+        """One of these events was told of the job so often."""
+    def replace_worker(self) -> None:
+        """kill -9, and another process of the same name."""
+
+
+def told(event: dict[str, Any]) -> Told:
+    error = event.get("error")
+    return (
+        event["event"], event["state_after"], event["reason"], event["run"], event["attempt"],
+        None if error is None else error["code"],
+    )
+
+
+class EngineStage:
+    """An `Engine` of the scenario's own."""
+
+    def __init__(self) -> None:
+        self._engine = Engine()
+        self._user = "user"
+
+    def now(self) -> datetime:
+        return self._engine.now
+
+    def ask(self, type: str, payload: Any = None, **options: Any) -> None:
+        self._engine.enqueue(type, payload, user_id=self._user, **options)
+
+    def cancel(self, job_id: str) -> None:
+        self._engine.cancel((self._user, job_id))
+
+    def redrive(self, job_id: str) -> None:
+        self._engine.redrive((self._user, job_id))
+
+    def until(self, job_id: str, *events: str, times: int = 1) -> None:
+        self._engine.run()
+        for _ in range(2_000):
+            found = self._engine.events((self._user, job_id))
+            if sum(found.count(event) for event in events) >= times:
+                return
+            self._engine.advance("100ms")
+        raise AssertionError(f"{events} of {job_id} never came: {found}")
+
+    def replace_worker(self) -> None:
+        self._engine.restart_worker()
+
+    def story(self) -> Story:
+        return {
+            job.job_id: [
+                told(event.model_dump(mode="json")) for event in job.story
+                if event.event not in NOISE
+            ]
+            for job in self._engine.jobs
+        }
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Feed:
+    """All events of one installation, as they come."""
+
+    def __init__(self, kafka: str, prefix: str) -> None:
+        self._consumer: Consumer = reader(kafka)
+        self._events: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._topic = Topics(prefix).events
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        found: Any = self._consumer.list_topics(self._topic, timeout=SECONDS)
+        self._consumer.assign([
+            TopicPartition(self._topic, number, OFFSET_BEGINNING)
+            for number in found.topics[self._topic].partitions
+        ])
+        while not self._is_closing:
+            record = self._consumer.poll(0.1)
+            if record is not None and record.error() is None:
+                event = orjson.loads(record.value() or b"")
+                self._events[event["user_id"]].append(event)
+        self._consumer.close()
+
+    def of(self, user_id: str) -> list[dict[str, Any]]:
+        return list(self._events[user_id])
+
+    def close(self) -> None:
+        self._is_closing = True
+        self._thread.join()
+
+
+class RealStage:
+    """A ledger and a worker, which all scenarios share; `user` is the scenario's."""
+
+    def __init__(self, client: Client, feed: Feed, roles: Roles, user: str) -> None:
+        self._client = client
+        self._feed = feed
+        self._roles = roles
+        self._user = user
+
+    def now(self) -> datetime:
+        return datetime.now().astimezone()
+
+    def ask(self, type: str, payload: Any = None, **options: Any) -> None:
+        self._client.enqueue(type, user_id=self._user, payload=payload, **options)
+
+    def cancel(self, job_id: str) -> None:
+        self._client.cancel(self._user, job_id)
+
+    def redrive(self, job_id: str) -> None:
+        self._client.redrive(self._user, job_id)
+
+    def until(self, job_id: str, *events: str, times: int = 1) -> None:
+        wait_until(
+            lambda: sum(
+                event["job_id"] == job_id and event["event"] in events
+                for event in self._feed.of(self._user)
+            ) >= times,
+            SECONDS, lambda: f"{events} of {job_id}: {self.story()}",
+        )
+
+    def replace_worker(self) -> None:
+        worker = self._roles.roles["worker"]
+        worker.kill()
+        assert worker.process is not None
+        worker.process.wait(SECONDS)
+        worker.env = self._roles.env
+        worker.start()
+
+    def story(self) -> Story:
+        found: Story = {}
+        for event in self._feed.of(self._user):
+            if event["event"] not in NOISE:
+                found.setdefault(event["job_id"], []).append(told(event))
+        return found
+
+
+# --- the scenarios --------------------------------------------------------------------------------
+
+
+def _act(*acts: str, **options: Any) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.ask("story.act", {"do": list(acts)}, job_id="j", **options)
+        stage.until("j", *ENDS)
+
+    return play
+
+
+def redrive(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["never"]}, job_id="j")
+    stage.until("j", "failed")
+    stage.redrive("j")
+    stage.until("j", "failed", times=2)
+
+
+def redrive_of_a_success(stage: Stage) -> None:
+    stage.ask("story.act", job_id="j")
+    stage.until("j", "succeeded")
+    stage.redrive("j")
+    stage.until("j", "command_refused")
+
+
+def the_same_again(stage: Stage) -> None:
+    stage.ask("story.act", {"n": 1}, job_id="j")
+    stage.until("j", "succeeded")
+    stage.ask("story.act", {"n": 1}, job_id="j")
+    stage.until("j", "duplicate_ignored")
+    stage.ask("story.act", {"n": 2}, job_id="j")
+    stage.until("j", "conflict_ignored")
+
+
+def unique_key(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["sleep"], "seconds": 1.5}, job_id="first", unique_key="k")
+    stage.until("first", "attempt_started")
+    stage.ask("story.act", {}, job_id="second", unique_key="k")
+    stage.until("second", *ENDS)
+    stage.until("first", *ENDS)
+
+
+def rate_limit_delays(stage: Stage) -> None:
+    stage.ask("story.delayed", job_id="first")
+    stage.until("first", *ENDS)
+    stage.ask("story.delayed", job_id="second")
+    stage.until("second", *ENDS)
+
+
+def rate_limit_skips(stage: Stage) -> None:
+    stage.ask("story.skipped", job_id="first")
+    stage.until("first", *ENDS)
+    stage.ask("story.skipped", job_id="second")
+    stage.until("second", *ENDS)
+
+
+def concurrency_of_a_user(stage: Stage) -> None:
+    stage.ask("story.alone", {"seconds": 1.5}, job_id="first")
+    stage.until("first", "attempt_started")
+    stage.ask("story.alone", {"seconds": 0}, job_id="second")
+    stage.until("second", *ENDS)
+
+
+def cancel_waiting(stage: Stage) -> None:
+    stage.ask("story.act", job_id="j", run_at=stage.now() + timedelta(hours=1))
+    stage.until("j", "scheduled")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+
+
+def cancel_running(stage: Stage) -> None:
+    stage.ask("story.alone", {"seconds": 60}, job_id="j")
+    stage.until("j", "attempt_started")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+
+
+def cancel_running_with_context(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["sleep"], "seconds": 60}, job_id="j")
+    stage.until("j", "attempt_started")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+
+
+def cancel_between_attempts(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["retry_far"]}, job_id="j")
+    stage.until("j", "retry_scheduled")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+
+
+def time_out_to_the_end(stage: Stage) -> None:
+    stage.ask("story.brief", {"slow": 2}, job_id="j")
+    stage.until("j", *ENDS)
+
+
+def cancel_before_request(stage: Stage) -> None:
+    stage.cancel("j")
+    stage.until("j", "cancel_kept")
+    stage.ask("story.act", job_id="j")
+    stage.until("j", *ENDS)
+
+
+def expiry(stage: Stage) -> None:
+    now = stage.now()
+    stage.ask(
+        "story.act", job_id="j", run_at=now + timedelta(hours=1),
+        expires_at=now + timedelta(seconds=1.5),
+    )
+    stage.until("j", *ENDS)
+
+
+def run_at(stage: Stage) -> None:
+    stage.ask("story.act", job_id="j", run_at=stage.now() + timedelta(seconds=1.5))
+    stage.until("j", *ENDS)
+
+
+def unknown_type(stage: Stage) -> None:
+    stage.ask("story.nobody", job_id="j")
+    stage.until("j", *ENDS)
+
+
+def children(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["children"]}, job_id="j")
+    for job_id in ("j", "j.a", "j.b"):
+        stage.until(job_id, *ENDS)
+
+
+def bad_payload(stage: Stage) -> None:
+    stage.ask("story.pay", {"amount": "many"}, job_id="j")
+    stage.until("j", *ENDS)
+
+
+def a_thread(stage: Stage) -> None:
+    stage.ask("story.thread", {"attempts": 2}, job_id="j")
+    stage.until("j", *ENDS)
+
+
+def a_process(stage: Stage) -> None:
+    stage.ask("story.process", job_id="j")
+    stage.until("j", *ENDS)
+
+
+def time_out_then_success(stage: Stage) -> None:
+    stage.ask("story.brief", {"slow": 1}, job_id="j")
+    stage.until("j", *ENDS)
+
+
+def crash_in_the_middle(stage: Stage) -> None:
+    stage.ask("story.act", {"do": ["sleep"], "seconds": 2}, job_id="j")
+    stage.until("j", "attempt_started")
+    stage.replace_worker()
+    stage.until("j", *ENDS)
+
+
+ALONE: Final = {"crash_in_the_middle": crash_in_the_middle}
+"""These disturb the others."""
+
+SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
+    "success": _act("return"),
+    "retry then success": _act("retry", "return"),
+    "retry after a while": _act("retry_in", "return"),
+    "dead": _act("error"),
+    "dead at once": _act("never"),
+    "one attempt": _act("error", max_attempts=1),
+    "skip by handler": _act("skip"),
+    "progress": _act("progress"),
+    "result too large": _act("big"),
+    "result not JSON": _act("odd"),
+    **{
+        each.__name__: each
+        for each in (
+            unknown_type, redrive, redrive_of_a_success, the_same_again, unique_key,
+            rate_limit_delays, rate_limit_skips, concurrency_of_a_user, cancel_waiting,
+            cancel_running, cancel_running_with_context, cancel_between_attempts,
+            cancel_before_request, expiry, run_at, children, bad_payload, a_thread, a_process,
+            time_out_then_success, time_out_to_the_end,
+        )
+    },
+    **ALONE,
+}

@@ -1,0 +1,97 @@
+"""The jobs of the scenarios that `Engine` and the real engine must tell alike.
+
+Each behaves by its payload alone, so that it does the same in a worker and in a test's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel
+
+from tidemill import (
+    Backoff,
+    Concurrency,
+    Context,
+    NonRetryable,
+    RateLimit,
+    Retry,
+    Skip,
+    job,
+)
+
+SOON = Backoff.fixed("200ms")
+
+
+class Amount(BaseModel):
+    amount: int
+
+
+@job("story.act", backoff=SOON, max_attempts=3)
+async def act(payload: dict[str, Any], ctx: Context) -> Any:
+    """`do`: what it does in each of its attempts."""
+    acts = payload.get("do", ["return"])
+    match acts[min(ctx.attempt, len(acts)) - 1]:
+        case "retry":
+            raise Retry("again", code="AGAIN")
+        case "retry_in":
+            raise Retry("later", after_seconds=0.3)
+        case "retry_far":
+            raise Retry("much later", after_seconds=60)
+        case "error":
+            raise RuntimeError("no idea")
+        case "never":
+            raise NonRetryable("no", code="NO")
+        case "skip":
+            raise Skip("nothing_new")
+        case "sleep":
+            await asyncio.sleep(payload["seconds"])
+        case "progress":
+            ctx.progress(50, stage="half")
+            await asyncio.sleep(1.2)
+        case "children":
+            ctx.enqueue("story.act", {}, job_id=f"{ctx.job_id}.a")
+            ctx.enqueue("story.act", {"do": ["never"]}, job_id=f"{ctx.job_id}.b")
+        case "big":
+            return "x" * 1_000_000
+        case "odd":
+            return {"at": object()}
+    return {"attempt": ctx.attempt}
+
+
+@job("story.thread", backoff=SOON)
+def in_thread(payload: dict[str, Any], ctx: Context) -> int:
+    if ctx.attempt < payload["attempts"]:
+        raise ValueError("not yet")
+    return ctx.attempt
+
+
+@job("story.process", process=True)
+def in_process(payload: dict[str, Any], ctx: Context) -> str:
+    return ctx.job_id
+
+
+@job("story.pay")
+async def pay(payload: Amount) -> int:
+    return payload.amount
+
+
+@job("story.brief", timeout_seconds=1, max_attempts=2, backoff=SOON)
+async def brief(payload: dict[str, Any], ctx: Context) -> str:
+    if ctx.attempt <= payload["slow"]:
+        await asyncio.sleep(30)
+    return "in time"
+
+
+@job("story.delayed", limits=[RateLimit("1/2s", over="delay")])
+async def delayed(payload: dict[str, Any]) -> None: ...
+
+
+@job("story.skipped", limits=[RateLimit("1/h", over="skip")])
+async def skipped(payload: dict[str, Any]) -> None: ...
+
+
+@job("story.alone", limits=[Concurrency(1)])
+async def alone(payload: dict[str, Any]) -> None:
+    await asyncio.sleep(payload["seconds"])
