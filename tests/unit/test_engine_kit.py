@@ -80,6 +80,31 @@ async def threads(payload: dict[str, Any]) -> int:
     return await asyncio.to_thread(sum, [1, 2, 3])
 
 
+@job("kit.connected")
+async def connected(payload: dict[str, Any]) -> bytes:
+    """It talks to a server of its own, and keeps the connection while it sleeps."""
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await reader.read()  # until the other side has closed
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"hello\n")
+    line = await reader.readline()
+    await asyncio.sleep(100)
+    writer.close()
+    await writer.wait_closed()
+    await closed.wait()
+    server.close()
+    await server.wait_closed()
+    return line
+
+
 @job("kit.limited", limits=[RateLimit("1/h", over="delay")])
 async def limited(payload: dict[str, Any]) -> None: ...
 
@@ -173,6 +198,15 @@ def test_threads_processes_and_real_threads(engine: Engine) -> None:
     found = [engine.enqueue(name) for name in ("kit.in_process", "kit.threads", "kit.relay")]
     engine.run()
     assert [each.result for each in found] == ["here", 6, 9]
+
+
+def test_sockets_are_waited_for_in_real_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidemill.testing.clock.REAL_WAIT_SECONDS", 0.3)
+    found = engine.enqueue("kit.connected")
+    engine.advance("2min")
+    assert found.result == "hello\n"
 
 
 def test_a_blocking_wait_in_a_handler_is_refused(engine: Engine) -> None:

@@ -44,16 +44,25 @@ class _Selector(selectors.DefaultSelector):
         super().__init__()
         self.on_idle: Callable[[], None] = lambda: None
         self.has_threads: Callable[[], bool] = lambda: False
+        #: It has waited in vain: what is open now, such as a kept connection, brings no news.
+        self.is_silent = False
 
     def select(self, timeout: float | None = None) -> Any:
         found = super().select(0)
         if found or timeout is None or timeout > 0:
             has_sockets = len(self.get_map()) > 1  # one is the loop's own
-            if not found and (has_sockets or self.has_threads()):
+            if not found and not self.is_silent and (has_sockets or self.has_threads()):
                 found = super().select(REAL_WAIT_SECONDS)
+                self.is_silent = not found
             if not found:
                 self.on_idle()
+        if found:
+            self.is_silent = False
         return found
+
+    def register(self, *args: Any) -> Any:
+        self.is_silent = False
+        return super().register(*args)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -61,7 +70,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, clock: Clock) -> None:
         self._virtual = clock
-        selector = _Selector()
+        selector = self._waits = _Selector()
         super().__init__(selector)
         selector.on_idle = self.stop
         selector.has_threads = lambda: self._calls > 0
@@ -75,6 +84,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> Any:
         future = super().run_in_executor(executor, func, *args)
         self._calls += 1
+        self._waits.is_silent = False
         future.add_done_callback(self._returned)
         return future
 
