@@ -322,6 +322,21 @@ def time_out_then_success(stage: Stage) -> None:
     stage.until("j", *ENDS)
 
 
+def _type(name: str, **payload: Any) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.ask(name, payload, job_id="j")
+        stage.until("j", *ENDS)
+
+    return play
+
+
+def cancel_awaiting(stage: Stage) -> None:
+    stage.ask("story.suspends_in_thread", {"seconds": 60}, job_id="j")
+    stage.until("j", "suspended")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+
+
 def crash_in_the_middle(stage: Stage) -> None:
     stage.ask("story.act", {"do": ["sleep"], "seconds": 2}, job_id="j")
     stage.until("j", "attempt_started")
@@ -343,6 +358,10 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
     "progress": _act("progress"),
     "result too large": _act("big"),
     "result not JSON": _act("odd"),
+    "steps and a sleep": _type("story.suspends"),
+    "steps and a sleep in a thread": _type("story.suspends_in_thread"),
+    "a swallowed suspension": _type("story.swallows"),
+    "a name used twice": _type("story.twice"),
     **{
         each.__name__: each
         for each in (
@@ -350,7 +369,7 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
             rate_limit_delays, rate_limit_skips, concurrency_of_a_user, cancel_waiting,
             cancel_running, cancel_running_with_context, cancel_between_attempts,
             cancel_before_request, expiry, run_at, children, bad_payload, a_thread, a_process,
-            time_out_then_success, time_out_to_the_end,
+            cancel_awaiting, time_out_then_success, time_out_to_the_end,
         )
     },
     **ALONE,

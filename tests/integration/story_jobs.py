@@ -95,3 +95,33 @@ async def skipped(payload: dict[str, Any]) -> None: ...
 @job("story.alone", limits=[Concurrency(1)])
 async def alone(payload: dict[str, Any]) -> None:
     await asyncio.sleep(payload["seconds"])
+
+
+@job("story.suspends")
+async def suspends(payload: dict[str, Any], ctx: Context) -> list[int]:
+    first = await ctx.step("first", len, "a")
+    await ctx.sleep("pause", 1)
+    second = await ctx.step("second", len, "ab")
+    return [first, second]
+
+
+@job("story.suspends_in_thread")
+def suspends_in_thread(payload: dict[str, Any], ctx: Context) -> list[int]:
+    first = ctx.step("first", len, "a")
+    ctx.sleep("pause", payload.get("seconds", 1))
+    return [first, ctx.step("second", len, "ab")]
+
+
+@job("story.swallows")
+async def swallows(payload: dict[str, Any], ctx: Context) -> str:
+    try:
+        await ctx.sleep("pause", 1)
+    except BaseException:  # noqa: BLE001  # the mistake itself
+        return "swallowed"
+    return "slept"
+
+
+@job("story.twice")
+async def twice(payload: dict[str, Any], ctx: Context) -> None:
+    await ctx.step("same", len, "a")
+    await ctx.step("same", len, "a")

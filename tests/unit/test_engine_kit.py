@@ -114,6 +114,30 @@ def hopeless(payload: dict[str, Any]) -> None:
     raise NonRetryable("never", code="NEVER")
 
 
+RAN: list[str] = []
+
+
+def note(name: str) -> str:
+    RAN.append(name)
+    return name.upper()
+
+
+@job("kit.steps")
+async def steps(payload: dict[str, Any], ctx: Context) -> list[str]:
+    first = await ctx.step("first", note, "first")
+    await ctx.sleep("pause", "10min")
+    second = await ctx.step("second", note, "second")
+    await asyncio.sleep(30)
+    return [first, second]
+
+
+@job("kit.steps_in_thread")
+def steps_in_thread(payload: dict[str, Any], ctx: Context) -> list[str]:
+    first = ctx.step("first", note, "first")
+    ctx.sleep("pause", "10min")
+    return [first, ctx.step("second", note, "second")]
+
+
 @schedule("kit.minutely", every="1min", first="now")
 async def minutely(tick: Tick) -> list[Request]:
     return [Request(type="kit.sum", user_id="u", payload={"of": [1]})]
@@ -369,3 +393,30 @@ def test_a_tick_that_overlaps_is_skipped(engine: Engine) -> None:
 def test_a_schedule_that_nobody_has_is_told(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"known are: .*kit\.long"):
         engine.announce_schedules("kit.nobody")
+
+
+@pytest.mark.parametrize("type_name", ["kit.steps", "kit.steps_in_thread"])
+def test_steps_are_remembered_and_a_job_sleeps_without_a_slot(
+    engine: Engine, type_name: str
+) -> None:
+    RAN.clear()
+    found = engine.enqueue(type_name)
+    engine.run()
+    assert (found.status, RAN) == ("awaiting", ["first"])
+    engine.restart_ledger()
+    engine.restart_worker()
+    engine.advance("9min")
+    assert found.status == "awaiting"
+    engine.advance("61s")
+    engine.restart_worker()  # in the middle of what follows its second step, where it waits there
+    engine.advance("1min")
+    assert (found.status, found.result, found.attempts) == ("succeeded", ["FIRST", "SECOND"], 1)
+    assert RAN == ["first", "second"]
+
+
+def test_a_sleeping_job_is_cancelled_at_once(engine: Engine) -> None:
+    found = engine.enqueue("kit.steps")
+    engine.run()
+    engine.cancel(found)
+    engine.run()
+    assert found.status == "cancelled"

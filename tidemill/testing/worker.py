@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, Final
 
 import orjson
@@ -149,7 +150,7 @@ class Worker:
                 continue
             pack = Pack(
                 QueueState(body["queue"]), body["ledger_partition"], len(body["jobs"]),
-                self._clock.seconds(), lambda: self._commit(topic),
+                self._clock.seconds(), lambda: self._commit(topic), self,
             )
             self._open.setdefault(topic, {})[record.offset] = pack
             handlers = self._handlers()
@@ -210,7 +211,7 @@ class Worker:
             self._ended(attempt, outcomes.invalid_payload(handler, error))
             return
         except BaseException as error:  # noqa: BLE001  # a validator may do anything
-            self._ended(attempt, outcomes.error(error, attempt.job))
+            self._ended(attempt, outcomes.error(error, attempt.job, attempt.context))
             return
         self._running[attempt] = self._loop.create_task(
             self._drive(attempt, handler, arguments), context=contextvars.Context()
@@ -221,12 +222,14 @@ class Worker:
         try:
             value = await handler.function(*arguments)
         except asyncio.CancelledError as error:
-            is_ours = attempt.verdict is not None
-            end = outcomes.cancelled() if is_ours else outcomes.error(error, attempt.job)
+            if attempt.verdict is not None:
+                end = outcomes.cancelled()
+            else:
+                end = outcomes.error(error, attempt.job, attempt.context)
         except GeneratorExit:
             raise  # it was given up on, and nobody remembers it
         except BaseException as error:  # noqa: BLE001  # SystemExit is a failed attempt too
-            end = outcomes.error(error, attempt.job)
+            end = outcomes.error(error, attempt.job, attempt.context)
         else:
             end = outcomes.result(value, attempt.context, handler)
         self._ends[attempt] = end
@@ -295,6 +298,19 @@ class Worker:
         attempt.progress_told = told
         attempt.progressed_at = self._clock.seconds()
         self._say(attempt, {"kind": "progressed", "progress": told}, None)
+
+    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]:
+        """As `Teller.keep`: the result of a step is in the log when the call returns."""
+        done: Future[None] = Future()
+        if attempt.is_ended:
+            done.set_exception(RuntimeError(f"step {name!r}: its attempt is over"))
+            return done
+        self._tell_start(attempt)
+        word = {"kind": "stepped", "name": name, "result": orjson.Fragment(result)}
+        self._say(attempt, word, None)
+        self._write()
+        done.set_result(None)
+        return done
 
     def _say(self, attempt: Attempt, word: Outcome, waits: Pack | None) -> None:
         self._told.append((outcomes.encode(attempt.job, word, attempt.started_ms, 0), waits))
