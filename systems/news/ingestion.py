@@ -23,6 +23,7 @@ from systems.news.settings import (
     ARTICLES_AT_ONCE,
     EMBEDDINGS_PER_CALL,
     SUMMARIES_PER_CALL,
+    SUMMARY_SECONDS_MAX,
     Settings,
 )
 from systems.news.tables import Article, Chunk, Feed, News, is_critical
@@ -126,8 +127,9 @@ async def _save_new(
             figures.embeddings += count
             saved[feed] = saved.get(feed, 0) + 1
 
+    until = asyncio.get_running_loop().time() + SUMMARY_SECONDS_MAX
     for group in groups:
-        summaries, by = await _summaries(model, [entry.text for _, entry in group])
+        summaries, by = await _summaries(model, [entry.text for _, entry in group], until)
         await asyncio.gather(*(
             one(feed, entry, summary, by)
             for (feed, entry), summary in zip(group, summaries, strict=True)
@@ -136,13 +138,14 @@ async def _save_new(
 
 
 async def _summaries(
-    model: LanguageModel | None, texts: Sequence[str]
+    model: LanguageModel | None, texts: Sequence[str], until: float
 ) -> tuple[list[str], str]:
-    if model is not None:
+    if model is not None and asyncio.get_running_loop().time() < until:
         try:
-            return await model.summaries(texts), model.name
-        except ModelError as error:
-            log.warning("no summaries; the first sentences stand in", error=str(error))
+            async with asyncio.timeout_at(until):
+                return await model.summaries(texts), model.name
+        except (ModelError, TimeoutError) as error:
+            log.warning("no summaries; the first sentences stand in", error=repr(error))
     return [lead(text) for text in texts], "lead"
 
 

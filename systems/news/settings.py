@@ -24,6 +24,7 @@ CHUNK_WORDS: Final = 600
 CHUNK_OVERLAP_WORDS: Final = 100
 BACKOFF_SECONDS: Final = 60.0  # after a feed's first failure; doubled with each further one
 BACKOFF_SECONDS_MAX: Final = 3_600.0
+SUMMARY_SECONDS_MAX: Final = 60.0  # of a run: a slow model must not keep articles from readers
 RUN_SECONDS_MAX: Final = 300.0  # of one ingestion; an older claim is of a worker that died
 FAILURES_CRITICAL: Final = 3
 ASK_WAIT_SECONDS: Final = 30.0  # for the ingestion that a question started
