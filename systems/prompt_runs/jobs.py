@@ -32,6 +32,7 @@ from tidemill import (
 
 FAN_OUT_USER: Final = "system:prompt-runs"
 FAN_OUT_TYPE: Final = "prompt_runs.fan_out"
+ATTEMPTS: Final = 7  # with their backoff, 2 s to 64 s, they outlast a minute without the model
 
 
 class Day(BaseModel):
@@ -94,7 +95,7 @@ def _priority(row: PromptJob) -> Any:
 @job(
     "prompt_runs.run",
     queue="prompt-runs",
-    max_attempts=3,
+    max_attempts=ATTEMPTS,
     timeout_seconds=JOB_SECONDS,
     backoff=Backoff.exponential("2s", cap="5min"),
 )
