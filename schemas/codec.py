@@ -27,6 +27,7 @@ from tidemill.schemas.requests import (
     Command,
     JobRequest,
 )
+from tidemill.schemas.schedules import ScheduleCommand
 from tidemill.schemas.words import ErrorCode, Priority
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -471,14 +472,15 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
     return Decoded(request, _fitted(payload_json), zlib.crc32(canonical), traceparent)
 
 
-def decode_command(value: bytes | None) -> Command | Refusal:
+def decode_command(value: bytes | None) -> Command | ScheduleCommand | Refusal:
     """A record of `jobs.commands` -> the checked command, or why it is refused."""
     body = parse_json(value)
     if isinstance(body, Refusal):
         return body
     if not isinstance(body, dict):
         return Refusal(ErrorCode.NOT_AN_OBJECT, "the command is not a JSON object; send {…}")
+    model = ScheduleCommand if body.get("command") == "schedule" else Command
     try:
-        return Command.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
-        return _refusal_of(error, body, Command)
+        return _refusal_of(error, body, model)

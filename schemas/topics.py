@@ -124,6 +124,10 @@ class Topics:
         return self._name("jobs.definitions")
 
     @property
+    def schedules(self) -> str:
+        return self._name("jobs.schedules")
+
+    @property
     def folded(self) -> tuple[str, ...]:
         """Inputs that anybody writes: what is in a partition past N is read, and forwarded home."""
         return (self.requested, self.commands)
@@ -212,6 +216,11 @@ class Topics:
             TopicSpec(
                 self.definitions, 1, "type", "worker", "ledger, client, API",
                 "What workers can run: types, queues, policies, payload schemas.", _compacted(),
+            ),
+            TopicSpec(
+                self.schedules, 1, "name", "ledger", "client, API, anybody",
+                "What each schedule is now, written when it changes; no value: it is gone.",
+                _compacted(), is_public=True,
             ),
         )
 

@@ -19,6 +19,7 @@ from tidemill.schemas.codec import (
     decode_request,
 )
 from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
+from tidemill.schemas.schedules import USER_PREFIX, ScheduleCommand
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import ErrorCode, Reason, State
 from tidemill.streams import attempts, suspensions
@@ -35,6 +36,7 @@ from tidemill.streams.messages import Messages
 from tidemill.streams.output import CARRIED_BYTES_MAX, carried_bytes
 from tidemill.streams.partitioner import Partitioner
 from tidemill.streams.processor import Processor
+from tidemill.streams.schedules import commands as schedule_commands
 from tidemill.streams.stalls import Stalls
 
 OUTCOME_KINDS: Final = frozenset(
@@ -186,12 +188,17 @@ class Intake:
         if isinstance(command, Refusal):
             self._dead_letter(record, headers, origin, "command", command)
             return
-        home = self._partitioner.of(command.user_id)
+        home = self._partitioner.of(
+            USER_PREFIX + command.name if isinstance(command, ScheduleCommand) else command.user_id
+        )
         if home != self._number and may_forward:
             self._processor.output.forward(
                 partition=home, key=record.key, value=record.value, headers=headers,
                 kind="command", origin=origin,
             )
+            return
+        if isinstance(command, ScheduleCommand):
+            self._schedule_command(command, record, headers, origin)
             return
         key = (command.user_id, command.job_id)
         job = self._state.jobs.get(key)
@@ -204,6 +211,22 @@ class Intake:
                 f"user {command.user_id!r} has no job {command.job_id!r} here, or it ended long "
                 "ago; look up user_id and job_id in the jobs table",
                 field="job_id", user_id=command.user_id, job_id=command.job_id,
+            )
+            self._dead_letter(record, headers, origin, "command", refusal)
+
+    def _schedule_command(
+        self, command: ScheduleCommand, record: InRecord, headers: Headers, origin: Cause
+    ) -> None:
+        processor = self._processor
+        before = self._state.accepted
+        ticking = self._state.policies.schedules.ticking
+        refused = schedule_commands.obey(ticking, processor.turn, command)
+        processor.spend(1 + self._state.accepted - before)
+        if refused is not None:
+            refusal = Refusal(
+                ErrorCode.INVALID_FIELD,
+                f"the {command.word} of schedule {command.name!r} was refused: {refused}",
+                field="name",
             )
             self._dead_letter(record, headers, origin, "command", refusal)
 

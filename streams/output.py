@@ -181,6 +181,10 @@ class Output:
         )
         self._loose.append((self._topics.control, 0, None, value, None))
 
+    def schedule(self, name: str, value: bytes | None) -> None:
+        """What a schedule is now, on jobs.schedules; None: it is gone."""
+        self._loose.append((self._topics.schedules, 0, name.encode(), value, None))
+
     def forward(
         self,
         *,

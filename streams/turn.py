@@ -98,6 +98,10 @@ class Turn:
         """
         self._around().submit(decoded, job_id, None)
 
+    def tell_schedule(self, name: str, value: bytes | None) -> None:
+        """What a schedule is now; None: it is gone."""
+        self._around().output.schedule(name, value)
+
     def resolve(self, key: JobKey, job: Job, job_type: JobType | None) -> None:
         """The job's wait for its type is over, at once; without a type it has waited in vain."""
         self._around().resolve(key, job, job_type)

@@ -26,18 +26,19 @@ class Tick(NamedTuple):
     is_catch_up: bool
     missed: int = 0  # stands for so many ticks that do not run
     is_exact: bool = True
+    suffix: str = ""  # of the job's id, where somebody asked for it
 
 
 def request_of(
     name: str, spec: ScheduleSpec, tick: Tick, *, takes_tick: bool
 ) -> tuple[Decoded | Refusal, str]:
     """The request of its job, and the job's id."""
-    job_id = occurrence_id(name, tick.instant_ms)
+    job_id = occurrence_id(name, tick.instant_ms) + tick.suffix
     body: dict[str, Any] = {
         "type": spec.type, "user_id": USER_PREFIX + name, "job_id": job_id, "source": SOURCE,
         "payload": _tick_payload(name, spec, tick) if takes_tick else spec.payload,
     }
-    if spec.jitter_ms and not tick.missed:
+    if spec.jitter_ms and not tick.missed and not tick.suffix:
         body["run_at"] = tick.instant_ms + jitter_ms(name, tick.instant_ms, spec.jitter_ms)
     if tick.missed:
         number = str(tick.missed) if tick.is_exact else f"at least {tick.missed}"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from tidemill.schemas.codec import Refusal
-from tidemill.schemas.schedules import USER_PREFIX, ScheduleSpec
+from tidemill.schemas.schedules import USER_PREFIX, ScheduleCommand, ScheduleSpec
 from tidemill.schemas.words import Reason
 from tidemill.streams.occurrences.cron import Cron
 from tidemill.streams.occurrences.due import Due, due
@@ -32,7 +32,7 @@ from tidemill.streams.schedules.announced import (
     source_of,
     specs_of,
 )
-from tidemill.streams.schedules.table import Known, ScheduleRow, ScheduleTable
+from tidemill.streams.schedules.table import Known, ScheduleRow, ScheduleTable, told
 from tidemill.streams.schedules.tick import Tick, request_of
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class Ticking:
             self._rebuild()
         now_ms = turn.now_ms
         for _ in range(min(FOLLOWED_MAX, len(self._unseen))):
-            self._follow(self._unseen.popleft(), now_ms)
-        self._orphan_absent(now_ms)
+            self._follow(turn, self._unseen.popleft(), now_ms)
+        self._orphan_absent(turn, now_ms)
         spent = 0
         while spent < at_most and self._heap and self._heap[0][0] <= now_ms:
             at_ms, name = heapq.heappop(self._heap)
@@ -134,10 +134,19 @@ class Ticking:
         heapq.heapify(self._heap)
         self._is_stale = False
 
-    def _put(self, row: ScheduleRow) -> None:
+    def put(self, turn: Turn, row: ScheduleRow) -> None:
+        """The row as it is now; what has changed is told, and a tick is no change."""
+        before, spec = self.table.get(row.name), row.spec
+        if spec is not None and (before is None or before.revision != row.revision):
+            turn.tell_schedule(row.name, told(row, spec))
         self.table.put(row.name, row)
         if row.next_ms is not None:
             heapq.heappush(self._heap, (row.next_ms, row.name))
+
+    def drop(self, turn: Turn, name: str) -> None:
+        """The schedule is gone."""
+        self.table.put(name, None)
+        turn.tell_schedule(name, None)
 
     # --- announcements ---
 
@@ -149,13 +158,13 @@ class Ticking:
                     names.add(name)
         self._unseen = deque(sorted(names))
 
-    def _follow(self, name: str, now_ms: int) -> None:
+    def _follow(self, turn: Turn, name: str, now_ms: int) -> None:
         row = self.table.get(name)
         found = specs_of(name, self._announced)
         if not found:
             self._note_absent(name, row, now_ms)
             if row is not None:
-                self._renew(row, now_ms)
+                self._renew(turn, row, now_ms)
             return
         self._absent_since.pop(name, None)
         new = ScheduleRow(name, now_ms) if row is None else row.copy()
@@ -165,18 +174,18 @@ class Ticking:
         if new.is_orphaned:
             new.is_orphaned = False
             new.created_at, new.last_ms = now_ms, now_ms - 1
-            self._change(new, "announced again", now_ms)
+            self.change(new, "announced again", now_ms)
         elif before is None:
-            self._change(new, "created", now_ms)
+            self.change(new, "created", now_ms)
         elif new.spec != before:
             new.last_ms = max(new.last_ms, now_ms)
-            self._change(new, "announced", now_ms)
+            self.change(new, "announced", now_ms)
         elif row is not None and new.source == row.source and (
             [one.spec for one in new.code] == [one.spec for one in row.code]
         ):
-            self._renew(row, now_ms)
+            self._renew(turn, row, now_ms)
             return
-        self._put(new)
+        self.put(turn, new)
 
     def _note_absent(self, name: str, row: ScheduleRow | None, now_ms: int) -> None:
         is_without = (
@@ -188,7 +197,7 @@ class Ticking:
         else:
             self._absent_since.pop(name, None)
 
-    def _orphan_absent(self, now_ms: int) -> None:
+    def _orphan_absent(self, turn: Turn, now_ms: int) -> None:
         for name, since_ms in list(self._absent_since.items()):
             row = self.table.get(name)
             if row is None or now_ms - since_ms < ORPHAN_AFTER_MS:
@@ -196,34 +205,40 @@ class Ticking:
             del self._absent_since[name]
             new = row.copy()
             new.is_orphaned = True
-            self._change(new, "orphaned", now_ms)
-            self._put(new)
+            self.change(new, "orphaned", now_ms)
+            self.put(turn, new)
 
-    def _renew(self, row: ScheduleRow, now_ms: int) -> None:
+    def _renew(self, turn: Turn, row: ScheduleRow, now_ms: int) -> None:
         """Other zone data: instants to come are reckoned anew, the one that is due stays."""
         if row.zone_data == self.zone_data or not self._is_in_a_zone(row):
             return
         if row.next_ms is not None and row.next_ms <= now_ms:
             return  # it fires first
         new = row.copy()
-        self._change(new, "zone data", now_ms)
-        self._put(new)
+        self.change(new, "zone data", now_ms)
+        self.put(turn, new)
 
     def _is_in_a_zone(self, row: ScheduleRow) -> bool:
         spec = row.spec
         return spec is not None and spec.cron is not None and spec.zone != "UTC"
 
-    def _change(self, new: ScheduleRow, change: str, now_ms: int) -> None:
-        new.change, new.changed_at = change, now_ms
+    def change(
+        self, new: ScheduleRow, change: str, now_ms: int, command: ScheduleCommand | None = None
+    ) -> None:
+        """The row is another one: its next instant is reckoned from the last one."""
+        new.change, new.changed_at, new.refused = change, now_ms, None
+        new.actor = None if command is None else command.actor
+        new.command_id = None if command is None else command.command_id
         new.revision += 1
         self._plan_anew(new, new.last_ms)
 
     def _plan_anew(self, new: ScheduleRow, after_ms: int) -> None:
         new.zone_data = self.zone_data
-        plan = None if new.is_orphaned else self._plan_of(new)
+        is_still = new.is_paused or (new.is_orphaned and new.live is None)
+        plan = None if is_still else self.plan_of(new)
         new.next_ms = None if plan is None else next_after(plan, after_ms)
 
-    def _plan_of(self, row: ScheduleRow) -> Plan | None:
+    def plan_of(self, row: ScheduleRow) -> Plan | None:
         """The plan that rules; None where it cannot be reckoned, and the row says why."""
         spec = row.spec
         if spec is None:
@@ -255,7 +270,7 @@ class Ticking:
         if spec is None or instant is None:
             return 0
         new = row.copy()
-        plan = self._plan_of(new)
+        plan = self.plan_of(new)
         following = None if plan is None else next_after(plan, instant)
         is_plain = following is None or following > now_ms
         if plan is None or (is_plain and now_ms - instant <= GRACE_MS):
@@ -266,14 +281,14 @@ class Ticking:
             skipped_at = _last_skipped(plan, instant, now_ms, found)
         spent = 1
         if found.skipped.number:
-            self._ask(turn, new, spec, Tick(
+            self.ask(turn, new, spec, Tick(
                 skipped_at, now_ms, _previous(row), True, found.skipped.number,
                 found.skipped.is_exact,
             ))
             spent += 1
         previous = _previous(row)
         for index, each in enumerate(found.run):
-            self._ask(turn, new, spec, Tick(each, now_ms, previous, index < found.late))
+            self.ask(turn, new, spec, Tick(each, now_ms, previous, index < found.late))
             previous = each
             spent += 1
         if is_plain and following is not None and len(found.run) == 1:
@@ -283,10 +298,11 @@ class Ticking:
             new.last_ms = now_ms if plan is not None else instant
             new.next_ms = None if plan is None else next_after(plan, max(now_ms, instant))
             new.zone_data = self.zone_data
-        self._put(new)
+        self.put(turn, new)
         return spent
 
-    def _ask(self, turn: Turn, row: ScheduleRow, spec: ScheduleSpec, tick: Tick) -> None:
+    def ask(self, turn: Turn, row: ScheduleRow, spec: ScheduleSpec, tick: Tick) -> None:
+        """Asks for the job of a tick. What somebody asked for by hand waits for earlier ones."""
         definition = self._definitions.get(spec.type)
         takes_tick = definition is None or definition.takes_tick
         decoded, job_id = request_of(row.name, spec, tick, takes_tick=takes_tick)
@@ -295,9 +311,10 @@ class Ticking:
             return
         if tick.missed:
             self.verdicts[job_id] = _MISSED
-        elif spec.overlap == "cancel_old":
+        elif spec.overlap == "cancel_old" and not tick.suffix:
             turn.policies.schedules.cancel_old(turn, row.name)
-        self.late_id = job_id if tick.is_catch_up and spec.catch_up == "all" else ""
+        waits = bool(tick.suffix) or (tick.is_catch_up and spec.catch_up == "all")
+        self.late_id = job_id if waits else ""
         turn.submit(decoded, job_id)
         self.late_id = ""
         self.verdicts.clear()

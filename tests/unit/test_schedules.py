@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from tests.unit.core_kit import NOW
-from tests.unit.partition_kit import Scene, events_in, outcome, outcomes
+from tests.unit.partition_kit import TOPICS, Scene, events_in, outcome, outcomes
 from tidemill.agents import zones
 from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.schedules import ScheduleSpec
@@ -347,3 +347,148 @@ def test_the_row_is_read_as_it_was_written() -> None:
     before = orjson.loads(scene.rows[key])
     name, row = scene.engine.ticking.table.read(key, scene.rows[key])
     assert orjson.loads(scene.engine.ticking.table.row_value(name, row)) == before
+
+
+# --- what people ask ---
+
+
+def command(word: str, number: int = 1, name: str = "x", **fields: Any) -> tuple[str, bytes]:
+    body = {
+        "command": "schedule", "word": word, "name": name, "command_id": f"c{number}",
+        "actor": "ada", **fields,
+    }
+    return TOPICS.commands, orjson.dumps(body)
+
+
+def told(records: list[OutRecord]) -> list[Any]:
+    """What the group says of schedules: a dict, or None for one that is gone."""
+    return [
+        None if value is None else orjson.loads(value)
+        for topic, _, key, value, _ in records
+        if topic == TOPICS.schedules and key == b"x"
+    ]
+
+
+def test_what_changes_is_told_and_a_tick_is_not() -> None:
+    scene = Clockwork(every_ms=2_000)
+    (record,) = told(scene.group(NOW))
+    assert record["origin"] == "code"
+    assert record["change"] == "created"
+    assert record["next_at"] == NOW + 2_000
+    assert told(scene.group(NOW + 2_000)) == []
+
+
+def test_set_makes_a_schedule_of_any_type() -> None:
+    scene = Clockwork()
+    scene.definitions = [Definition(schema_version=1, type="t")]
+    spec = {"type": "t", "every_ms": 2_000, "payload": {"a": 1}}
+    (record,) = told(scene.group(NOW, command("set", spec=spec)))
+    assert record["origin"] == "live"
+    assert record["command_id"] == "c1"
+    assert record["actor"] == "ada"
+    out = events_in(scene.group(NOW + 2_000))
+    assert out[0]["data"]["payload"] == {"a": 1}
+    assert told(scene.group(NOW + 2_500, command("remove", 2))) == [None]
+    assert asked(scene.group(NOW + 10_000)) == []
+
+
+def test_live_settings_rule_until_they_are_removed() -> None:
+    scene = Clockwork(every_ms=2_000)
+    scene.group(NOW)
+    scene.group(NOW + 100, command("set", spec={"type": "t", "every_ms": 60_000}))
+    scene.restore(NOW + 200)
+    assert asked(scene.group(NOW + 4_000)) == []
+    (record,) = told(scene.group(NOW + 4_100, command("remove", 2)))
+    assert record["origin"] == "code"
+    assert asked(scene.group(NOW + 6_000)) == [tick_id(6_000)]
+    (record,) = told(scene.group(NOW + 6_100, command("remove", 3)))
+    assert "take it out there" in record["refused"]
+
+
+def test_an_orphaned_schedule_is_removed() -> None:
+    scene = Clockwork(every_ms=MINUTE)
+    scene.group(NOW)
+    scene.announce("w")
+    scene.group(NOW + SECOND)
+    scene.group(NOW + SECOND + ORPHAN_AFTER_MS)
+    assert told(scene.group(NOW + MINUTE, command("remove"))) == [None]
+    assert scene.row is None
+    assert b"sx" not in scene.rows
+
+
+def test_pause_and_resume() -> None:
+    scene = Clockwork(every_ms=2_000)
+    scene.group(NOW)
+    (record,) = told(scene.group(NOW + 100, command("pause")))
+    assert record["is_paused"]
+    assert record["next_at"] is None
+    assert asked(scene.group(NOW + 10_000)) == []
+    (record,) = told(scene.group(NOW + 11_000, command("resume", 2)))
+    assert record["next_at"] == NOW + 12_000
+    assert asked(scene.group(NOW + 12_000)) == [tick_id(12_000)]
+    (record,) = told(scene.group(NOW + 12_100, command("resume", 3)))
+    assert record["refused"] == "it is not paused"
+
+
+def test_run_now_waits_for_a_tick_that_runs() -> None:
+    scene = Clockwork(every_ms=2_000)
+    scene.group(NOW)
+    scene.group(NOW + 2_000)
+    out = scene.group(NOW + 2_500, command("run", at=NOW + 2_500))
+    assert asked(out) == [tick_id(2_500) + "!c1"]
+    assert skipped(out) == []
+    scene.end(tick_id(2_000), NOW + 2_600)
+    assert scene.in_flight() == [(USER, tick_id(2_500) + "!c1")]
+
+
+def test_a_command_that_comes_again_does_nothing() -> None:
+    scene = Clockwork(every_ms=60_000)
+    scene.group(NOW)
+    scene.group(NOW + 100, command("run"))
+    assert asked(scene.group(NOW + 200, command("run"))) == []
+
+
+def test_backfill_of_a_range() -> None:
+    scene = Clockwork(every_ms=2_000, overlap="allow")
+    scene.group(NOW)
+    scene.restore(NOW + 100_000)
+    scene.group(NOW + 100_000)
+    out = scene.group(NOW + 100_100, command("backfill", since=NOW + 2_000, until=NOW + 8_000))
+    assert asked(out) == [f"{tick_id(at)}!c1" for at in (4_000, 6_000, 8_000)]
+    (record,) = told(out)
+    assert record["change"] == "backfill of 3"
+    assert asked(scene.group(NOW + 102_000)) == [tick_id(102_000)]
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "said"),
+    [(0, 3_000_000, "more than 1000"), (10_000, 5_000, "since must be before"),
+     (2_000, 3_000, "no tick"), (0, 10**9, "must be past")],
+)
+def test_a_backfill_that_cannot_be(since: int, until: int, said: str) -> None:
+    scene = Clockwork(every_ms=2_000, overlap="allow", catch_up="none")
+    scene.group(NOW)
+    scene.group(NOW + 3_000_100)
+    out = scene.group(
+        NOW + 3_000_200, command("backfill", since=NOW + since, until=NOW + until)
+    )
+    assert asked(out) == []
+    assert said in told(out)[-1]["refused"]
+
+
+@pytest.mark.parametrize(
+    ("word", "fields"),
+    [
+        ("pause", {}), ("run", {}), ("set", {}), ("set", {"spec": {"type": "t"}}),
+        ("set", {"spec": {"type": "t", "cron": "61 * * * *"}}),
+        ("set", {"spec": {"type": "t", "cron": "* * * * *", "zone": "Mars/Base"}}),
+        ("set", {"spec": {"type": "t", "every_ms": 10}}),
+        ("explode", {}),
+    ],
+)
+def test_what_cannot_be_is_a_dead_letter(word: str, fields: dict[str, Any]) -> None:
+    scene = Clockwork()
+    scene.group(NOW)
+    out = scene.group(NOW + 100, command(word, **fields))
+    assert [topic for topic, *_ in out].count(TOPICS.dead) == 1
+    assert scene.row is None
