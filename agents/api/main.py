@@ -32,6 +32,7 @@ from tidemill.agents.api.problems import Problem
 from tidemill.agents.api.producer import Enqueuer
 from tidemill.agents.api.reader import Reader, ReadFailed
 from tidemill.agents.api.routes import build_routes, read_problem
+from tidemill.agents.api.schedules import add_schedules
 from tidemill.agents.api.security import Gate, GateMiddleware
 from tidemill.agents.callers import family_of, http_address, is_loopback
 from tidemill.agents.clickhouse.engine import Engine, open_engine
@@ -85,6 +86,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     _add_probes(app, reader, watch, metrics)
     routes = build_routes(reader, enqueuer, metrics)
     add_commands(routes, commander)
+    add_schedules(routes, settings.kafka, settings.topic_prefix)
     app.include_router(routes)
     app.include_router(pages.router())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

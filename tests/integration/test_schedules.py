@@ -17,10 +17,15 @@ from typing import Any, Final
 
 import orjson
 import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.testclient import TestClient
 
 from tests.chaos.running import Tail
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
+from tidemill.agents import exit_codes
+from tidemill.agents.api import problems
+from tidemill.agents.api.schedules import add_schedules
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -67,6 +72,12 @@ class Installation(Roles):
 
     def ticks(self) -> list[str]:
         return [one["job_id"] for one in self.events("requested", "schedule:quick")]
+
+    def asked(self, *words: str) -> Any:
+        """The answer of `tidemill schedules`."""
+        done = self.tidemill("schedules", *words)
+        assert done.returncode == exit_codes.OK, done.stderr
+        return orjson.loads(done.stdout)
 
     def wait_for_ticks(self, count: int) -> None:
         wait_until(lambda: len(self.ticks()) >= count, SECONDS, lambda: f"{self.ticks()}")
@@ -146,22 +157,77 @@ def _owner_of_ticks(made: Installation) -> str:
     return "ledger-1"
 
 
-def test_a_schedule_that_left_the_code_stops(installation: Installation) -> None:
+def test_commands_and_a_schedule_that_leaves_the_code(installation: Installation) -> None:
     made = installation
     made.wait_for_ticks(2)
+    _steer(made)
+    _steer_over_http(made)
     role = made.roles.pop("worker")
     assert role.process is not None
     role.process.terminate()
     role.process.wait(SECONDS)
     (made.folder / "clockwork.py").write_text(WITHOUT)
     made.start("worker-again", "worker", "clockwork.py")  # by another id
+    wait_until(lambda: made.asked("show", "quick")["is_orphaned"], SECONDS, "it is not orphaned")
+    last = made.ticks()
+    assert made.asked("remove", "quick")["change"] == "removed"
+    assert made.tidemill("schedules", "show", "quick").returncode == exit_codes.NOT_FOUND
+    assert made.ticks() == last
 
-    def is_still() -> bool:
-        known = made.ticks()
-        try:
-            wait_until(lambda: len(made.ticks()) > len(known), 3.0, str)
-        except AssertionError:
-            return True
-        return False
 
-    wait_until(is_still, SECONDS, lambda: f"{made.ticks()}")
+def _steer(made: Installation) -> None:
+    assert [one["name"] for one in made.asked("list", "--json")] == ["quick"]
+    assert made.asked("pause", "quick")["is_paused"]
+    again = made.tidemill("schedules", "pause", "quick")
+    assert again.returncode == exit_codes.CONFLICT
+    assert "it is paused already" in again.stderr
+    made.asked("run", "quick")
+    wait_until(lambda: any("!" in one for one in made.ticks()), SECONDS, lambda: f"{made.ticks()}")
+    assert made.asked("resume", "quick")["next_at"] is not None
+    made.asked("set", "by-hand", "--every", "1s", "--type", "child", "--payload", '{"a": 1}')
+    wait_until(
+        lambda: made.events("succeeded", "schedule:by-hand"), SECONDS, "no job of by-hand"
+    )
+    changed = made.asked("set", "by-hand", "--cron", "0 9 * * *", "--zone", "Europe/Berlin")
+    assert changed["spec"]["payload"] == {"a": 1}
+    since, until = "2026-03-01T00:00:00Z", "2026-03-03T00:00:00Z"
+    options = ("by-hand", "--since", since, "--until", until)
+    assert made.asked("backfill", *options, "--count")["ticks"] == 2
+    assert made.asked("backfill", *options)["change"] == "backfill of 2"
+    wait_until(
+        lambda: [
+            one for one in made.events("succeeded", "schedule:by-hand")
+            if one["job_id"].startswith("by-hand@2026-03-02T08:00:00Z!")
+        ], SECONDS, "no job of the backfill",
+    )
+    assert made.asked("remove", "by-hand")["change"] == "removed"
+    for options, said in (
+        (("--every", "1s"), "--type"), (("--type", "t", "--every", "1ms"), "--every"),
+        (("--type", "t", "--cron", "61 * * * *"), "--cron"),
+        (("--type", "t", "--cron", "* * * * *", "--zone", "Mars"), "--zone"),
+        (("--type", "t", "--every", "1s", "--overlap", "drop"), "--overlap"),
+    ):
+        wrong = made.tidemill("schedules", "set", "wrong", *options)
+        assert wrong.returncode == exit_codes.USAGE, wrong.stderr
+        assert said in wrong.stderr
+    unknown = made.tidemill("schedules", "run", "nobody")
+    assert unknown.returncode == exit_codes.NOT_FOUND
+
+
+def _steer_over_http(made: Installation) -> None:
+    router = APIRouter(prefix="/api")
+    add_schedules(router, made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"])
+    app = FastAPI()
+    problems.install(app, lambda *_: None)  # type: ignore[arg-type,return-value]
+    app.include_router(router)
+    with TestClient(app) as http:
+        assert [one["name"] for one in http.get("/api/schedules").json()["schedules"]] == ["quick"]
+        plan = {"type": "child", "every_ms": 60_000}
+        assert http.put("/api/schedules/web", json=plan).json()["origin"] == "live"
+        assert http.post("/api/schedules/web/pause").json()["is_paused"]
+        assert http.post("/api/schedules/web/pause").status_code == 409
+        assert http.get("/api/schedules/web").json()["next_at"] is None
+        wrong = http.put("/api/schedules/web", json={"type": "child", "cron": "61 * * * *"})
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "cron")
+        assert http.delete("/api/schedules/web").json() is None
+        assert http.get("/api/schedules/web").status_code == 404

@@ -13,7 +13,7 @@ import typer
 
 from tidemill.agents import exit_codes
 from tidemill.agents.plain_text import LINES, plain
-from tidemill.cli import admin, asking, dead, jobs, outbox, roles, showing
+from tidemill.cli import admin, asking, dead, jobs, outbox, roles, schedules, showing
 
 app = typer.Typer(
     name="tidemill",
@@ -41,6 +41,8 @@ _EXITS: Final = (
     ("tidemill.requests", "InvalidRequest", exit_codes.USAGE),
     ("tidemill.client", "WaitTimeout", exit_codes.TIMED_OUT),
     ("tidemill.answers", "AnswerTimeout", exit_codes.TIMED_OUT),
+    ("tidemill.agents.answers", "AnswerTimeout", exit_codes.TIMED_OUT),
+    ("tidemill.agents.answers", "AnswerError", exit_codes.UNREACHABLE),
     ("tidemill.sending", "EnqueueFailed", exit_codes.UNREACHABLE),
     ("tidemill.looking", "Unreachable", exit_codes.UNREACHABLE),
     ("tidemill.sql", "SqlError", None),
@@ -83,6 +85,7 @@ _add(showing.app)
 _add(jobs.app)
 _add(asking.app)
 _add(dead.app)
+_add(schedules.app)
 _add(admin.app)
 _add(outbox.app)
 
