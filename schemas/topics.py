@@ -203,6 +203,12 @@ class Topics:
                 "Stays empty: the Faust table over it keeps partition p of all of the ledger's "
                 "inputs in one process.", _compacted(),
             ),
+            *self._single(),
+        )
+
+    def _single(self) -> tuple[TopicSpec, ...]:
+        """Those of one partition, which few write to."""
+        return (
             TopicSpec(
                 self.heartbeats, 1, "worker_id", "worker", "ledger, API",
                 "Every worker, every 2 s: free slots and ready partitions.",
@@ -218,9 +224,9 @@ class Topics:
                 "What workers can run: types, queues, policies, payload schemas.", _compacted(),
             ),
             TopicSpec(
-                self.schedules, 1, "name", "ledger", "client, API, anybody",
+                self.schedules, 1, "name", "ledger", "client, API",
                 "What each schedule is now, written when it changes; no value: it is gone.",
-                _compacted(), is_public=True,
+                _compacted(),
             ),
         )
 

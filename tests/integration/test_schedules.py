@@ -5,6 +5,7 @@ Owns real roles over the session's broker. What the arithmetic says is tested wi
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import uuid
@@ -15,10 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import orjson
 import pytest
 from fastapi import APIRouter, FastAPI
-from fastapi.testclient import TestClient
 
 from tests.chaos.running import Tail
 from tests.integration.roles import Roles
@@ -201,13 +202,14 @@ def _steer(made: Installation) -> None:
         ], SECONDS, "no job of the backfill",
     )
     assert made.asked("remove", "by-hand")["change"] == "removed"
-    for options, said in (
+    slips: tuple[tuple[tuple[str, ...], str], ...] = (
         (("--every", "1s"), "--type"), (("--type", "t", "--every", "1ms"), "--every"),
         (("--type", "t", "--cron", "61 * * * *"), "--cron"),
         (("--type", "t", "--cron", "* * * * *", "--zone", "Mars"), "--zone"),
         (("--type", "t", "--every", "1s", "--overlap", "drop"), "--overlap"),
-    ):
-        wrong = made.tidemill("schedules", "set", "wrong", *options)
+    )
+    for given, said in slips:
+        wrong = made.tidemill("schedules", "set", "wrong", *given)
         assert wrong.returncode == exit_codes.USAGE, wrong.stderr
         assert said in wrong.stderr
     unknown = made.tidemill("schedules", "run", "nobody")
@@ -218,16 +220,22 @@ def _steer_over_http(made: Installation) -> None:
     router = APIRouter(prefix="/api")
     add_schedules(router, made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"])
     app = FastAPI()
-    problems.install(app, lambda *_: None)  # type: ignore[arg-type,return-value]
+    problems.install(app, lambda *_: None)
     app.include_router(router)
-    with TestClient(app) as http:
-        assert [one["name"] for one in http.get("/api/schedules").json()["schedules"]] == ["quick"]
+    asyncio.run(_ask_over_http(httpx.ASGITransport(app)))
+
+
+async def _ask_over_http(transport: httpx.ASGITransport) -> None:
+    async with httpx.AsyncClient(transport=transport, base_url="http://t", timeout=SECONDS) as http:
+        known = (await http.get("/api/schedules")).json()["schedules"]
+        assert [one["name"] for one in known] == ["quick"]
         plan = {"type": "child", "every_ms": 60_000}
-        assert http.put("/api/schedules/web", json=plan).json()["origin"] == "live"
-        assert http.post("/api/schedules/web/pause").json()["is_paused"]
-        assert http.post("/api/schedules/web/pause").status_code == 409
-        assert http.get("/api/schedules/web").json()["next_at"] is None
-        wrong = http.put("/api/schedules/web", json={"type": "child", "cron": "61 * * * *"})
+        assert (await http.put("/api/schedules/web", json=plan)).json()["origin"] == "live"
+        assert (await http.post("/api/schedules/web/pause")).json()["is_paused"]
+        assert (await http.post("/api/schedules/web/pause")).status_code == 409
+        assert (await http.get("/api/schedules/web")).json()["next_at"] is None
+        bad = {"type": "child", "cron": "61 * * * *"}
+        wrong = await http.put("/api/schedules/web", json=bad)
         assert (wrong.status_code, wrong.json()["field"]) == (422, "cron")
-        assert http.delete("/api/schedules/web").json() is None
-        assert http.get("/api/schedules/web").status_code == 404
+        assert (await http.delete("/api/schedules/web")).json() is None
+        assert (await http.get("/api/schedules/web")).status_code == 404
