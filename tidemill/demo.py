@@ -32,7 +32,7 @@ from rich.table import Table
 
 from tidemill import Client, JobHandle, Request
 from tidemill.agents.runtime.clients import take_arrived
-from tidemill.demo_jobs import HISTORY_MESSAGES
+from tidemill.demo_profile import HISTORY_MESSAGES
 
 LANGUAGES: Final = ("english", "german", "french", "spanish", "italian")
 USERS: Final = 600  # writers that the dialogues are dealt to
@@ -124,7 +124,8 @@ def requests_of(messages: list[Message]) -> Iterator[Request]:
 def running_stack(data: Path) -> Iterator[Addresses]:
     """`tidemill dev` as a user starts it, on its default ports where they are free."""
     _make_fresh(data)
-    command = [sys.executable, "-m", "tidemill", "dev", "tidemill.demo_jobs", "--data", str(data)]
+    command = [sys.executable, "-m", "tidemill", "dev", "tidemill.demo_profile"]
+    command += ["--data", str(data)]
     for option, port in DEFAULT_PORTS.items():
         command += [option, str(port if _is_free(port) else 0)]
     log = data / "dev.log"
@@ -394,7 +395,7 @@ def run(data: Path) -> None:
         )
     console.print(
         f"{time.monotonic() - begun:.0f} s in all. To look around: "
-        f"tidemill dev tidemill.demo_jobs --data {data}"
+        f"tidemill dev tidemill.demo_profile --data {data}"
     )
 
 

@@ -1,95 +1,129 @@
-"""The demo's handler: a profile of how someone writes, from their latest chat messages.
+"""Jobs of every fate for a first look: what `tidemill dev --demo` runs and asks for.
 
-Owns the features and their formulas. Refuses to know where messages come from. Written as a user
-would: it imports `tidemill` and nothing else of ours.
-
-Nothing is arranged to fail: the data set has blank lines and lines without a word, and limits are
-limits.
+Owns the handlers and the list of jobs that is asked for. Refuses to know how they are sent
+(`tidemill.demo_seeds`). Written as a user would: it imports `tidemill` and nothing else of ours.
 """
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from typing import Any, Final
+import asyncio
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
 
-from pydantic import BaseModel, Field
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from pydantic import BaseModel
 
-from tidemill import NonRetryable, RateLimit, Skip, job
-
-HISTORY_MESSAGES: Final = 8  # the latest messages of a user that a profile looks at
-PROFILES_PER_HOUR: Final = 15  # of one user; the rest is skipped, the next profile covers it
-LEXICON_LANGUAGE: Final = "english"
-
-# A word: letters of any script, with apostrophes inside.
-_WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_QUESTION_ENDS: Final = ("?", "؟", "？")
-# VADER's own threshold for a text that is neither positive nor negative.
-NEUTRAL_COMPOUND_MAX: Final = 0.05
-
-
-class ProfileRequest(BaseModel):
-    """Messages of one user, the oldest first; the last one is what the profile was asked for."""
-
-    messages: list[str] = Field(min_length=1, max_length=HISTORY_MESSAGES)
-    language: str
-
-
-@cache
-def _analyzer() -> SentimentIntensityAnalyzer:
-    return SentimentIntensityAnalyzer()
-
-
-@job(
-    "analysis.profile",
-    max_attempts=3,
-    timeout_seconds=30,
-    limits=[RateLimit(f"{PROFILES_PER_HOUR}/h", by="user", over="skip")],
+from tidemill import (
+    Backoff,
+    Context,
+    NonRetryable,
+    RateLimit,
+    Request,
+    Retry,
+    Skip,
+    Tick,
+    job,
+    schedule,
 )
-def profile(payload: ProfileRequest) -> dict[str, Any]:
-    """Sentiment and language features of the messages."""
-    latest = payload.messages[-1]
-    if not latest.strip():
-        raise Skip(reason="blank_message")
-    if not _WORD.search(latest):
-        raise NonRetryable(code="NO_WORDS", message=f"no word in {latest[:40]!r}")
-    return {
-        "language": payload.language,
-        **features(payload.messages),
-        **mood(payload.messages, payload.language),
-    }
+
+GREETINGS: Final = 12
+REMINDERS: Final = 5  # of one user; more than LIMITED lets through at once
+LIMITED: Final = "2/h"  # long enough that what waits for its limit still waits when one looks
+RETRY_SECONDS: Final = 3_600.0  # until the next attempt: the job is still retrying when one looks
+EXPORT_PARTS: Final = 60
+EXPORT_PART_SECONDS: Final = 1.0  # the export runs for a minute and tells of its progress
+LATER: Final = timedelta(hours=6)  # until the scheduled job is due
 
 
-def features(messages: list[str]) -> dict[str, Any]:
-    """Counts and shares that need no dictionary. Shares are of messages, 0 to 1."""
-    words = [word.lower() for message in messages for word in _WORD.findall(message)]
-    count = len(messages)
-    questions = sum(message.rstrip().endswith(_QUESTION_ENDS) for message in messages)
-    return {
-        "messages": count,
-        "words": len(words),
-        "words_per_message": round(len(words) / count, 2),
-        # Type-token ratio: different words by words.
-        "lexical_diversity": round(len(set(words)) / len(words), 3),
-        "mean_word_length": round(sum(map(len, words)) / len(words), 2),
-        "question_rate": round(questions / count, 3),
-        "exclamation_rate": round(sum("!" in message for message in messages) / count, 3),
-    }
+class Person(BaseModel):
+    name: str
 
 
-def mood(messages: list[str], language: str) -> dict[str, Any]:
-    """VADER's compound score, -1 to 1, averaged over the messages that are not neutral.
+class Order(BaseModel):
+    order_id: str
+    amount: int
 
-    `sentiment` is None when no message is, and in languages that the lexicon is not made for: a
-    Spanish "no" would count as an English one.
-    """
-    if language != LEXICON_LANGUAGE:
-        return {"sentiment": None, "positive_messages": None, "negative_messages": None}
-    scores = [_analyzer().polarity_scores(message)["compound"] for message in messages]
-    told = [score for score in scores if abs(score) >= NEUTRAL_COMPOUND_MAX]
-    return {
-        "sentiment": round(sum(told) / len(told), 4) if told else None,
-        "positive_messages": sum(score >= NEUTRAL_COMPOUND_MAX for score in scores),
-        "negative_messages": sum(score <= -NEUTRAL_COMPOUND_MAX for score in scores),
-    }
+
+@job("demo.greet", timeout_seconds=30)
+async def greet(payload: Person) -> str:
+    """Succeeds."""
+    return f"Hello, {payload.name}!"
+
+
+@job("demo.charge", max_attempts=3, backoff=Backoff.fixed("1s"), timeout_seconds=30)
+async def charge(payload: Order) -> str:
+    """Fails for good: a dead letter that can be redriven."""
+    if payload.amount > 100:
+        raise NonRetryable("the bank says no", code="CARD_DECLINED")
+    return f"{payload.order_id} is paid"
+
+
+@job("demo.flaky", max_attempts=5, backoff=Backoff.fixed("1s"), timeout_seconds=30)
+async def flaky(payload: Order, ctx: Context) -> str:
+    """Succeeds at its third attempt."""
+    if ctx.attempt < 3:
+        raise Retry("the shop is busy", after_seconds=1, code="SHOP_BUSY")
+    return f"{payload.order_id} went through at attempt {ctx.attempt}"
+
+
+@job("demo.fetch", max_attempts=24, timeout_seconds=30)
+async def fetch(payload: Person) -> None:
+    """Waits an hour for its next attempt, again and again."""
+    raise Retry(
+        f"the server of {payload.name} is down", after_seconds=RETRY_SECONDS, code="SERVER_DOWN"
+    )
+
+
+@job("demo.remind", limits=[RateLimit(LIMITED, by="user", over="delay")], timeout_seconds=30)
+async def remind(payload: Person) -> str:
+    """Runs twice an hour for each user; the rest waits."""
+    return f"{payload.name} was reminded"
+
+
+@job("demo.digest", timeout_seconds=30)
+async def digest(payload: Person) -> None:
+    """Finds that there is nothing to do."""
+    raise Skip("nothing_new")
+
+
+@job("demo.export", timeout_seconds=300)
+async def export(payload: Person, ctx: Context) -> int:
+    """Runs for a minute and tells how far it is."""
+    for part in range(EXPORT_PARTS):
+        ctx.progress(100 * part / EXPORT_PARTS, stage="export", message=f"part {part + 1}")
+        await asyncio.sleep(EXPORT_PART_SECONDS)
+    return EXPORT_PARTS
+
+
+@schedule("demo.clock", every="1min", first="now", overlap="skip")
+async def clock(tick: Tick) -> dict[str, str]:
+    """The schedule asks for this job every minute while the demo runs."""
+    return {"scheduled_for": tick.scheduled_for.isoformat()}
+
+
+def seeds(at: datetime) -> Iterator[Request]:
+    """One job or more of every fate. The same instant gives the same requests, ids and all."""
+    for number in range(GREETINGS):
+        yield greet.request(
+            Person(name=f"visitor {number + 1}"), user_id=f"visitor-{number % 4 + 1}",
+            job_id=f"demo-greet-{number + 1}",
+        )
+    yield charge.request(Order(order_id="o1", amount=20), user_id="ada", job_id="demo-charge-paid")
+    yield charge.request(
+        Order(order_id="o2", amount=5_000), user_id="ada", job_id="demo-charge-dead"
+    )
+    yield flaky.request(Order(order_id="o3", amount=3), user_id="bob", job_id="demo-flaky")
+    yield fetch.request(Person(name="bob"), user_id="bob", job_id="demo-fetch-retrying")
+    for number in range(REMINDERS):
+        yield remind.request(
+            Person(name="cleo"), user_id="cleo", job_id=f"demo-remind-{number + 1}"
+        )
+    yield digest.request(Person(name="dan"), user_id="dan", job_id="demo-digest-skipped")
+    yield export.request(Person(name="eve"), user_id="eve", job_id="demo-export-running")
+    yield greet.request(
+        Person(name="tomorrow"), user_id="dan", job_id="demo-greet-scheduled", run_at=at + LATER
+    )
+    yield greet.request(
+        Person(name="too late"), user_id="eve", job_id="demo-greet-expired",
+        run_at=at + LATER, expires_at=at + timedelta(seconds=2),
+    )

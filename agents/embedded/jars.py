@@ -15,6 +15,7 @@ import json
 import os
 import queue
 import shutil
+import sys
 import tempfile
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -145,6 +146,13 @@ def _download_missing(jars: Sequence[Jar], home: Path, progress: Progress) -> No
         missing = [jar for jar in jars if not jar.matches(home / jar.filename)]
         if not missing:
             return
+        size = sum(jar.size for jar in missing)
+        # Before the first byte, and also where no bar can be shown.
+        sys.stderr.write(
+            f"Kafka {kafka_version()}: {len(missing)} files, {size / 1e6:.0f} MB, are not in "
+            f"{home} yet and are fetched now\n"
+        )
+        sys.stderr.flush()
         repositories, local = _maven_settings()
         for left in home.glob(f"{SCRATCH_PREFIX}*"):  # by somebody who was stopped in the middle
             shutil.rmtree(left, ignore_errors=True)
@@ -152,7 +160,7 @@ def _download_missing(jars: Sequence[Jar], home: Path, progress: Progress) -> No
             tempfile.TemporaryDirectory(
                 dir=home, prefix=SCRATCH_PREFIX, ignore_cleanup_errors=True
             ) as scratch,
-            progress(sum(jar.size for jar in missing)) as advance,
+            progress(size) as advance,
         ):
             fetch = _Fetch(home, Path(scratch), local, repositories, advance)
             _fetch_all(fetch, missing)

@@ -11,7 +11,7 @@ import pytest
 
 from tidemill import NonRetryable, Skip
 from tidemill.demo import DemoError, _make_fresh, read_messages, requests_of
-from tidemill.demo_jobs import HISTORY_MESSAGES, ProfileRequest, profile
+from tidemill.demo_profile import HISTORY_MESSAGES, ProfileRequest, profile
 
 
 def test_the_dialogues_are_dealt_to_enough_users_and_always_the_same() -> None:

@@ -57,6 +57,10 @@ def test_targets_of_make_exist() -> None:
 
 def test_commands_take_the_words_and_options_of_the_documents() -> None:
     told = COMMAND.findall(documents_text())
+    own = re.compile(r"^ *tidemill (.*)$", re.MULTILINE)
+    first = [line for block in blocks("README.md", "sh") for line in own.findall(block)]
+    assert {line.split()[0] for line in first} >= {"dev", "new", "enqueue", "sql"}
+    told += first
     assert told
     root = typer.main.get_command(app)
     for line in told:

@@ -183,7 +183,7 @@ def test_the_ledger_hears_of_free_slots_from_a_worker_whose_clock_stands_still()
 
 #: What shares its process with code of users. The stand-in beside a worker runs none.
 SHARED = ("agents/worker", "agents/runtime", "tidemill")
-APART = {"stand_in.py", "demo.py", "demo_jobs.py"}
+APART = {"stand_in.py", "demo.py"}
 
 
 def reads_of(path: Path) -> list[str]:

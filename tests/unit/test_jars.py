@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tidemill.agents.embedded.jars import pinned_jars
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0
 DOWNLOADS_FOR_EVER = """
@@ -42,3 +44,6 @@ def test_ctrl_c_ends_a_download_that_hangs(tmp_path: Path) -> None:
             process.kill()
     assert b"KeyboardInterrupt" in told
     assert [path.name for path in tmp_path.glob(".part-*")] == []
+    # How much is fetched is told before the first byte is asked for.
+    size = sum(jar.size for jar in pinned_jars("broker"))
+    assert f"{len(pinned_jars('broker'))} files, {size / 1e6:.0f} MB" in told.decode()

@@ -13,7 +13,7 @@ import typer
 
 from tidemill.agents import exit_codes
 from tidemill.agents.plain_text import LINES, plain
-from tidemill.cli import admin, asking, dead, jobs, outbox, roles, schedules, showing
+from tidemill.cli import admin, asking, dead, jobs, new, outbox, roles, schedules, showing
 
 app = typer.Typer(
     name="tidemill",
@@ -81,6 +81,7 @@ def _add(module_app: typer.Typer) -> None:
 
 
 _add(roles.app)
+_add(new.app)
 _add(showing.app)
 _add(jobs.app)
 _add(asking.app)

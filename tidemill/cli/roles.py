@@ -62,10 +62,14 @@ def dev(
     reload: Annotated[
         bool, typer.Option("--reload", help="Load the modules again when a file of theirs changes.")
     ] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Bring handlers, and ask for a job of every fate.")
+    ] = False,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
     """Everything on this machine: Kafka, ledger, worker, ClickHouse, page. Ctrl-C stops it."""
+    from tidemill import demo_seeds
     from tidemill.agents.dev import DevPlan, DevStack, choose_ports
     from tidemill.agents.settings import DEFAULT_KAFKA_PORT, StackSettings, load
     from tidemill.agents.worker.module_names import plan_modules
@@ -76,6 +80,8 @@ def dev(
         log_format=log_format, log_level=log_level,
     )
     _check_roles(concurrency)
+    if demo and demo_seeds.MODULE not in modules:
+        modules = [*modules, demo_seeds.MODULE]
     plan_modules(modules)  # names first: it takes no time
     ports = choose_ports(
         {
@@ -97,6 +103,9 @@ def dev(
             f"ready kafka={plan.kafka} clickhouse={plan.clickhouse} http={plan.http}",
             is_result=True,
         )
+        if demo:
+            say = partial(lines, "demo")
+            demo_seeds.begin(plan.kafka, settings.topic_prefix, plan.data, say)
 
     try:
         code = DevStack(plan, partial(lines, "tidemill"), lines).run(ready)
