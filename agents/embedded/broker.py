@@ -182,15 +182,11 @@ class Broker:
             self._has_served = False
             try:
                 self._spawn([java, *self._jvm_options(), "-cp", jars, "kafka.Kafka"], lock)
+                self._wait_ready(timeout)
             except BaseException:
                 self.kill()
                 raise
-        try:
-            self._wait_ready(timeout)
             self._has_served = True
-        except BaseException:
-            self.kill()
-            raise
 
     def stop(self, timeout: float = STOP_TIMEOUT_SECONDS) -> bool:
         """Ask it to end and wait; kill it when it takes longer. True when it ended by itself."""

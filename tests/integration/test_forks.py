@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from tests.integration.forking import COPY
 from tidemill.agents import topics as topics_
 from tidemill.schemas.topics import Topics
 
@@ -65,18 +66,7 @@ def begin(call):
     return thread
 
 def in_copy(call):
-    if (pid := os.fork()) == 0:
-        try:
-            call()
-            code = 0
-        except SystemExit:
-            raise  # of a copy of this copy
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.exit(code)  # not os._exit: the interpreter frees what it has
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    join(copy(call))
 """
 
 CASES = {
@@ -117,7 +107,7 @@ def started() -> dict[str, subprocess.Popen[str]]:
     """All at once: they mostly wait."""
     return {
         name: subprocess.Popen(
-            [sys.executable, "-c", HEAD + case], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            [sys.executable, "-c", COPY + HEAD + case], cwd=ROOT, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, env={**os.environ, "TIDEMILL_NATIVE": "0"},
         )
         for name, case in CASES.items()
@@ -153,20 +143,6 @@ def use(client, many=50):
     requests = [Request(type="t", user_id=f"u{n % 7}") for n in range(many)]
     note(*(each.job_id for each in client.enqueue_many(requests)))
     note(client.enqueue("t", user_id="u").job_id)
-
-def copy(call):
-    if (pid := os.fork()) == 0:
-        code = 1
-        try:
-            call()
-            code = 0
-        finally:
-            sys.exit(code)  # not os._exit: the interpreter frees what it has
-    return pid
-
-def join(*pids):
-    for pid in pids:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
 
 LIVE_CASES = {
@@ -227,7 +203,7 @@ def test_what_copies_of_a_client_send_is_there_once(
     topics, sent = Topics(topic_prefix), tmp_path / "sent"
     topics_.apply(kafka, topics, PARTITIONS)
     done = subprocess.run(
-        [sys.executable, "-c", LIVE_HEAD + LIVE_CASES[name], kafka, topic_prefix, str(sent)],
+        [sys.executable, "-c", COPY + LIVE_HEAD + LIVE_CASES[name], kafka, topic_prefix, str(sent)],
         cwd=ROOT, text=True, capture_output=True, timeout=SECONDS, check=False,
         env={**os.environ, "TIDEMILL_NATIVE": "0"},
     )

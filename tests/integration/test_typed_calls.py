@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.forking import COPY
 from tests.integration.roles import Roles
 from tests.tidy.sources import ROOT
 
@@ -95,23 +96,6 @@ from concurrent.futures import ThreadPoolExecutor
 import tidemill
 from tidemill import *
 from typed_calls import *
-
-def copy(call):
-    if (pid := os.fork()) == 0:
-        try:
-            call()
-            code = 0
-        except SystemExit:
-            raise  # of a copy of this copy
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.exit(code)  # not os._exit: what is registered for the end of a process runs
-    return pid
-
-def join(pid):
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
 
 CASES = {
@@ -309,7 +293,7 @@ def environment(kafka: str) -> dict[str, str]:
 def run(text: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A program of a user's, with a main module that others can import."""
     script = folder / f"case_{abs(hash(text))}.py"
-    script.write_text(f"{HEAD}\nif __name__ == '__main__':\n" + "".join(
+    script.write_text(f"{COPY}{HEAD}\nif __name__ == '__main__':\n" + "".join(
         f"    {line}\n" for line in text.strip().splitlines()
     ))
     return subprocess.run(
@@ -327,10 +311,7 @@ def test_a_program_that_calls_typed(name: str, served: Path, kafka: str) -> None
     assert time.monotonic() - begun < SECONDS
 
 
-UNREACHABLE = {
-    "never used": "",
-    "made and not used": "default_client()",
-    "interrupted": """
+INTERRUPT = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts us aside
 caught = threading.Event()
@@ -338,21 +319,18 @@ def interrupt():
     while not caught.wait(1.0):
         os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
-try:
+"""
+
+UNREACHABLE = {
+    "never used": "",
+    "made and not used": "default_client()",
+    "interrupted": INTERRUPT + """try:
     add.enqueue_sync(Add(a=1, b=2), user_id="u")
 except KeyboardInterrupt:
     caught.set()
     sys.exit(0)
 """,
-    "interrupted among many": """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts us aside
-caught = threading.Event()
-def interrupt():
-    while not caught.wait(1.0):
-        os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=interrupt, daemon=True).start()
-def send(n):
+    "interrupted among many": INTERRUPT + """def send(n):
     asyncio.run(add.enqueue(Add(a=n, b=2), user_id=f"u{n}"))
 threads = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(30)]
 [each.start() for each in threads]

@@ -37,9 +37,10 @@ async def greet(payload: Greeting, ctx: Context) -> dict:
 '''
 
 
-def run(*command: str | Path, cwd: Path, timeout: float) -> str:
+def run(*command: str | Path, cwd: Path, timeout: float, **variables: str) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=timeout
+        command, cwd=cwd, env={**clean_environment(), **variables}, capture_output=True, text=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -89,8 +90,9 @@ def test_wheel_alone_runs_a_job(installed: Path, tmp_path: Path) -> None:
         cwd=tmp_path, timeout=60,
     )
     assert Path(where.strip()).is_relative_to(installed.parent)
-    command: list[str | Path] = [installed / "tidemill", "dev", "my_jobs.py"]
-    command += ["--data", tmp_path / "data"]
+    run(installed / "tidemill", "new", "first_jobs", cwd=tmp_path, timeout=60)
+    command: list[str | Path] = [installed / "tidemill", "dev", "my_jobs.py", "first_jobs"]
+    command += ["--demo", "--data", tmp_path / "data"]
     for port in ("--kafka-port", "--clickhouse-port", "--http-port"):
         command += [port, "0"]
     with (
@@ -112,6 +114,13 @@ def test_wheel_alone_runs_a_job(installed: Path, tmp_path: Path) -> None:
                 error.add_note((tmp_path / "dev.log").read_text()[-10_000:])
                 raise
             assert json.loads(answer)["result"] == {"hello": "Ada"}
+            own = run(
+                installed / "python", "first_jobs.py", cwd=tmp_path, timeout=90,
+                TIDEMILL_KAFKA=kafka,
+            )
+            assert own.startswith("succeeded text='Hello, Ada!'")
+            log_text = (tmp_path / "dev.log").read_text
+            wait_until(lambda: "jobs of every fate" in log_text(), 60, log_text)
             dev.send_signal(signal.SIGTERM)
             assert dev.wait(20) == 0, (tmp_path / "dev.log").read_text()
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.tidy.sources import ROOT
+from tidemill.new_module import write_new
 
 pytestmark = pytest.mark.timeout(240)
 SECONDS = 200.0  # a machine that builds mypy's cache for pydantic first
@@ -185,9 +186,8 @@ async def wrong(ctx: Context, handle: TypedHandle[Sum]) -> None:
 '''
 
 
-def test_mypy_knows_payload_and_result(tmp_path: Path) -> None:
-    module = tmp_path / "stranger.py"
-    module.write_text(HEAD + RIGHT + WRONG)
+def checked(folder: Path, *files: str) -> subprocess.CompletedProcess[str]:
+    """What `mypy --strict` says of a stranger's files."""
     # Kept from one run to the next: pydantic's part takes longer than all else.
     cache = ROOT / ".cache" / "mypy-of-strangers"
     # As a wheel brings it, one package and no other: a checkout's own install is hidden from mypy.
@@ -197,12 +197,24 @@ def test_mypy_knows_payload_and_result(tmp_path: Path) -> None:
     package = site / "tidemill"
     if not package.is_symlink():
         package.symlink_to(ROOT / "tidemill")
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "--no-pretty",
-         "--no-error-summary", module.name],
-        cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False,
+         "--no-error-summary", *files],
+        cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False,
         env={**os.environ, "MYPYPATH": str(site), "COLUMNS": "500"},
     )
+
+
+def test_mypy_finds_nothing_in_what_new_writes(tmp_path: Path) -> None:
+    written = write_new("my_jobs", tmp_path)
+    done = checked(tmp_path, *(path.name for path in written))
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_mypy_knows_payload_and_result(tmp_path: Path) -> None:
+    module = tmp_path / "stranger.py"
+    module.write_text(HEAD + RIGHT + WRONG)
+    done = checked(tmp_path, module.name)
     told = re.findall(r"^stranger\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.MULTILINE)
     lines = enumerate(module.read_text().splitlines(), 1)
     expected = {(number, code[1]) for number, line in lines

@@ -7,7 +7,8 @@ import re
 import statistics
 from pathlib import Path
 
-from tests.tidy.sources import Source, sources, sources_of, text_of, tracked_files
+from tests.tidy.sources import ROOT, Source, sources, sources_of, text_of, tracked_files
+from tools.native import compiled_sources
 
 CODE = ("schemas", "streams", "agents", "tidemill", "systems")
 FUNCTION_LINES_MAX = 70
@@ -125,3 +126,36 @@ def test_locks_hold_hashes_and_no_addresses() -> None:
         assert all("==" in line for line in pins)
         assert not [line for line in lines if "://" in line or line.startswith("-")]
         assert sum("--hash=sha256:" in line for line in lines) >= len(pins)
+
+
+def names_caught_twice(tree: ast.Module) -> list[str]:
+    """Functions that catch different exceptions under one name, which mypyc compiles wrongly."""
+    found = []
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        caught: dict[str, set[str]] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+                caught.setdefault(node.name, set()).add(ast.unparse(node.type))
+        found += [f"{function.name}: {name}" for name, kinds in caught.items() if len(kinds) > 1]
+    return found
+
+
+def test_compiled_functions_catch_no_two_exceptions_under_one_name() -> None:
+    compiled = {Path(path) for path in compiled_sources(ROOT)}
+    looked_at = [source for source in sources() if source.path in compiled]
+    assert len(looked_at) == len(compiled)
+    wrong = [
+        f"{source.path}: {name}" for source in looked_at for name in names_caught_twice(source.tree)
+    ]
+    assert wrong == [], "give each `except ... as` of one function a name of its own"
+
+
+def test_a_name_caught_twice_is_found() -> None:
+    text = "def f():\n try: ...\n except {} as error: ...\n except {} as {}: ...\n"
+    for first, second, name, count in (
+        ("KeyError", "OSError", "error", 1), ("KeyError", "OSError", "other", 0),
+        ("KeyError", "KeyError", "error", 0),
+    ):
+        assert len(names_caught_twice(ast.parse(text.format(first, second, name)))) == count

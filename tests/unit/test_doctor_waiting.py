@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tidemill import doctor
 from tidemill.agents.settings import CommonSettings
-from tidemill.doctor import CHECKS, waiting
+from tidemill.doctor import CHECKS, Check, Finding, examine, waiting
 
 
 def group(queue: str, type: str, reason: str, jobs: int = 3) -> dict[str, Any]:
@@ -61,3 +62,17 @@ def test_many_are_not_all_named(told: list[dict[str, Any]]) -> None:
 
 def test_doctor_asks() -> None:
     assert set(waiting.CHECKS) <= set(CHECKS)
+
+
+def test_without_clickhouse_it_says_what_it_could_not_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(_: CommonSettings) -> Finding:
+        return Finding("clickhouse", "failed", "no answer")
+
+    monkeypatch.setattr(doctor, "CHECKS", (Check("clickhouse", away), *waiting.CHECKS))
+    _, *found = examine(CommonSettings())
+    assert [one.check for one in found] == ["queues", "types"]
+    for one in found:
+        assert one.verdict == "unknown"
+        assert one.found.startswith("not checked without ClickHouse: whether jobs wait")

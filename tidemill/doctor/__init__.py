@@ -48,7 +48,8 @@ def _answer(check: Check, settings: CommonSettings, failed: set[str]) -> Finding
         return check.run(settings)
     name = WORDS[check.needs]
     if check.needs in failed:
-        return Finding(check.name, "unknown", f"not checked without {name}")
+        left = f": {check.asks}" if check.asks else ""
+        return Finding(check.name, "unknown", f"not checked without {name}{left}")
     try:
         return check.run(settings)
     except (KafkaException, TopicsError, SqlError, TimeoutError) as error:

@@ -33,9 +33,11 @@ class Finding:
 class Check:
     """One question. `needs` names the check without which this one cannot be made.
 
-    `run` may raise what Kafka or ClickHouse raise: the check has then failed.
+    `asks` is the question in words, told where it cannot be asked. `run` may raise what Kafka or
+    ClickHouse raise: the check has then failed.
     """
 
     name: str
     run: Callable[[CommonSettings], Finding]
     needs: str | None = None
+    asks: str = ""

@@ -62,6 +62,12 @@ def _listed(names: list[str]) -> str:
 
 
 CHECKS: Final = (
-    Check("queues", queues, needs="clickhouse"),
-    Check("types", types, needs="clickhouse"),
+    Check(
+        "queues", queues, needs="clickhouse",
+        asks="whether jobs wait in a queue that no living worker serves",
+    ),
+    Check(
+        "types", types, needs="clickhouse",
+        asks="whether jobs wait for a type that no living worker runs",
+    ),
 )
