@@ -20,6 +20,7 @@ from tidemill.errors import NonRetryable, Retry
 
 EXCERPT_CHARACTERS: Final = 1_500  # of an article, for its summary or an answer
 ANSWER_TOKENS_MAX: Final = 200
+STOP: Final = ("\nQuestion:",)  # small models go on with questions of their own
 SUMMARY_TOKENS_MAX: Final = 80  # of one article
 LEAD_CHARACTERS_MAX: Final = 300
 _SENTENCE: Final = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
@@ -82,7 +83,9 @@ class ChatModel:
             f"Question: {question}"
         )
         with self._faults():
-            pieces = self._model.stream(_messages(prompt), max_tokens=ANSWER_TOKENS_MAX)
+            pieces = self._model.stream(
+                _messages(prompt), max_tokens=ANSWER_TOKENS_MAX, stop=STOP
+            )
             async for piece in pieces:
                 yield piece
 

@@ -31,6 +31,7 @@ from tidemill.policies import seconds_of
 
 USER: Final = "system:news"
 RUNS_SHOWN: Final = 10
+JOIN_POLL_SECONDS: Final = 0.05
 INTERVALS_LATE: Final = 3  # a schedule whose last run is older does not run
 QUESTION_LENGTH_MAX: Final = 2_000
 
@@ -72,7 +73,17 @@ class Service:
             return {"status": "unavailable", "reason": str(error)[:300]}
         if end.status == "succeeded":
             return {"status": "succeeded", **dict(end.result or {})}
-        return {"status": str(end.status)}
+        return await self._joined(str(end.status))
+
+    async def _joined(self, status: str) -> dict[str, Any]:
+        """Another run goes on, the schedule's or another process's: its end is this one's, too."""
+        deadline = asyncio.get_running_loop().time() + ASK_WAIT_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            runs = await asyncio.to_thread(self.news.last_runs, 1)
+            if not runs or runs[0].status != tables.RUNNING:
+                return {"status": status}
+            await asyncio.sleep(JOIN_POLL_SECONDS)
+        return {"status": "unavailable", "reason": f"no end within {ASK_WAIT_SECONDS:g} s"}
 
     # -- questions ---------------------------------------------------------------------------------
 

@@ -184,6 +184,24 @@ async def test_r4_7_questions_at_one_time_share_an_ingestion(stack: Stack) -> No
     assert [each["articles"] for each in ingestions] == [2] * 5
 
 
+async def test_r4_7_a_question_waits_for_the_run_that_goes_on(stack: Stack) -> None:
+    """Somebody else's run brings the article: the question starts none, and finds it."""
+    before, asked = len(stack.runs("SUCCESS")), len(stack.server.asked)
+    release = threading.Event()
+    stack.publish(range(60, 61), release)
+    async with serving(stack) as web:
+        await web.post("/api/ingest")
+        await asyncio.to_thread(
+            wait_until, lambda: len(stack.server.asked) > asked, SECONDS, stack.log.read_text
+        )
+        threading.Timer(1.0, release.set).start()
+        told = events((await web.post("/ask", json={"question": articles()[60][0]})).text)
+    assert len(stack.server.asked) == asked + 1
+    assert len(stack.runs("SUCCESS")) == before + 1
+    assert told[-2][0] == "sources"
+    assert told[-2][1][0]["title"] == articles()[60][0]
+
+
 async def test_r4_8_a_question_finds_what_came_a_moment_ago(stack: Stack) -> None:
     stack.publish(range(40, 41))
     async with serving(stack) as web:
