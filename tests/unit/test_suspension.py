@@ -158,6 +158,7 @@ def test_a_sleeping_job_holds_its_unique_key() -> None:
     ]
 
 
+@pytest.mark.interpreted
 def test_a_run_suspends_so_often_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspensions, "SUSPENSIONS_MAX", 2)
     scene = begun()
