@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from tidemill.schemas.first_problem import first_problem
 from tidemill.schemas.requests import (
     ID_LENGTH_MAX,
     ID_PATTERN,
@@ -298,18 +299,18 @@ def owner_of(body: object) -> tuple[str | None, str | None, str | None]:
 
 
 def _refusal_of(error: ValidationError, body: dict[str, Any], model: type[BaseModel]) -> Refusal:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or "value"
+    first = first_problem(error)
+    name = first.path or "value"
     user_id, job_id, type_name = owner_of(body)
-    if first["type"] == "extra_forbidden":
+    if first.kind == "extra_forbidden":
         code = ErrorCode.UNKNOWN_FIELD
         known = ", ".join(sorted(model.model_fields))
         message = f"unknown field {name!r}; known fields: {known}; put your own data in payload"
-    elif first["type"] == "missing":
+    elif first.kind == "missing":
         code, message = ErrorCode.MISSING_FIELD, f"field {name!r} is required; add it"
     else:
         # The words of JSON: our lists are kept as tuples.
-        why = first["msg"].replace("valid tuple", "valid list")
+        why = first.message.replace("valid tuple", "valid list")
         code, message = ErrorCode.INVALID_FIELD, f"field {name!r}: {why}"
     return Refusal(
         code, message, field=name, user_id=user_id, job_id=job_id, type=type_name

@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, TypeAdapter, ValidationError
 
+from tidemill.schemas.first_problem import first_problem
+
 ROOT: Final = "root"  # the key of a `RootModel` that is no JSON object by itself
 TYPES_MAX: Final = 1_000  # types whose readers are kept; programs make few
 INTEGER_MIN: Final = -(2**63)
@@ -129,9 +131,8 @@ class Reader:
         except NotPortable:
             raise
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            path = ".".join(str(part) for part in first["loc"])
-            raise NotPortable(path, f"its JSON is not read back: {first['msg']}") from None
+            first = first_problem(error)
+            raise NotPortable(first.path, f"its JSON is not read back: {first.message}") from None
         except Exception as error:  # a serialiser of the user's may do anything
             raise NotPortable("", f"{type(error).__name__}: {error}") from error
         if not is_same(back, value):

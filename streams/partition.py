@@ -74,8 +74,8 @@ class Partition:
         self._unknown_type = state.policies.unknown_type
         self._absences = self._unknown_type.absences
         self.ticking = state.policies.schedules.ticking
-        self.ticking.settle(number, partitioner or Partitioner(partitions))
         partitioner = partitioner or Partitioner(partitions)
+        self.ticking.settle(number, partitioner)
         self.messages = Messages(
             number, partitions, topics, self._processor, partitioner, state.policies.all
         )

@@ -50,6 +50,20 @@ class LoopBridge:
                 future.set_result(result)
 
 
+class LoopBridges:
+    """The bridge to the loop that runs now; one at a time."""
+
+    def __init__(self) -> None:
+        self._bridge: LoopBridge | None = None
+
+    def promise(self) -> LoopPromise:
+        """Something for the running loop to wait for."""
+        loop, bridge = asyncio.get_running_loop(), self._bridge
+        if bridge is None or bridge.loop is not loop:
+            bridge = self._bridge = LoopBridge(loop)
+        return bridge.promise()
+
+
 class LoopPromise:
     """A future of the loop that another thread may settle."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
@@ -34,7 +34,7 @@ from tidemill.answers import (
     CommandReceipt,
     wait_for_answer,
 )
-from tidemill.bridge import LoopBridge, LoopPromise
+from tidemill.bridge import LoopBridges, LoopPromise
 from tidemill.completed import CompletedJob, ResultMismatch
 from tidemill.completions import Completions, Waiter
 from tidemill.handles import Binding, JobHandle, R, TypedHandle
@@ -66,6 +66,24 @@ Sending = partial[bool]
 """Sends when there is room, and tells the promise; False when there is none."""
 
 
+def records_of(
+    requests: Iterable[Request], handles: list[JobHandle], topic: str,
+    next_id: Callable[[], str], now_ms: int, binding: Binding,
+) -> Iterator[Record]:
+    """The records of many requests, one by one; `handles` gets the handle of each before it."""
+    for number, request in enumerate(requests):
+        job_id = next_id() if request.job_id is None else request.job_id
+        try:
+            value = encode(request, job_id)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"request {number}: {error}; those before it may have been sent"
+            ) from None
+        handle = JobHandle(job_id, request.user_id, request.type, topic, now_ms)
+        handles.append(handle.bound(binding))
+        yield request.user_id, value
+
+
 class _Core:
     """What both clients do; no method waits, but for `enqueue_many`."""
 
@@ -83,7 +101,7 @@ class _Core:
         self.timeout_seconds = timeout_seconds
         self.is_closed = False
         self.binding: Binding = weakref.ref(self)
-        self._bridge: LoopBridge | None = None
+        self._bridges = LoopBridges()
         self._ids = JobIds()
         self._sender = Sender(settings.kafka, timeout_seconds, compression)
         self._completions = Completions(
@@ -109,27 +127,10 @@ class _Core:
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         handles: list[JobHandle] = []
-        topic = self.topics.requested
-        self._sender.send_many(topic, self._records(requests, handles))
+        topic, now_ms = self.topics.requested, time.time_ns() // 1_000_000
+        records = records_of(requests, handles, topic, self._ids.next, now_ms, self.binding)
+        self._sender.send_many(topic, records)
         return handles
-
-    def _records(
-        self, requests: Iterable[Request], handles: list[JobHandle]
-    ) -> Iterator[Record]:
-        topic = self.topics.requested
-        now_ms = time.time_ns() // 1_000_000
-        next_id = self._ids.next
-        for number, request in enumerate(requests):
-            job_id = next_id() if request.job_id is None else request.job_id
-            try:
-                value = encode(request, job_id)
-            except InvalidRequest as error:
-                raise InvalidRequest(
-                    f"request {number}: {error}; those before it may have been sent"
-                ) from None
-            handle = JobHandle(job_id, request.user_id, request.type, topic, now_ms)
-            handles.append(handle.bound(self.binding))
-            yield request.user_id, value
 
     def command(
         self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
@@ -171,10 +172,7 @@ class _Core:
 
     def promise(self) -> LoopPromise:
         """Something for the running loop to wait for."""
-        loop, bridge = asyncio.get_running_loop(), self._bridge
-        if bridge is None or bridge.loop is not loop:
-            bridge = self._bridge = LoopBridge(loop)
-        return bridge.promise()
+        return self._bridges.promise()
 
     def close(self, seconds: float | None = None) -> None:
         """`seconds`: each part at most; None: as long as acknowledgements may take."""

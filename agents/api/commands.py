@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field, ValidationError
 
-from tidemill.agents.answers import AnswerError, AnswerTimeout, CommandAnswer, CommandReceipt
+from tidemill.agents.answers import CommandAnswer, CommandReceipt
 from tidemill.agents.answers import wait_for_answer as wait
-from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.problems import Problem, answer_problems, invalid_parameter
 from tidemill.agents.api.producer import Enqueuer
 from tidemill.agents.api.reader import Reader
 from tidemill.agents.api.routes import Text, job_path, no_such_job
@@ -101,26 +101,17 @@ class Commander:
                 command=word, user_id=user_id, job_id=job_id, actor=actor, reason=reason or None
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise Problem(
-                422, "invalid-parameter", f"parameter {field!r}: {first['msg']}; mend it",
-                field=field,
-            ) from None
+            raise invalid_parameter(error) from None
         sent_at = int(time.time() * 1000)
         partition, offset = await self._enqueuer.send_to(
             self._topics.commands, user_id, command.model_dump_json(exclude_none=True).encode(), []
         )
         receipt = CommandReceipt(word, user_id, job_id, partition, offset, sent_at)
         loop = asyncio.get_running_loop()
-        try:
+        with answer_problems():
             return await loop.run_in_executor(
                 self._threads, wait, self._kafka, self._topics, receipt
             )
-        except AnswerTimeout as error:
-            raise Problem(504, "no-answer", str(error)) from None
-        except AnswerError as error:
-            raise Problem(503, "kafka-unavailable", str(error)) from None
 
 
 def _words(reason: str | None) -> str:

@@ -7,13 +7,19 @@ detail names the field, the reason and the way out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+
+from tidemill.agents.answers import AnswerError, AnswerTimeout
+from tidemill.schemas.first_problem import first_problem
 
 logger = logging.getLogger("tidemill.api")
 
@@ -68,6 +74,25 @@ class Problem(Exception):
         return JSONResponse(
             self.body(instance), self.status, headers=headers, media_type=MEDIA_TYPE
         )
+
+
+def invalid_parameter(error: ValidationError) -> Problem:
+    """What a model of ours refused of a caller's words."""
+    field, message, _ = first_problem(error)
+    return Problem(
+        422, "invalid-parameter", f"parameter {field!r}: {message}; mend it", field=field
+    )
+
+
+@contextmanager
+def answer_problems() -> Iterator[None]:
+    """The ledger's answer to a command that does not come, or cannot be asked for."""
+    try:
+        yield
+    except AnswerTimeout as error:
+        raise Problem(504, "no-answer", str(error)) from None
+    except AnswerError as error:
+        raise Problem(503, "kafka-unavailable", str(error)) from None
 
 
 def of_validation(error: RequestValidationError) -> Problem:

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tidemill.agents.answers import AnswerError, AnswerTimeout
-from tidemill.agents.api.problems import Problem
+from tidemill.agents.api.problems import Problem, answer_problems, invalid_parameter
 from tidemill.agents.schedule_log import ScheduleLog, next_of, problem_of
 from tidemill.schemas.requests import TYPE_LENGTH_MAX, Instant
 from tidemill.schemas.schedules import ScheduleCommand, ScheduleRecord, ScheduleSpec, ScheduleWord
@@ -68,12 +67,8 @@ class _Asking:
                 return work(log)
 
         async with self._room:
-            try:
+            with answer_problems():
                 return await asyncio.to_thread(aside)
-            except AnswerTimeout as error:
-                raise Problem(504, "no-answer", str(error)) from None
-            except AnswerError as error:
-                raise Problem(503, "kafka-unavailable", str(error)) from None
 
     async def ask(self, word: ScheduleWord, name: str, **fields: Any) -> dict[str, Any] | None:
         """The schedule after a command; None: it is gone."""
@@ -83,12 +78,7 @@ class _Asking:
                 actor="api", **fields,
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise Problem(
-                422, "invalid-parameter", f"parameter {field!r}: {first['msg']}; mend it",
-                field=field,
-            ) from None
+            raise invalid_parameter(error) from None
 
         def work(log: ScheduleLog) -> ScheduleRecord | None:
             if word != "set" and name not in log.records:

@@ -30,6 +30,7 @@ from tidemill.schemas.codec import (
     parse_json,
 )
 from tidemill.schemas.events import JobEvent
+from tidemill.schemas.first_problem import first_problem
 from tidemill.schemas.instants import instant_text
 from tidemill.schemas.requests import INSTANT_MAX, INSTANT_MIN
 from tidemill.schemas.words import ErrorCode, EventKind
@@ -148,9 +149,9 @@ def check(value: bytes | None) -> dict[str, Any] | Refusal:
         flat = body if not isinstance(body.get("data"), dict) else {**body, "data": {}}
         JobEvent.model_validate_json(_json(flat), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or "value"
-        return refuse(ErrorCode.INVALID_FIELD, f"field {name!r}: {first['msg']}", name)
+        first = first_problem(error)
+        name = first.path or "value"
+        return refuse(ErrorCode.INVALID_FIELD, f"field {name!r}: {first.message}", name)
     for name in _PLACE:
         if name in body:
             return refuse(

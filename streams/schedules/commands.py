@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tidemill.schemas.schedules import BACKFILL_MAX, ScheduleCommand, ScheduleSpec
+from tidemill.schemas.schedules import BACKFILL_MAX, ScheduleCommand
 from tidemill.streams.occurrences.plan import between
 from tidemill.streams.schedules.table import ScheduleRow
 from tidemill.streams.schedules.tick import Tick
@@ -130,27 +130,11 @@ def _ticks(
             return found
         instants = found
     what = "run now" if command.word == "run" else f"backfill of {len(instants)}"
-    _tell(new, what, now_ms, command)
+    new.note(what, now_ms, command)  # it moves no instant
+    is_backfill, suffix = command.word == "backfill", f"!{command.command_id}"
     for instant in instants:
-        _ask(ticking, turn, new, spec, instant, command)
+        ticking.ask(turn, new, spec, Tick(instant, now_ms, None, is_backfill, suffix=suffix))
     return None
-
-
-def _tell(new: ScheduleRow, what: str, now_ms: int, command: ScheduleCommand) -> None:
-    """A change that moves no instant."""
-    new.change, new.changed_at, new.refused = what, now_ms, None
-    new.actor, new.command_id = command.actor, command.command_id
-    new.revision += 1
-
-
-def _ask(
-    ticking: Ticking, turn: Turn, new: ScheduleRow, spec: ScheduleSpec, instant: int,
-    command: ScheduleCommand,
-) -> None:
-    tick = Tick(
-        instant, turn.now_ms, None, command.word == "backfill", suffix=f"!{command.command_id}"
-    )
-    ticking.ask(turn, new, spec, tick)
 
 
 def _range(

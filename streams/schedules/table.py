@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from tidemill.schemas import SCHEMA_VERSION
-from tidemill.schemas.schedules import ScheduleRecord, ScheduleSpec
+from tidemill.schemas.schedules import ScheduleCommand, ScheduleRecord, ScheduleSpec
 from tidemill.streams.schedules.announced import Source
 from tidemill.streams.store.table import Table, UnknownRow
 
@@ -69,6 +69,13 @@ class ScheduleRow:
         made.command_id, made.refused = self.command_id, self.refused
         made.zone_data = self.zone_data
         return made
+
+    def note(self, change: str, now_ms: int, command: ScheduleCommand | None) -> None:
+        """What has changed, and who asked for it; None: nobody did."""
+        self.change, self.changed_at, self.refused = change, now_ms, None
+        self.actor = None if command is None else command.actor
+        self.command_id = None if command is None else command.command_id
+        self.revision += 1
 
     @property
     def spec(self) -> ScheduleSpec | None:

@@ -226,17 +226,11 @@ class Ticking:
         self, new: ScheduleRow, change: str, now_ms: int, command: ScheduleCommand | None = None
     ) -> None:
         """The row is another one: its next instant is reckoned from the last one."""
-        new.change, new.changed_at, new.refused = change, now_ms, None
-        new.actor = None if command is None else command.actor
-        new.command_id = None if command is None else command.command_id
-        new.revision += 1
-        self._plan_anew(new, new.last_ms)
-
-    def _plan_anew(self, new: ScheduleRow, after_ms: int) -> None:
+        new.note(change, now_ms, command)
         new.zone_data = self.zone_data
         is_still = new.is_paused or (new.is_orphaned and new.live is None)
         plan = None if is_still else self.plan_of(new)
-        new.next_ms = None if plan is None else next_after(plan, after_ms)
+        new.next_ms = None if plan is None else next_after(plan, new.last_ms)
 
     def plan_of(self, row: ScheduleRow) -> Plan | None:
         """The plan that rules; None where it cannot be reckoned, and the row says why."""
@@ -293,11 +287,10 @@ class Ticking:
             spent += 1
         if is_plain and following is not None and len(found.run) == 1:
             new.last_ms, new.next_ms = instant, following
-            new.zone_data = self.zone_data
         else:
             new.last_ms = now_ms if plan is not None else instant
             new.next_ms = None if plan is None else next_after(plan, max(now_ms, instant))
-            new.zone_data = self.zone_data
+        new.zone_data = self.zone_data
         self.put(turn, new)
         return spent
 

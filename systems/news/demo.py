@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +21,7 @@ from xml.sax.saxutils import escape
 import httpx
 import yaml
 
+from systems.demo_processes import ANY_PORTS, addresses, running
 from systems.news.settings import Settings
 from systems.news.web import create_app
 from tidemill import AsyncClient
@@ -32,11 +29,8 @@ from tidemill import AsyncClient
 TOPICS: Final = ("money", "science", "history", "computers")
 ARTICLES_PER_FEED: Final = 10  # the model of this machine needs seconds for five summaries
 QUESTIONS: Final = ("What is the stock market?", "Who discovered something in physics?")
-START_SECONDS_MAX: Final = 120.0
 RUN_SECONDS_MAX: Final = 180.0
-STOP_SECONDS_MAX: Final = 40.0
 POLL_SECONDS: Final = 0.2
-READY: Final = re.compile(r"^ready kafka=(\S+) ", re.MULTILINE)
 
 
 def feed(topic: str) -> bytes:
@@ -79,24 +73,9 @@ def feeds() -> Iterator[list[str]]:
 @contextmanager
 def stack(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """`tidemill dev systems.news`; where its Kafka is."""
-    log = folder / "dev.log"
-    words = ["--data", str(folder / "data"), "--kafka-port", "0", "--clickhouse-port", "0",
-             "--http-port", "0"]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tidemill", "dev", "systems.news", *words],
-            env=os.environ | environment, stdout=out, stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while (found := READY.search(log.read_text())) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the stack did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(POLL_SECONDS)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(STOP_SECONDS_MAX)
+    dev = ["tidemill", "dev", "systems.news", "--data", str(folder / "data"), *ANY_PORTS]
+    with running(dev, "ready kafka=", folder / "dev.log", environment) as line:
+        yield addresses(line)["kafka"]
 
 
 async def story(settings: Settings, kafka: str) -> None:

@@ -9,11 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +17,7 @@ import httpx
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from systems.demo_processes import ANY_PORTS, addresses, running
 from systems.models import LOCAL_MODEL
 from systems.prompt_runs.data import EntityMention, ModelRow, Prompt, Response, engine
 from systems.prompt_runs.settings import DATABASE_VARIABLE, LOCAL_AT_ONCE, SECRET_VARIABLE
@@ -32,31 +29,8 @@ PROMPTS: Final = (
     "Which city in Europe has the best trains?",
 )
 RUNS: Final = 2
-START_SECONDS_MAX: Final = 180.0
 RUN_SECONDS_MAX: Final = 300.0
-STOP_SECONDS_MAX: Final = 20.0
 LOOK_SECONDS: Final = 0.5
-
-
-@contextmanager
-def running(words: list[str], ready: str, log: Path) -> Iterator[str]:
-    """A process until the block ends, once `ready` is in its output; that line."""
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", *words], stdout=out, stderr=out)
-    try:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while ready not in (text := log.read_text(errors="replace")):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{words[0]} did not start; {log} ends with:\n{text[-2000:]}")
-            time.sleep(LOOK_SECONDS)
-        yield next(line for line in text.splitlines() if ready in line)
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def main() -> None:
@@ -72,11 +46,10 @@ def main() -> None:
         session.add_all([Prompt(text=text, runs=RUNS) for text in PROMPTS])
     dev = ["tidemill", "dev", "systems.prompt_runs", "--data", str(DATA / "engine")]
     dev += ["--concurrency", str(LOCAL_AT_ONCE)]
-    for port in ("--kafka-port", "--clickhouse-port", "--http-port"):
-        dev += [port, "0"]
+    dev += ANY_PORTS
     print("starting Kafka, ledger, worker, ClickHouse …")
     with running(dev, "ready kafka=", DATA / "dev.log") as line:
-        told = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        told = addresses(line)
         os.environ["TIDEMILL_KAFKA"] = told["kafka"]
         web = ["uvicorn", "systems.prompt_runs.web:app", "--port", "0"]
         with running(web, "Uvicorn running on ", DATA / "web.log") as line:

@@ -237,25 +237,25 @@ def concurrency_of_a_user(stage: Stage) -> None:
     stage.until("second", *ENDS)
 
 
-def cancel_waiting(stage: Stage) -> None:
-    stage.ask("story.act", job_id="j", run_at=stage.now() + timedelta(hours=1))
-    stage.until("j", "scheduled")
+def _cancel_after(stage: Stage, event: str) -> None:
+    stage.until("j", event)
     stage.cancel("j")
     stage.until("j", *ENDS)
+
+
+def cancel_waiting(stage: Stage) -> None:
+    stage.ask("story.act", job_id="j", run_at=stage.now() + timedelta(hours=1))
+    _cancel_after(stage, "scheduled")
 
 
 def cancel_running(stage: Stage) -> None:
     stage.ask("story.alone", {"seconds": 60}, job_id="j")
-    stage.until("j", "attempt_started")
-    stage.cancel("j")
-    stage.until("j", *ENDS)
+    _cancel_after(stage, "attempt_started")
 
 
 def cancel_running_with_context(stage: Stage) -> None:
     stage.ask("story.act", {"do": ["sleep"], "seconds": 60}, job_id="j")
-    stage.until("j", "attempt_started")
-    stage.cancel("j")
-    stage.until("j", *ENDS)
+    _cancel_after(stage, "attempt_started")
 
 
 def cancel_between_attempts(stage: Stage) -> None:
@@ -332,9 +332,7 @@ def _type(name: str, **payload: Any) -> Callable[[Stage], None]:
 
 def cancel_awaiting(stage: Stage) -> None:
     stage.ask("story.suspends_in_thread", {"seconds": 60}, job_id="j")
-    stage.until("j", "suspended")
-    stage.cancel("j")
-    stage.until("j", *ENDS)
+    _cancel_after(stage, "suspended")
 
 
 def crash_in_the_middle(stage: Stage) -> None:

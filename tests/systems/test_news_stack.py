@@ -143,6 +143,13 @@ def test_r4_1_the_first_run_is_at_once_and_a_tick_meanwhile_is_skipped_and_told(
             stack.news.close()
 
 
+async def until_asked(stack: Stack, before: int) -> None:
+    """Until a feed has been asked for once more than that."""
+    await asyncio.to_thread(
+        wait_until, lambda: len(stack.server.asked) > before, SECONDS, stack.log.read_text
+    )
+
+
 async def test_r4_9_an_ingestion_can_be_asked_for(stack: Stack) -> None:
     stack.ready()
     await asyncio.to_thread(
@@ -173,9 +180,7 @@ async def test_r4_7_questions_at_one_time_share_an_ingestion(stack: Stack) -> No
             asyncio.create_task(web.post("/ask", json={"question": articles()[n][0]}))
             for n in range(5)
         ]
-        await asyncio.to_thread(
-            wait_until, lambda: len(stack.server.asked) > asked, SECONDS, stack.log.read_text
-        )
+        await until_asked(stack, asked)
         release.set()
         told = [events(each.text) for each in await asyncio.gather(*asks)]
     assert len(stack.server.asked) == asked + 1
@@ -191,9 +196,7 @@ async def test_r4_7_a_question_waits_for_the_run_that_goes_on(stack: Stack) -> N
     stack.publish(range(60, 61), release)
     async with serving(stack) as web:
         await web.post("/api/ingest")
-        await asyncio.to_thread(
-            wait_until, lambda: len(stack.server.asked) > asked, SECONDS, stack.log.read_text
-        )
+        await until_asked(stack, asked)
         threading.Timer(1.0, release.set).start()
         told = events((await web.post("/ask", json={"question": articles()[60][0]})).text)
     assert len(stack.server.asked) == asked + 1
@@ -218,9 +221,7 @@ async def test_r4_6_a_stop_lets_the_run_end_and_starts_no_other(stack: Stack) ->
     stack.publish(range(50, 53), release)
     async with serving(stack) as web:
         await web.post("/api/ingest")
-        await asyncio.to_thread(
-            wait_until, lambda: len(stack.server.asked) > asked, SECONDS, stack.log.read_text
-        )
+        await until_asked(stack, asked)
         stack.process.terminate()
         await web.post("/api/ingest")
     threading.Timer(1.0, release.set).start()

@@ -154,6 +154,7 @@ def _spec(fields: dict[str, Any]) -> ScheduleSpec:
     from pydantic import ValidationError
 
     from tidemill.agents.schedule_log import problem_of
+    from tidemill.schemas.first_problem import first_problem
     from tidemill.schemas.schedules import ScheduleSpec
 
     if "type" not in fields:
@@ -161,9 +162,9 @@ def _spec(fields: dict[str, Any]) -> ScheduleSpec:
     try:
         spec = ScheduleSpec(**fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]).removesuffix("_ms").replace("_", "-")
-        raise CliError(f"--{field}: {first['msg']}; mend it", exit_codes.USAGE) from None
+        first = first_problem(error)
+        field = first.path.removesuffix("_ms").replace("_", "-")
+        raise CliError(f"--{field}: {first.message}; mend it", exit_codes.USAGE) from None
     wrong = problem_of(spec)
     if wrong is not None:
         raise CliError(f"--{wrong[0]}: {wrong[1]}", exit_codes.USAGE)
@@ -197,6 +198,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 def _ask(log: ScheduleLog, word: Any, name: str, timeout: float, **fields: Any) -> None:
     from pydantic import ValidationError
 
+    from tidemill.schemas.first_problem import first_problem
     from tidemill.schemas.schedules import ScheduleCommand
 
     try:
@@ -205,9 +207,8 @@ def _ask(log: ScheduleLog, word: Any, name: str, timeout: float, **fields: Any) 
             **fields,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CliError(f"{field}: {first['msg']}; mend it", exit_codes.USAGE) from None
+        first = first_problem(error)
+        raise CliError(f"{first.path}: {first.message}; mend it", exit_codes.USAGE) from None
     record = log.ask(command, timeout)
     if record is None:
         print_json({"name": name, "change": "removed"})

@@ -5,18 +5,17 @@ Owns sending and waiting there; checks and handles are the client's own. Refuses
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from tidemill.answers import CommandReceipt
-from tidemill.bridge import LoopBridge, LoopPromise
-from tidemill.client import Client, Sending
+from tidemill.bridge import LoopBridges, LoopPromise
+from tidemill.client import Client, Sending, records_of
 from tidemill.completions import Waiter
 from tidemill.handles import JobHandle
-from tidemill.requests import ClientError, InvalidRequest, Request, encode, encode_command
+from tidemill.requests import ClientError, Request, encode, encode_command
 from tidemill.waiting import WaitTimeout
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class EngineCore:
         self.timeout_seconds = 1.0
         self.is_closed = False
         self.binding = weakref.ref(self)
-        self._bridge: LoopBridge | None = None
+        self._bridges = LoopBridges()
 
     def enqueue(self, request: Request) -> Sending:
         job_id = self._engine.next_id() if request.job_id is None else request.job_id
@@ -50,18 +49,11 @@ class EngineCore:
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
         handles: list[JobHandle] = []
-        for number, request in enumerate(requests):
-            job_id = self._engine.next_id() if request.job_id is None else request.job_id
-            try:
-                value = encode(request, job_id)
-            except InvalidRequest as error:
-                raise InvalidRequest(
-                    f"request {number}: {error}; those before it may have been sent"
-                ) from None
-            topic, now_ms = self.topics.requested, self._engine.now_ms
-            self._engine.append(topic, request.user_id, value)
-            handle = JobHandle(job_id, request.user_id, request.type, topic, now_ms)
-            handles.append(handle.bound(self.binding))
+        engine, topic = self._engine, self.topics.requested
+        for user_id, value in records_of(
+            requests, handles, topic, engine.next_id, engine.now_ms, self.binding
+        ):
+            engine.append(topic, user_id, value)
         return handles
 
     def command(
@@ -106,10 +98,7 @@ class EngineCore:
             )
 
     def promise(self) -> LoopPromise:
-        loop, bridge = asyncio.get_running_loop(), self._bridge
-        if bridge is None or bridge.loop is not loop:
-            bridge = self._bridge = LoopBridge(loop)
-        return bridge.promise()
+        return self._bridges.promise()
 
     def close(self, seconds: float | None = None) -> None:
         self.is_closed = True
