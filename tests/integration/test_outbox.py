@@ -31,7 +31,8 @@ from tests.integration.roles import Roles
 from tests.tidy.sources import ROOT
 from tests.waiting import wait_until
 from tidemill import Client, Request, outbox
-from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.embedded.ports import free_port
 from tidemill.outbox import delivery
 from tidemill.schemas.topics import Topics
 

@@ -18,7 +18,7 @@ from systems.prompt_runs.data import Base, EntityMention, ModelRow, Prompt, engi
 from systems.prompt_runs.jobs import Day, daily, requests_of
 from systems.prompt_runs.store import Filter
 from tidemill import Tick
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 DAY = datetime(2026, 11, 28, 0, 0, tzinfo=UTC)
 KEY = "2026-11-28"
