@@ -384,16 +384,16 @@ class EventWriter:
 
     def ready_job(
         self, event: Event, payload: bytes, *, max_attempts: int, timeout_ms: int,
-        traceparent: str | None, rescues: int = 0, memory: bytes = b"",
+        traceparent: str | None, rescues: int = 0, memory: bytes = b"", type_name: bytes = b"",
     ) -> bytes:
-        """A `tidemill.schemas.wire.ReadyJob`; `payload` and `memory` are JSON texts."""
+        """A `tidemill.schemas.wire.ReadyJob`; `payload`, `memory`, `type_name` are JSON texts."""
         self._look_at(event)
         return (
             b'{"job_id":"%b","user_id":%b,"type":%b,"run":%b,"attempt":%b,"max_attempts":%b,'
             b'"epoch":%b,"timeout_ms":%b,"requested_at":%b,"dispatched_at":%b,"payload":%b,'
             b'"traceparent":%b%b%b}'
         ) % (
-            self._job, self._user.json, self._type_name, number_text(event.run),
+            self._job, self._user.json, type_name or self._type_name, number_text(event.run),
             number_text(event.attempt), number_text(max_attempts), number_text(event.epoch),
             number_text(timeout_ms), self._instants.digits(event.incarnation),
             self._begun.digits(event.occurred_at), payload,

@@ -27,9 +27,8 @@ TIMEOUT_SECONDS_MAX: Final = 86_400.0  # seconds, a day
 REQUEST_BYTES_MAX: Final = 1_048_576  # bytes of a record's value, 1 MiB
 RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around it stays below 1 MiB
 STEP_BYTES_MAX: Final = 262_144  # bytes of the JSON that a step of a handler returned, 256 KiB
-# Bytes of all that a job remembers: it goes to the worker in the record of each dispatch, which may
-# also hold a request of 1 MiB.
-MEMORY_BYTES_MAX: Final = 786_432
+# Bytes of all that a job remembers: it goes to the worker with each dispatch, and both hold it.
+MEMORY_BYTES_MAX: Final = 16 * 1_048_576
 SLEEP_MS_MAX: Final = 366 * 86_400_000  # ms of one sleep, a year
 STEP_NAME_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,128}$"  # 128 characters, none of control
 NESTED_MAX: Final = 200  # nested values of a result; orjson itself stops at 254

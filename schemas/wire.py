@@ -20,6 +20,12 @@ from tidemill.schemas.requests import ATTEMPTS_MAX, TIMEOUT_SECONDS_MAX, QueueNa
 
 PACK_JOBS_MAX: Final = 64  # jobs in one ready record
 PACK_BYTES_MAX: Final = 262_144  # bytes of payloads in one ready record, unless it is a single job
+# Bytes of what a job remembers that go in its own record, which may also hold a request of 1 MiB.
+MEMORY_INLINE_BYTES_MAX: Final = 786_432
+MEMORY_PART_BYTES_MAX: Final = 524_288  # bytes of a part of it, unless that is a single entry
+#: The type of a job in its record whose memory comes in parts. A worker that knows no parts would
+#: run the job as if it remembered nothing; of a type that it does not run it hands a job back.
+PARTED_TYPE: Final = "(a job whose memory comes in parts)"
 OUTCOMES_PER_RECORD_MAX: Final = 256
 OUTCOME_PACK_BYTES_MAX: Final = 524_288  # bytes; a single large result may pass it
 DELAY_MS_MAX: Final = 30 * 86_400_000  # ms before a retry, 30 days
@@ -60,6 +66,29 @@ class ReadyJob(BaseModel):
     )
 
 
+class MemoryPart(BaseModel):
+    """A part of what one job remembers. All parts come before their job, on the same partition."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    user_id: str
+    job_id: str
+    run: int
+    epoch: int
+    number: int = Field(description="0 for the first.")
+    parts: int = Field(description="How many there are.")
+    entries: list[list[Any]] = Field(description="As in `ReadyJob.memory`.")
+
+
+class Parted(BaseModel):
+    """What a record says of its one job, whose memory came in parts before it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: str = Field(description="The job's own; in the job stands PARTED_TYPE.")
+    parts: int
+
+
 class ReadyPack(BaseModel):
     """The value of a record on `jobs.ready.<queue>`."""
 
@@ -69,6 +98,8 @@ class ReadyPack(BaseModel):
     ledger_partition: int = Field(description="Outcomes go to this partition of jobs.outcomes.")
     queue: QueueName
     jobs: list[ReadyJob]
+    part: MemoryPart | None = Field(default=None, description="Then there are no jobs.")
+    parted: Parted | None = Field(default=None, description="Then there is one job.")
 
 
 OutcomeKind = Literal[

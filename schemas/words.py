@@ -139,6 +139,7 @@ class Reason(StrEnum):
     ON_PROBATION = "on_probation"  # rescued jobs of one worker run a few at a time
     INTERRUPTED = "interrupted"  # it ran longer than its worker may take to stop
     NO_FREE_SLOT = "no_free_slot"
+    MEMORY_INCOMPLETE = "memory_incomplete"  # not all of what it remembers had come to its worker
     WORKER_STALLED = "worker_stalled"  # its worker stood still before it began
     REBALANCED = "rebalanced"  # the ready partition went to another worker before it began
     WORKER_STOPPING = "worker_stopping"

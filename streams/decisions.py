@@ -385,7 +385,8 @@ def _give_back(
             verdict = policy.may_go_on(turn, left, detail)
             if verdict.kind is not None:
                 return story.obey(verdict)
-    if reason == Reason.TYPE_NOT_RUN:  # sent at once, it might meet the same worker
+    # Sent at once, it might meet the same worker.
+    if reason == Reason.TYPE_NOT_RUN or reason == Reason.MEMORY_INCOMPLETE:
         due_at = turn.now_ms + attempts.return_delay_ms(returns)
         story.tell(
             _E.DEFERRED, reason=Reason.HANDED_BACK, due_at=due_at, waits_for=HANDED_BACK

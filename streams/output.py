@@ -18,7 +18,9 @@ from tidemill.schemas.dead import dead_headers
 from tidemill.schemas.event_writer import Event, EventWriter
 from tidemill.schemas.instants import InstantCache
 from tidemill.schemas.topics import BIG_RECORD_BYTES, Topics
+from tidemill.schemas.wire import MEMORY_INLINE_BYTES_MAX, PACK_BYTES_MAX, PARTED_TYPE
 from tidemill.streams.commands import Cause
+from tidemill.streams.dispatch.memory_parts import cut
 from tidemill.streams.dispatch.placement import Placement, ReadyJob
 from tidemill.streams.envelope import MutableHeaders, forward_headers
 from tidemill.streams.job import Job
@@ -26,6 +28,10 @@ from tidemill.streams.job import Job
 CARRIED_BYTES_MAX: Final = BIG_RECORD_BYTES - 65_536
 """Key, value and headers of a record that is forwarded or buried. The topics it goes to take no
 more than the ones it came from, and a compressed record is larger than what the broker saw."""
+
+_NOTHING: Final[list[bytes]] = []
+_NO_PARTS: Final[tuple[Event | None, list[bytes]]] = (None, [])
+_PARTED_TYPE: Final = orjson.dumps(PARTED_TYPE)
 
 CUT_KEY_BYTES: Final = 1_024  # what is kept of the key of a record that is too large
 CUT_VALUE_BYTES: Final = 65_536  # and of its value: enough to see whose it was
@@ -64,6 +70,8 @@ class Output:
         self._instants = InstantCache()
         self._writer = EventWriter(self._instants)
         self._ready: dict[tuple[str, str, str], list[ReadyJob]] = {}
+        #: By the text of a job whose memory does not fit its record: the event, and the parts.
+        self._parted: dict[bytes, tuple[Event | None, list[bytes]]] = {}
         self._placement = Placement(partition)
         self.clear()
 
@@ -77,6 +85,7 @@ class Output:
         self._retry = BatchBuilder(topics.retry, partition)
         self._loose: list[OutRecord] = []
         self._ready = {}
+        self._parted = {}
         self.dead_letters: list[DeadLetter] = []
         self.forgotten_cancels = 0
         self.messages = 0
@@ -209,19 +218,27 @@ class Output:
     # --- ready packs ---
 
     def dispatch(
-        self, job: Job, event: Event, pool: tuple[str, str, str], memory: bytes = b""
+        self, job: Job, event: Event, pool: tuple[str, str, str],
+        entries: Sequence[bytes] = _NOTHING,
     ) -> None:
-        """The job goes into a ready pack of that pool when the group is sealed. `memory`: what it
-        remembers, as JSON."""
+        """The job goes into a ready pack of that pool when the group is sealed. `entries`: what it
+        remembers, each as JSON."""
         spec = job.spec
         ready = self._ready.get(pool)
         if ready is None:
             ready = self._ready[pool] = []
+        memory = b"[%b]" % b",".join(entries) if entries else b""
+        is_parted = len(memory) > MEMORY_INLINE_BYTES_MAX
         text = self._writer.ready_job(
             event, spec.payload, max_attempts=spec.max_attempts, timeout_ms=spec.timeout_ms,
-            traceparent=spec.traceparent, rescues=job.rescues, memory=memory,
+            traceparent=spec.traceparent, rescues=job.rescues,
+            memory=b"" if is_parted else memory, type_name=_PARTED_TYPE if is_parted else b"",
         )
-        ready.append((text, len(spec.payload) + len(memory)))
+        size = len(spec.payload) + len(memory)
+        if is_parted:
+            self._parted[text] = (event, cut(entries))
+            size = max(size, PACK_BYTES_MAX + 1)  # it shares no pack
+        ready.append((text, size))
 
     def pack_ready(
         self,
@@ -241,8 +258,29 @@ class Output:
                 self._write_pack(pool[0], partition, pack)
 
     def _write_pack(self, queue: str, partition: int, pack: list[bytes]) -> None:
-        value = b'{"schema_version":%b,"ledger_partition":%b,"queue":%b,"jobs":[%b]}' % (
+        more = self._write_parts(queue, partition, pack[0]) if self._parted else b""
+        self._write_ready(queue, partition, b",".join(pack), more)
+
+    def _write_parts(self, queue: str, partition: int, text: bytes) -> bytes:
+        """What the job remembers, where that travels in records of its own: they come before the
+        job's, in the same transaction. What the job's record says of it."""
+        event, parts = self._parted.pop(text, _NO_PARTS)
+        if event is None:
+            return b""
+        for number, entries in enumerate(parts):
+            part = (
+                b',"part":{"user_id":%b,"job_id":%b,"run":%d,"epoch":%d,"number":%d,"parts":%d,'
+                b'"entries":[%b]}'
+            ) % (
+                orjson.dumps(event.user_id), orjson.dumps(event.job_id), event.run, event.epoch,
+                number, len(parts), entries,
+            )
+            self._write_ready(queue, partition, b"", part)
+        return b',"parted":{"type":%b,"parts":%d}' % (orjson.dumps(event.type), len(parts))
+
+    def _write_ready(self, queue: str, partition: int, jobs: bytes, more: bytes) -> None:
+        value = b'{"schema_version":%b,"ledger_partition":%b,"queue":%b,"jobs":[%b]%b}' % (
             str(SCHEMA_VERSION).encode(), str(self._partition).encode(), orjson.dumps(queue),
-            b",".join(pack),
+            jobs, more,
         )
         self._loose.append((self._topics.ready(queue), partition, None, value, None))

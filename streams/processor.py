@@ -16,6 +16,7 @@ from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import EventKind, Reason
 from tidemill.streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve, Submit
 from tidemill.streams.decision import (
+    DECISION_BYTES,
     Accepted,
     Effect,
     FollowUp,
@@ -40,6 +41,7 @@ from tidemill.streams.turn import NO_CAUSE, Turn
 # Follow-ups of one decision, as decisions count: far beyond what a group may hold. A policy that
 # has work for more jobs keeps a table of it and does a part in each group.
 FOLLOW_UPS_MAX: Final = 20_000
+_NOTHING: Final[list[bytes]] = []
 
 
 class Processor:
@@ -141,7 +143,10 @@ class Processor:
     def _cause(self, effect: Effect, job: Job, event: Event) -> None:
         match effect:
             case Effect.DISPATCH:
-                known = self.state.memory.of(job) if self.state.memory.by_job else b""
+                memory = self.state.memory
+                known = memory.entries(job) if memory.by_job else _NOTHING
+                if known:
+                    self._spent += sum(map(len, known)) // DECISION_BYTES
                 self.output.dispatch(job, event, self.schedule.name_of(job.spec), known)
             case Effect.COMPLETE:
                 self.output.completed(job, event)

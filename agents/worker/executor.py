@@ -29,7 +29,7 @@ from tidemill.agents.worker.handlers import Handler
 from tidemill.agents.worker.lanes import Lane, ThreadLane, line_up
 from tidemill.agents.worker.module_names import LoadPlan
 from tidemill.agents.worker.outcomes import Outcome
-from tidemill.agents.worker.packs import read_pack
+from tidemill.agents.worker.packs import PackReader, why_not_run
 from tidemill.agents.worker.process_lane import TERM_GRACE_SECONDS, ProcessLane
 from tidemill.agents.worker.pulse import Pulse
 from tidemill.agents.worker.standstill import Standstill, put_off
@@ -100,7 +100,7 @@ class Executor:
         )
         self._queues: dict[str, QueueState] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
-        self._early_cancels = EarlyCancels()
+        self._early_cancels, self._reader = EarlyCancels(), PackReader()
         self._quiet = asyncio.Event()
         self._sweeper: asyncio.TimerHandle = loop.call_later(SWEEP_SECONDS, self._sweep)
         self.is_stopping = False
@@ -175,7 +175,7 @@ class Executor:
     # -- packs in ------------------------------------------------------------------------------
 
     def take(self, value: bytes | None, on_settled: Callable[[], object]) -> Pack | None:
-        """Begin the jobs of a ready record; None, and settled, when it cannot be read."""
+        """Begin the jobs of a ready record; None, and settled, when it has none for now."""
         opened = self._open(value, on_settled)
         if opened is None:
             return None
@@ -212,7 +212,7 @@ class Executor:
     def _open(
         self, value: bytes | None, on_settled: Callable[[], object]
     ) -> tuple[Pack, list[Attempt]] | None:
-        body = read_pack(value)
+        body = self._reader.read(value)
         if body is None:
             on_settled()
             return None
@@ -312,11 +312,10 @@ class Executor:
         attempt.is_ended = True
         self.ended_total += 1
         pack = attempt.pack
-        finished_ms = int(clocks.wall() * 1000)
         if end["kind"] == "returned":
             outcome = outcomes.encode(attempt.job, end, 0, 0)
         else:
-            outcome = outcomes.encode(attempt.job, end, attempt.started_ms, finished_ms)
+            outcome = outcomes.encode(attempt.job, end, attempt.started_ms, clocks.wall_ms())
         self._writer.add(
             pack.ledger_partition, outcome, None if attempt.has_told_start else pack, attempt
         )
@@ -359,6 +358,7 @@ class Executor:
             self._hand_back_unknown_types()
         self._suspects.look(now)
         self._apart.look(now)
+        self._reader.parts.look(now)
         self._hand_back_suspects(now)
         FAILURES.tell_rest()
 
@@ -428,7 +428,7 @@ class Executor:
         )
         for attempt in unknown:
             self._forget_waiting(attempt)
-            self._end_unbegun(attempt, outcomes.returned(Reason.TYPE_NOT_RUN))
+            self._end_unbegun(attempt, outcomes.returned(why_not_run(attempt.job)))
         self._on_room()
 
     # -- cancel --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Ready records as plain dicts, as far as the worker counts on their fields.
 
-Owns what makes a ready record readable. Refuses to know what is done with its jobs.
+Owns what makes a ready record readable, and puts together what came in several records. Refuses to
+know what is done with the jobs.
 """
 
 from __future__ import annotations
@@ -10,15 +11,50 @@ from typing import Any, Final
 
 import orjson
 
+from tidemill.agents.worker.memory_parts import MemoryParts
 from tidemill.schemas import SCHEMA_VERSION
-from tidemill.schemas.wire import ReadyJob
+from tidemill.schemas.wire import PARTED_TYPE, MemoryPart, ReadyJob
+from tidemill.schemas.words import Reason
 
 # What a job of a pack must have; the rest is left out where it says nothing.
 _JOB_FIELDS: Final = frozenset(
     name for name, field in ReadyJob.model_fields.items() if field.is_required()
 )
 
+_PART_FIELDS: Final = frozenset(MemoryPart.model_fields)
+
 logger = logging.getLogger("tidemill.worker")
+
+
+class PackReader:
+    """Reads one ready record after the other."""
+
+    def __init__(self) -> None:
+        self.parts = MemoryParts()
+
+    def read(self, value: bytes | None) -> dict[str, Any] | None:
+        """The pack; None when the record holds no jobs for now: it cannot be read, or is a part of
+        what a later one remembers."""
+        body = read_pack(value)
+        if body is None:
+            return None
+        if "part" in body:
+            self.parts.keep(body["part"], len(value or b""))
+            return None
+        if "parted" in body:
+            self._join(body["jobs"][0], body["parted"])
+        return body
+
+    def _join(self, job: dict[str, Any], parted: dict[str, Any]) -> None:
+        """Gives the job its type and what it remembers, if all of that is there."""
+        memory = self.parts.take(job, parted["parts"])
+        if memory is not None:
+            job["type"], job["memory"] = parted["type"], memory
+
+
+def why_not_run(job: dict[str, Any]) -> Reason:
+    """Why a job has a type that this worker does not run."""
+    return Reason.MEMORY_INCOMPLETE if job["type"] == PARTED_TYPE else Reason.TYPE_NOT_RUN
 
 
 def read_pack(value: bytes | None) -> dict[str, Any] | None:
@@ -59,4 +95,20 @@ def _has_shape(body: dict[str, Any]) -> bool:
             and isinstance(job["epoch"], int)
         ):
             return False
-    return True
+    return ("part" not in body or _is_part(body["part"])) and (
+        "parted" not in body or _is_parted(body["parted"], len(jobs))
+    )
+
+
+def _is_part(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.keys() >= _PART_FIELDS
+        and isinstance(part["number"], int) and isinstance(part["entries"], list)
+    )
+
+
+def _is_parted(parted: Any, jobs: int) -> bool:
+    return (
+        isinstance(parted, dict) and jobs == 1
+        and isinstance(parted.get("type"), str) and isinstance(parted.get("parts"), int)
+    )

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
+import orjson
+
 from tidemill.agents.worker import results
 from tidemill.agents.worker.durations import Duration, seconds_of
 from tidemill.agents.worker.errors import JobDefinitionError, NonRetryable
@@ -49,10 +51,7 @@ class Suspending:
         self._memory: dict[str, tuple[str, Any]] = {
             name: (kind, value) for name, kind, value in memory or ()
         }
-        self._bytes = sum(
-            len(name.encode()) + len(results.write(value)) + ENTRY_BYTES
-            for name, (_, value) in self._memory.items()
-        )
+        self._bytes: int | None = None  # of all that is remembered, once somebody has asked
         self._keep = keep
         self._lock = threading.Lock()  # steps of one handler may run on several threads
         self._names: set[str] = set()
@@ -188,6 +187,8 @@ class Suspending:
     def _store(self, name: str, text: bytes) -> Future[None]:
         size = len(name.encode()) + len(text) + ENTRY_BYTES
         with self._lock:
+            if self._bytes is None:
+                self._bytes = self._size()
             if self._bytes + size > MEMORY_BYTES_MAX:
                 raise NonRetryable(
                     f"with step {name!r} this job would remember {self._bytes + size} bytes, at "
@@ -198,6 +199,13 @@ class Suspending:
         if self._keep is None:
             raise RuntimeError("nothing here keeps the results of steps")
         return self._keep(name, text)
+
+    def _size(self) -> int:
+        """Bytes of what came with the job: only asked for when more is to be remembered."""
+        return sum(
+            len(name.encode()) + len(orjson.dumps(value)) + ENTRY_BYTES
+            for name, (_, value) in self._memory.items()
+        )
 
     # --- suspensions ---
 

@@ -59,15 +59,13 @@ class Memory(Table[Name, Entry]):
         """Bytes of all that a job remembers, as they are sent."""
         return self._sizes.get(key, 0)
 
-    def of(self, job: Job) -> bytes:
-        """All that the job remembers, as `ReadyJob.memory`; b"" when it is nothing."""
+    def entries(self, job: Job) -> list[bytes]:
+        """All that the job remembers, each an element of `ReadyJob.memory`."""
         found = self.by_job.get(job.key)
         if found is None:
-            return b""
+            return []
         begun = job.spec.requested_at
-        return b"[%b]" % b",".join(
-            [one.json for one in found.values() if one.incarnation == begun]
-        )
+        return [one.json for one in found.values() if one.incarnation == begun]
 
     # --- what changes ---
 

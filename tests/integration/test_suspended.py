@@ -45,6 +45,20 @@ def on_thread(payload: dict[str, str], ctx: Context) -> object:
     return [found, ctx.attempt, ctx.step("after", load, payload["folder"], "after")]
 
 
+@job("nap.much")
+async def remembers_much(payload: dict[str, str], ctx: Context) -> object:
+    for number in range(40):
+        await ctx.step(f"part {{number}}", lambda: "x" * 250_000)
+    return await on_loop(payload, ctx)
+
+
+@job("nap.much_in_process", process=True)
+def remembers_much_in_process(payload: dict[str, str], ctx: Context) -> object:
+    for number in range(40):
+        ctx.step(f"part {{number}}", lambda: "x" * 250_000)
+    return on_thread(payload, ctx)
+
+
 @job("nap.process", process=True)
 def in_process(payload: dict[str, str], ctx: Context) -> object:
     found = ctx.step("load", load, payload["folder"], ctx.job_id)
@@ -59,7 +73,7 @@ def test_a_sleep_outlives_its_ledger_and_its_worker(kafka: str, tmp_path: Path) 
         **os.environ, "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": PREFIX,
         "TIDEMILL_NATIVE": "0", "PYTHONPATH": str(ROOT),
     }
-    types = ("nap.async", "nap.thread", "nap.process")
+    types = ("nap.async", "nap.thread", "nap.process", "nap.much", "nap.much_in_process")
     with ExitStack() as ending, Client(kafka=kafka, topic_prefix=PREFIX) as client:
         roles = Roles(tmp_path, env, ending, command_seconds=SECONDS)
         assert roles.tidemill("topics", "apply").returncode == 0

@@ -24,7 +24,7 @@ from tidemill.agents.worker.graces import Graces
 from tidemill.agents.worker.handlers import Handler
 from tidemill.agents.worker.lanes import run_blocking
 from tidemill.agents.worker.outcomes import Outcome
-from tidemill.agents.worker.packs import read_pack
+from tidemill.agents.worker.packs import PackReader, why_not_run
 from tidemill.agents.worker.signature import is_coroutine
 from tidemill.agents.worker.verdicts import end_of_verdict
 from tidemill.schemas import SCHEMA_VERSION
@@ -50,6 +50,7 @@ PROGRESS_SECONDS: Final = 0.5  # at most one progress of a job in this time
 GIVE_UP_SECONDS: Final = 7.0  # a handler that still runs so long after its end is given up on
 MISSING_MS: Final = int(HEARTBEAT_MISSING_SECONDS * 1000)  # ms of silence
 GRACES: Final = Graces()
+_NO_JOBS: Final[Mapping[str, Any]] = {"queue": "", "ledger_partition": 0, "jobs": []}
 
 Handlers = Callable[[], Mapping[str, Handler]]
 
@@ -69,6 +70,7 @@ class Worker:
         self._slots = slots
         self._committed = committed  # by ready topic: survives this process
         self._open: dict[str, dict[int, Pack]] = {}
+        self._reader = PackReader()
         self._positions = dict(committed)
         #: Below these, records may have been delivered before.
         self._doubtful = {topic: log.end(topic) for topic in committed}
@@ -145,9 +147,7 @@ class Worker:
         self._committed.setdefault(topic, 0)
         for record in self._log.read(topic, self._positions.get(topic, 0)):
             self._positions[topic] = record.offset + 1
-            body = read_pack(record.value)
-            if body is None:
-                continue
+            body = self._reader.read(record.value) or _NO_JOBS
             pack = Pack(
                 QueueState(body["queue"]), body["ledger_partition"], len(body["jobs"]),
                 self._clock.seconds(), lambda: self._commit(topic), self,
@@ -161,7 +161,7 @@ class Worker:
                     end = outcomes.returned(Reason.REDELIVERED, None, WORKER_ID)
                     self._finish(attempt, end)
                 elif attempt.handler is None:
-                    self._finish(attempt, outcomes.returned(Reason.TYPE_NOT_RUN))
+                    self._finish(attempt, outcomes.returned(why_not_run(job)))
                 else:
                     self._waiting.append(attempt)
 

@@ -74,7 +74,8 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.UNKNOWN_TYPE: "No worker has told of this type yet.",
     R.TYPE_NOT_RUN: "Workers of its queue live, and none of them runs its type.",
     R.QUEUE_NOT_SERVED: "Its queue has had no living worker for 30 s; it waits for one.",
-    R.HANDED_BACK: "A worker that does not run its type gave it back; it goes again a while later.",
+    R.HANDED_BACK: "A worker gave it back that does not run its type, or had not got all that it "
+    "remembers; it goes again a while later.",
     R.SAME_BODY: "A repeat of the same request.",
     R.OTHER_BODY: "The same `job_id` with another request.",
     R.STALE_EPOCH: "An outcome of an attempt that was superseded.",
@@ -89,6 +90,8 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.ON_PROBATION: "Rescued jobs run a few at a time, and others of its worker came first.",
     R.INTERRUPTED: "Its worker stopped while it ran, and it took longer than the grace.",
     R.NO_FREE_SLOT: "The worker could not start it within a second.",
+    R.MEMORY_INCOMPLETE: "Not all of what it remembers had come to its worker, which read on where "
+    "another one had stopped; all of it is sent again.",
     R.WORKER_STALLED: "Its worker stood still, held by a handler, before it began.",
     R.REBALANCED: "Workers came or went, and it was on its way to one that had not begun it.",
     R.WORKER_STOPPING: "The worker was asked to stop before the job began.",
@@ -157,7 +160,7 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
     ),
     C.CANCELLED: ("The handler ended because of a cancel.", "Nothing: somebody asked for it."),
     C.STEP_TOO_LARGE: (
-        "A step's result is larger than 256 KiB, or all that the job remembers than 768 KiB.",
+        "A step's result is larger than 256 KiB, or all that the job remembers than 16 MiB.",
         "Store the data elsewhere and return a reference.",
     ),
     C.NAME_USED_TWICE: (
