@@ -26,9 +26,8 @@ from tidemill.agents import exit_codes
 from tidemill.agents import topics as topics_
 from tidemill.agents.callers import family_of, http_address
 from tidemill.agents.dev_lines import QuietStart, tell_handlers
-from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.embedded.broker import Broker, free_port
 from tidemill.agents.embedded.errors import EmbeddedError
-from tidemill.agents.embedded.ports import free_port
 from tidemill.agents.private_files import disk_fault, folder_fault, make_data_folder, private_umask
 from tidemill.agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
 from tidemill.agents.settings import DEFAULT_HOST, StackSettings
@@ -46,8 +45,9 @@ from tidemill.schemas.topics import Topics
 WORKER_STAGE: Final = 0
 ENGINE_STAGE: Final = 1  # ledger, and sink with page: neither needs the other to end well
 BROKER_STAGE: Final = 2
-# Seconds from the first Ctrl-C until what is left of a stage is killed. All within 10 s; each role
-# can be killed at any point without a loss, so a kill costs a restore and nothing else.
+# Seconds from the first Ctrl-C until what is left of a stage is killed. All within 10 s, unless
+# jobs may take longer to finish. Each role can be killed at any point without a loss, so a kill
+# costs a restore and nothing else.
 STOP_DEADLINES: Final = {WORKER_STAGE: 5.0, ENGINE_STAGE: 7.5, BROKER_STAGE: 9.5}
 LEFT_LINES_MAX: Final = 3  # lines about files whose mode stays; more would say the same
 DEV_STOP_GRACE_SECONDS: Final = 4.0  # running jobs may finish; below the worker stage's deadline
@@ -74,6 +74,13 @@ class DevPlan:
     concurrency: int | None = None
     workers: int = 1
     is_reloading: bool = False
+    stop_grace_seconds: float = DEV_STOP_GRACE_SECONDS
+
+    @property
+    def stop_deadlines(self) -> dict[int, float]:
+        """Of each stage: all of them wait for jobs that may finish."""
+        more = max(0.0, self.stop_grace_seconds - DEV_STOP_GRACE_SECONDS)
+        return {stage: seconds + more for stage, seconds in STOP_DEADLINES.items()}
 
     @property
     def kafka(self) -> str:
@@ -182,7 +189,7 @@ class DevStack:
                     self._start()
                     self._keep(on_ready)
             finally:
-                self._supervisor.stop(STOP_DEADLINES, self._is_urgent)
+                self._supervisor.stop(self._plan.stop_deadlines, self._is_urgent)
         return self._supervisor.fatal_exit_code or exit_codes.OK
 
     def _tell(self, line: str) -> None:
@@ -325,7 +332,7 @@ def _worker_roles(plan: DevPlan) -> Iterator[tuple[str, list[str]]]:
     if not plan.modules:
         return
     tuned = [] if plan.concurrency is None else ["--concurrency", str(plan.concurrency)]
-    grace = RELOAD_GRACE_SECONDS if plan.is_reloading else DEV_STOP_GRACE_SECONDS
+    grace = RELOAD_GRACE_SECONDS if plan.is_reloading else plan.stop_grace_seconds
     for number in range(plan.workers):
         yield (
             "worker" if plan.workers == 1 else f"worker-{number}",

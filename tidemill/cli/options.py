@@ -40,6 +40,10 @@ Modules = Annotated[
     list[str],
     typer.Argument(metavar="MODULE...", help="Dotted names or paths of .py files with handlers."),
 ]
+StopGrace = Annotated[
+    float | None,
+    typer.Option("--stop-grace-seconds", help="How long running jobs may finish on a stop."),
+]
 LogFormat = Annotated[
     str | None, typer.Option("--log-format", help="console for people, json for machines.")
 ]

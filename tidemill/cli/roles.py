@@ -65,6 +65,7 @@ def dev(
     demo: Annotated[
         bool, typer.Option("--demo", help="Bring handlers, and ask for a job of every fate.")
     ] = False,
+    stop_grace_seconds: o.StopGrace = None,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
@@ -79,7 +80,7 @@ def dev(
         http_host=http_host, partitions=partitions, topic_prefix=topic_prefix,
         log_format=log_format, log_level=log_level,
     )
-    _check_roles(concurrency)
+    worker = _check_roles(concurrency, stop_grace_seconds)
     if demo and demo_seeds.MODULE not in modules:
         modules = [*modules, demo_seeds.MODULE]
     plan_modules(modules)  # names first: it takes no time
@@ -94,6 +95,7 @@ def dev(
         modules=modules, data=settings.data, kafka_port=ports["kafka"],
         clickhouse_port=ports["clickhouse"], http_port=ports["http"], settings=settings,
         concurrency=concurrency, workers=workers, is_reloading=reload,
+        stop_grace_seconds=_grace(worker),
     )
     terminal = Terminal()
     lines = _Lines(settings.log_format, terminal.write)
@@ -114,12 +116,20 @@ def dev(
     raise typer.Exit(code)
 
 
-def _check_roles(concurrency: int | None) -> None:
+def _check_roles(concurrency: int | None, stop_grace_seconds: float | None) -> WorkerSettings:
     """What the environment says to the roles: each of them would end by it, after the start."""
     from tidemill.agents.settings import LedgerSettings, WorkerSettings, load
 
     load(LedgerSettings)
-    load(WorkerSettings, concurrency=concurrency)
+    return load(WorkerSettings, concurrency=concurrency, stop_grace_seconds=stop_grace_seconds)
+
+
+def _grace(worker: WorkerSettings) -> float:
+    """What was asked for. Else less than a worker of its own has: a laptop shall stop at once."""
+    from tidemill.agents.dev import DEV_STOP_GRACE_SECONDS
+
+    is_given = "stop_grace_seconds" in worker.model_fields_set
+    return worker.stop_grace_seconds if is_given else DEV_STOP_GRACE_SECONDS
 
 
 def _say(line: str) -> None:
@@ -224,10 +234,7 @@ def worker(
     worker_id: Annotated[
         str | None, typer.Option("--worker-id", help="Name, the same after a restart.")
     ] = None,
-    stop_grace_seconds: Annotated[
-        float | None,
-        typer.Option("--stop-grace-seconds", help="How long running jobs may finish on a stop."),
-    ] = None,
+    stop_grace_seconds: o.StopGrace = None,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
