@@ -6,6 +6,6 @@ stored), `jobs` (what runs), `web` (what people and crons call).
 
 from __future__ import annotations
 
-from systems.prompt_runs.jobs import daily, fan_out, run_prompt
+from systems.prompt_runs.jobs import daily, fan_out, give_up, run_prompt
 
-__all__ = ["daily", "fan_out", "run_prompt"]
+__all__ = ["daily", "fan_out", "give_up", "run_prompt"]

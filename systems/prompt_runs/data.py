@@ -1,14 +1,15 @@
 """What the system stores: prompts, models, one row a run, answers, mentions, calls.
 
 Owns the tables and the engine. The unique constraint on (prompt, model, run, batch) is what makes
-asking again harmless, however much later. Refuses to know jobs and models.
+asking again harmless, however much later. The outbox is a table beside them. Refuses to know what a
+job does, and the protocol of models.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     DateTime,
@@ -18,18 +19,17 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
-    create_engine,
-    event,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
+from systems.database import open_engine
 from systems.prompt_runs.settings import database_url
+from tidemill import outbox
 
 QUEUED, PROCESSING, SUCCEEDED, FAILED, SKIPPED = STATUSES = (
     "queued", "processing", "succeeded", "failed", "skipped",
 )
-BUSY_SECONDS: Final = 30.0  # SQLite has one writer; the others wait for their turn this long
 
 
 def utc_now() -> datetime:
@@ -87,7 +87,11 @@ class ModelRow(Base):
 
 
 class PromptJob(Base):
-    """One run of a prompt at a model: its state as the application's users see it."""
+    """One run of a prompt at a model: its state as the application's users see it.
+
+    `asked_again` counts how often somebody asked for it after its batch was made; each time is a
+    job with an id of its own, and the engine lets one of a row live at a time (`unique_key`).
+    """
 
     __tablename__ = "prompt_jobs"
     __table_args__ = (
@@ -103,6 +107,7 @@ class PromptJob(Base):
     status: Mapped[str] = mapped_column(String(12), default=QUEUED, index=True)
     error_message: Mapped[str | None] = mapped_column(Text, default=None)
     attempt_count: Mapped[int] = mapped_column(default=0)
+    asked_again: Mapped[int] = mapped_column(default=0)
     scheduled_for: Mapped[datetime] = mapped_column(Instant, index=True)
     started_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
     finished_at: Mapped[datetime | None] = mapped_column(Instant, default=None)
@@ -112,9 +117,19 @@ class PromptJob(Base):
     model: Mapped[ModelRow] = relationship()
 
     @property
-    def job_id(self) -> str:
-        """The Tidemill job of this row: the same whenever it is asked for."""
+    def key(self) -> str:
+        """The row's key as one text."""
         return f"{self.batch_key}.{self.prompt_id}.{self.model_id}.{self.run_index}"
+
+    @property
+    def job_id(self) -> str:
+        """The Tidemill job that was asked for last: the same until somebody asks again."""
+        return self.job_ids[-1]
+
+    @property
+    def job_ids(self) -> list[str]:
+        """All jobs that were asked for."""
+        return [self.key, *(f"{self.key}.again{n + 1}" for n in range(self.asked_again))]
 
     @property
     def user_id(self) -> str:
@@ -162,14 +177,13 @@ class ModelCall(Base):
     asked_at: Mapped[datetime] = mapped_column(Instant)
 
 
+outbox.attach(Base.metadata)
+
+
 @cache
 def engine_of(url: str) -> Engine:
     """The engine of an address, one a process, its tables made."""
-    is_sqlite = url.startswith("sqlite")
-    arguments: dict[str, Any] = {"timeout": BUSY_SECONDS} if is_sqlite else {}
-    engine = create_engine(url, connect_args=arguments)
-    if is_sqlite:
-        _set_up_sqlite(engine)
+    engine = open_engine(url)
     Base.metadata.create_all(engine)
     return engine
 
@@ -177,21 +191,3 @@ def engine_of(url: str) -> Engine:
 def engine() -> Engine:
     """The engine of the settings."""
     return engine_of(database_url())
-
-
-def _set_up_sqlite(engine: Engine) -> None:
-    """Readers beside a writer, and a transaction that takes the write lock at its begin.
-
-    A transaction that begins as a reader and then writes fails at once when another has written.
-    """
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy begins, not the driver
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
 from systems.models import Call
 from systems.prompt_runs import store
-from systems.prompt_runs.asking import ask
+from systems.prompt_runs.asking import Answered, ask
 from systems.prompt_runs.data import PromptJob, engine, utc_now
-from systems.prompt_runs.settings import JOB_SECONDS
+from systems.prompt_runs.settings import JOB_SECONDS, LOST_SECONDS
 from tidemill import (
     Backoff,
     Context,
@@ -27,6 +28,7 @@ from tidemill import (
     Tick,
     default_client,
     job,
+    outbox,
     schedule,
 )
 
@@ -79,17 +81,41 @@ async def daily(tick: Tick, ctx: Context) -> list[Request]:
     ]
 
 
+@schedule("prompt_runs.give_up", every="1min", overlap="skip")
+async def give_up(tick: Tick, ctx: Context) -> dict[str, Any]:
+    """A worker that died again and again, or an attempt that took too long, told its row nothing:
+    the row failed, and may be run again."""
+    lost = await asyncio.to_thread(
+        store.give_up, engine(), utc_now() - timedelta(seconds=LOST_SECONDS),
+        "its attempt took too long, or its worker died again and again",
+    )
+    return {"given_up": lost}
+
+
 def requests_of(rows: Iterable[PromptJob]) -> Iterable[Request]:
-    """A request for each row; the same row gives the same request."""
+    """A request for each row; the same row gives the same request, until it is asked for again."""
     for row in rows:
-        yield run_prompt.request(
-            Run(id=row.id), user_id=row.user_id, job_id=row.job_id, batch_id=row.batch_key,
-            priority=_priority(row),
-        )
+        yield _request(row)
 
 
-def _priority(row: PromptJob) -> Any:
-    return row.prompt.priority
+def _request(row: PromptJob) -> Request:
+    priority: Any = row.prompt.priority
+    # One job of a row lives at a time, whatever the ids of those that ask for it.
+    return run_prompt.request(
+        Run(id=row.id), user_id=row.user_id, job_id=row.job_id, batch_id=row.batch_key,
+        priority=priority, unique_key=row.key,
+    )
+
+
+def run_again(row_ids: list[int], *statuses: str) -> int:
+    """Asks once more for these runs, if they are in one of these states; how many there were.
+
+    The rows and their requests are one transaction; the relay of the web app takes them to Kafka.
+    """
+    def ask(session: Session, row: PromptJob) -> None:
+        outbox.add(session, _request(row))
+
+    return len(store.ask_again(engine(), row_ids, ask, statuses=statuses))
 
 
 @job(
@@ -109,28 +135,29 @@ async def run_prompt(payload: Run, ctx: Context) -> dict[str, Any]:
         raise Skip("already_ended")
     calls: list[Call] = []
     try:
-        done = await ask(work.text, work.model, work.fallback, calls)
+        # A step: a retry after a failed commit, or a death before it, does not pay for it again.
+        stored = await ctx.step("ask", _ask, work, calls)
     except Exception as error:
         is_final = isinstance(error, NonRetryable) or ctx.attempt >= ctx.max_attempts
         message = f"{type(error).__name__}: {error}"
-        await asyncio.to_thread(
-            store.fail, engine(), work.row_id, message, calls, is_final=is_final
-        )
+        await asyncio.to_thread(store.fail, engine(), work, message, calls, is_final=is_final)
         raise
-    mentions = [(entity.name, entity.sentiment) for entity in done.value.entities]
+    done = Answered.model_validate(stored)
     is_kept = await asyncio.to_thread(
-        lambda: store.succeed(
-            engine(), work, model_name=done.model, answer=done.value.answer, raw=done.text,
-            mentions=sorted(set(mentions)), calls=calls,
-        )
+        store.succeed, engine(), work, model_name=done.model, answer=done.value.answer,
+        raw=done.text, mentions=done.mentions, calls=done.calls,
     )
     if not is_kept:
         raise Skip("cancelled")
     return {
-        "model": done.model, "entities": len(mentions), "cost_usd": done.cost_usd,
-        "input_tokens": sum(call.input_tokens for call in calls),
-        "output_tokens": sum(call.output_tokens for call in calls),
+        "model": done.model, "entities": len(done.value.entities), "cost_usd": done.cost_usd,
+        "input_tokens": sum(call.input_tokens for call in done.calls),
+        "output_tokens": sum(call.output_tokens for call in done.calls),
     }
+
+
+async def _ask(work: store.Work, calls: list[Call]) -> dict[str, Any]:
+    return (await ask(work.text, work.model, work.fallback, calls)).model_dump(mode="json")
 
 
 def day_of_today(prompt_id: int | None = None) -> Day:

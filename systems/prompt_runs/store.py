@@ -1,11 +1,12 @@
 """Every change of the rows: making a batch, claiming a run, its end, cancelling, counting.
 
-Owns the transactions: each function is one. Refuses to know Kafka and models.
+Owns the transactions: each function is one. Refuses to know Kafka and models: what shall be written
+to the outbox in the same transaction is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, Select, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, joinedload
 
+from systems.database import reading
 from systems.models import Call
 from systems.prompt_runs.data import (
     FAILED,
@@ -36,9 +38,11 @@ INSERT_ROWS: Final = 500  # of one statement: below every database's bound on pa
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One claimed run: what to ask, and whom."""
+    """One claimed run: what to ask, and whom. `attempt` is the claim: the latest one alone ends
+    the run, so a worker that was given up and comes back changes nothing."""
 
     row_id: int
+    attempt: int
     prompt_id: int
     text: str
     model: ModelRow
@@ -116,8 +120,8 @@ def claim(engine: Engine, row_id: int) -> Work | None:
                 status=PROCESSING, attempt_count=PromptJob.attempt_count + 1, started_at=utc_now(),
                 finished_at=None,
             )
-            .returning(PromptJob.id)
-        ).first()
+            .returning(PromptJob.attempt_count)
+        ).scalar()
         row = session.get(PromptJob, row_id)
         if row is None:
             raise LookupError(f"there is no prompt job {row_id}")
@@ -127,7 +131,7 @@ def claim(engine: Engine, row_id: int) -> Work | None:
         fallback = None
         if model.fallback_id is not None:
             fallback = session.get(ModelRow, model.fallback_id)
-        return Work(row.id, row.prompt_id, row.prompt.text, model, fallback)
+        return Work(row.id, taken, row.prompt_id, row.prompt.text, model, fallback)
 
 
 def succeed(
@@ -137,7 +141,7 @@ def succeed(
     """The answer, its mentions, its calls and the state, or none of it; False when it had ended."""
     with Session(engine) as session, session.begin():
         _note_calls(session, work.row_id, calls)
-        if not _end(session, work.row_id, SUCCEEDED, None):
+        if not _end(session, work, SUCCEEDED, None):
             return False
         session.add(
             Response(
@@ -158,12 +162,12 @@ def succeed(
 
 
 def fail(
-    engine: Engine, row_id: int, message: str, calls: Sequence[Call], *, is_final: bool
+    engine: Engine, work: Work, message: str, calls: Sequence[Call], *, is_final: bool
 ) -> None:
     """An attempt that failed: its error, and `queued` until the next, or `failed`."""
     with Session(engine) as session, session.begin():
-        _note_calls(session, row_id, calls)
-        _end(session, row_id, FAILED if is_final else QUEUED, message)
+        _note_calls(session, work.row_id, calls)
+        _end(session, work, FAILED if is_final else QUEUED, message)
 
 
 def skip(engine: Engine, row_ids: Sequence[int]) -> list[PromptJob]:
@@ -178,22 +182,44 @@ def skip(engine: Engine, row_ids: Sequence[int]) -> list[PromptJob]:
         return list(rows)
 
 
-def requeue(engine: Engine, row_ids: Sequence[int]) -> list[PromptJob]:
-    """Runs that failed, now `queued` again."""
+def ask_again(
+    engine: Engine, row_ids: Sequence[int], ask: Callable[[Session, PromptJob], object], *,
+    statuses: Sequence[str] = (FAILED,),
+) -> list[PromptJob]:
+    """Runs in one of these states, `queued` now and asked for once more by `ask`, or none of it."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         rows = session.scalars(
             select(PromptJob).options(joinedload(PromptJob.prompt))
-            .where(PromptJob.id.in_(row_ids), PromptJob.status == FAILED)
+            .where(PromptJob.id.in_(row_ids), PromptJob.status.in_(statuses))
+            .order_by(PromptJob.id)
         ).all()
         for row in rows:
             row.status, row.finished_at = QUEUED, None
+            row.asked_again += 1
+            ask(session, row)
         return list(rows)
 
 
-def _end(session: Session, row_id: int, status: str, message: str | None) -> bool:
+def give_up(engine: Engine, begun_before: datetime, message: str) -> int:
+    """Runs that began so long ago that no attempt of theirs can live: they failed; how many."""
+    with Session(engine) as session, session.begin():
+        lost = session.scalars(
+            update(PromptJob)
+            .where(PromptJob.status == PROCESSING, PromptJob.started_at < begun_before)
+            .values(status=FAILED, error_message=message, finished_at=utc_now())
+            .returning(PromptJob.id)
+        ).all()
+        return len(lost)
+
+
+def _end(session: Session, work: Work, status: str, message: str | None) -> bool:
     finished = None if status == QUEUED else utc_now()
     ended = session.execute(
-        update(PromptJob).where(PromptJob.id == row_id, PromptJob.status == PROCESSING)
+        update(PromptJob)
+        .where(
+            PromptJob.id == work.row_id, PromptJob.status == PROCESSING,
+            PromptJob.attempt_count == work.attempt,
+        )
         .values(status=status, error_message=message, finished_at=finished)
         .returning(PromptJob.id)
     ).first()
@@ -244,14 +270,21 @@ def find(engine: Engine, wanted: Filter, at_most: int) -> list[PromptJob]:
     statement = wanted.on(
         select(PromptJob).options(joinedload(PromptJob.prompt), joinedload(PromptJob.model))
     )
-    with Session(engine, expire_on_commit=False) as session:
+    with Session(reading(engine), expire_on_commit=False) as session:
         newest_first = (PromptJob.created_at.desc(), PromptJob.id.desc())
         return list(session.scalars(statement.order_by(*newest_first).limit(at_most)))
 
 
+def is_active(engine: Engine, prompt_id: int) -> bool:
+    """Whether there is this prompt, and it is asked."""
+    with Session(reading(engine)) as session:
+        prompt = session.get(Prompt, prompt_id)
+        return prompt is not None and prompt.is_active
+
+
 def ids(engine: Engine, wanted: Filter) -> list[int]:
     """The ids of all these runs."""
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         return list(session.scalars(wanted.on(select(PromptJob.id))))
 
 
@@ -259,14 +292,14 @@ def counts(engine: Engine, wanted: Filter) -> dict[str, int]:
     """How many of these runs are in each state."""
     status: Any = PromptJob.status
     states: Select[Any] = select(status, func.count()).group_by(status)
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         found: dict[str, int] = {row[0]: row[1] for row in session.execute(wanted.on(states))}
     return {status: found.get(status, 0) for status in STATUSES}
 
 
 def spending(engine: Engine) -> list[dict[str, Any]]:
     """Calls, tokens, dollars and time by model and outcome."""
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         rows = session.execute(
             select(
                 ModelCall.provider, ModelCall.model_name, ModelCall.outcome, func.count(),

@@ -1,7 +1,8 @@
 """The web app: the old system's paths and shapes, and what its authors wished for.
 
-Owns HTTP: the secret, the shapes, which call asks for which job. Run it with
-`uvicorn systems.prompt_runs.web:app`. Refuses to know how a run is made.
+Owns HTTP: the secret, the shapes, which call asks for which job; and the relay that takes what was
+asked for from the outbox to Kafka. Run it with `uvicorn systems.prompt_runs.web:app`. Refuses to
+know how a run is made.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import hmac
 import html
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response
-from fastapi.responses import HTMLResponse
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from systems.prompt_runs import store
-from systems.prompt_runs.data import PromptJob, engine
-from systems.prompt_runs.jobs import FAN_OUT_USER, day_of_today, fan_out, requests_of
+from systems.prompt_runs.data import FAILED, QUEUED, PromptJob, engine
+from systems.prompt_runs.jobs import FAN_OUT_USER, day_of_today, fan_out, run_again
 from systems.prompt_runs.settings import SECRET_VARIABLE, STATUS_ROWS_MAX
 from systems.prompt_runs.store import Filter
-from tidemill import default_client
+from tidemill import ClientError, default_client, outbox
 
 Status = Literal["queued", "processing", "succeeded", "failed", "skipped"]
 log = logging.getLogger(__name__)
@@ -41,7 +44,20 @@ def check_secret(authorization: Annotated[str | None, Header()] = None) -> None:
         raise HTTPException(401, "the secret in Authorization is missing or wrong")
 
 
-app = FastAPI(title="Prompt runs", dependencies=[Depends(check_secret)])
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """The relay runs as long as the app: what a call wrote to the outbox gets to Kafka."""
+    with outbox.Relay(engine()):
+        yield
+
+
+app = FastAPI(title="Prompt runs", dependencies=[Depends(check_secret)], lifespan=lifespan)
+
+
+@app.exception_handler(ClientError)
+async def kafka_is_away(_: Request, error: ClientError) -> JSONResponse:
+    """Nothing was asked for: the caller tries again."""
+    return JSONResponse({"detail": f"the job could not be asked for: {error}"}, 503)
 
 
 class ProcessBody(BaseModel):
@@ -73,10 +89,12 @@ def cron() -> dict[str, Any]:
 
 @app.post("/api/process-prompt", deprecated=True)
 def process_prompt(body: PromptBody, response: Response) -> dict[str, Any]:
-    """The old way: runs one prompt, due or not. Use /api/cron and /api/jobs/process."""
+    """The old way: runs one prompt, due or not, once a day. Use /api/cron and /api/jobs/process."""
     log.warning("/api/process-prompt is deprecated: use /api/jobs/process")
     response.headers["Deprecation"] = "true"
     response.headers["Link"] = '</api/jobs/process>; rel="successor-version"'
+    if not store.is_active(engine(), body.promptId):
+        raise HTTPException(404, f"there is no active prompt {body.promptId}")
     day = day_of_today(body.promptId)
     handle = fan_out.enqueue_sync(day, user_id=FAN_OUT_USER)
     return {"success": True, "batchKey": day.batch_key, "fanOutJobId": handle.job_id}
@@ -84,12 +102,9 @@ def process_prompt(body: PromptBody, response: Response) -> dict[str, Any]:
 
 @app.post("/api/jobs/process", status_code=202)
 def process(body: ProcessBody) -> dict[str, Any]:
-    """Asks for a run. One that waits or runs is asked for once; a failed one runs again."""
+    """Asks for a run. One that waits or runs is run once; a failed one runs again."""
     row = _row(body.jobId)
-    if row.status == "failed":
-        _retry([row.id])
-    elif row.status == "queued":
-        default_client().enqueue_many(requests_of([row]))
+    run_again([row.id], QUEUED, FAILED)
     return {"success": True, "jobId": row.id, "status": _row(row.id).status}
 
 
@@ -118,7 +133,7 @@ def cancel(job_id: int) -> dict[str, Any]:
 def change_batch(batch_key: str, body: BatchBody) -> dict[str, Any]:
     """Cancels or retries a whole batch; says how many runs that changed."""
     rows = store.ids(engine(), Filter(batch_key=batch_key, status=body.status))
-    changed = _cancel(rows) if body.action == "cancel" else _retry(rows)
+    changed = _cancel(rows) if body.action == "cancel" else run_again(rows, FAILED)
     return {"success": True, "batchKey": batch_key, "changed": changed}
 
 
@@ -157,16 +172,11 @@ def _row(job_id: int) -> PromptJob:
 
 
 def _cancel(row_ids: list[int]) -> int:
+    """The rows first: a cancelled row is never run, whatever becomes of the word to the engine."""
     rows = store.skip(engine(), row_ids)
     for row in rows:
-        default_client().cancel(row.user_id, row.job_id, reason="cancelled", actor="api")
-    return len(rows)
-
-
-def _retry(row_ids: list[int]) -> int:
-    rows = store.requeue(engine(), row_ids)
-    for row in rows:
-        default_client().redrive(row.user_id, row.job_id, actor="api")
+        for job_id in row.job_ids:
+            default_client().cancel(row.user_id, job_id, reason="cancelled", actor="api")
     return len(rows)
 
 

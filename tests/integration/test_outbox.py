@@ -4,14 +4,12 @@ at once, rows that can never be sent, a broker that is away."""
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +18,6 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import Engine, create_engine, insert, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.ext.asyncio.session import AsyncSession
 from sqlalchemy.orm import Session
@@ -28,11 +25,11 @@ from sqlalchemy.orm import Session
 from tests.integration import outbox_relay
 from tests.integration.outbox_relay import STEPS
 from tests.integration.roles import Roles
+from tests.postgres_server import postgres_server
 from tests.tidy.sources import ROOT
 from tests.waiting import wait_until
 from tidemill import Client, Request, outbox
 from tidemill.agents.embedded.broker import Broker
-from tidemill.agents.embedded.ports import free_port
 from tidemill.outbox import delivery
 from tidemill.schemas.topics import Topics
 
@@ -42,54 +39,15 @@ PARTITIONS: Final = 3
 USERS: Final = 4
 ROWS: Final = 40
 SECONDS: Final = 60.0
-DEBIAN_BINARIES: Final = "/usr/lib/postgresql"
-
-
-def _postgres_program(name: str) -> str | None:
-    found = sorted(Path(DEBIAN_BINARIES).glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """A DSN of a server of the module's own, from Debian's package."""
-    initdb, server = _postgres_program("initdb"), _postgres_program("postgres")
-    if initdb is None or server is None:
-        pytest.skip("no Postgres: `make debian` installs Debian's where it may")
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="tidemill-pg-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    data, port = folder / "data", free_port()
-    try:
-        subprocess.run(
-            [initdb, "-D", str(data), "-A", "trust", "-U", "tidemill", "-E", "UTF8", "--no-sync"],
-            user=user, cwd=folder, check=True, capture_output=True,
-        )
-        with subprocess.Popen(
-            [server, "-D", str(data), "-p", str(port), "-k", str(folder), "-F",
-             "-c", "listen_addresses=127.0.0.1"],
-            user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as running:
-            dsn = f"postgresql+psycopg://tidemill@127.0.0.1:{port}/postgres"
-            try:
-                wait_until(lambda: _answers(dsn), SECONDS, "Postgres does not answer")
-                yield dsn
-            finally:
-                running.send_signal(signal.SIGINT)
-                running.wait(SECONDS)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(dsn: str) -> bool:
-    engine = create_engine(dsn)
-    try:
-        with suppress(OperationalError), engine.connect():
-            return True
-        return False
-    finally:
-        engine.dispose()
+    with postgres_server() as dsn:
+        if dsn is None:
+            pytest.skip("no Postgres: `make debian` installs Debian's where it may")
+        yield dsn
 
 
 # Where a transaction is open meanwhile. The steps around the sending are the same on SQLite.

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, create_engine, delete, func, insert, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from systems.prompt_runs import store
-from systems.prompt_runs.data import Base, EntityMention, ModelRow, Prompt, engine_of
+from systems.database import open_engine, reading
+from systems.prompt_runs import jobs, store
+from systems.prompt_runs.data import (
+    Base,
+    EntityMention,
+    ModelRow,
+    Prompt,
+    PromptJob,
+    engine_of,
+    utc_now,
+)
 from systems.prompt_runs.jobs import Day, daily, requests_of
 from systems.prompt_runs.store import Filter
-from tidemill import Tick
-from tidemill.agents.embedded.ports import free_port
+from tidemill import Request, Tick, outbox
 
 DAY = datetime(2026, 11, 28, 0, 0, tzinfo=UTC)
 KEY = "2026-11-28"
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not POSTGRES:
-        pytest.skip("no Postgres server: install postgresql")
-    bin_folder, folder = POSTGRES[-1].parent, tmp_path_factory.mktemp("postgres")
-    data, port = folder / "data", free_port()
-    # The server refuses root.
-    user = ["runuser", "-u", "postgres", "--"] if shutil.which("runuser") and _is_root() else []
-    if user:
-        for path in (folder, *list(folder.parents)[:3]):
-            if path.stat().st_uid == 0 and path != Path("/tmp"):
-                path.chmod(path.stat().st_mode | 0o011)
-        shutil.chown(folder, "postgres")
-    make = [*user, str(bin_folder / "initdb"), "-D", str(data), "-U", "t", "-A", "trust"]
-    subprocess.run(make, check=True, capture_output=True, cwd="/")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*user, str(bin_folder / "pg_ctl"), "-D", str(data), "-w"]
-    begin = [*control, "-l", str(folder / "log"), "-o", options, "start"]
-    subprocess.run(begin, check=True, cwd="/", stdout=subprocess.DEVNULL)
-    yield f"postgresql+psycopg://t@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
-
-
-def _is_root() -> bool:
-    return Path("/proc/self").exists() and Path("/proc/self").stat().st_uid == 0
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -140,13 +119,89 @@ def test_r3_8_a_prompt_s_priority_is_its_runs_priority(engine: Engine) -> None:
     assert (first.user_id, first.job_id) == ("prompt:1", f"{KEY}.1.1.0")
 
 
+def test_r3_3_a_worker_that_was_given_up_changes_nothing_of_the_next_attempt(
+    engine: Engine,
+) -> None:
+    fill(engine, prompts=1, models=1, runs=1)
+    (row,) = store.make_batch(engine, KEY, DAY).waiting
+    zombie, living = store.claim(engine, row.id), store.claim(engine, row.id)
+    assert zombie is not None
+    assert living is not None
+    store.fail(engine, zombie, "the zombie's error", [], is_final=True)
+    (row,) = store.find(engine, Filter(), 1)
+    assert (row.status, row.error_message, row.attempt_count) == ("processing", None, 2)
+    assert store.succeed(
+        engine, living, model_name="m0", answer="a", raw="{}", mentions=[], calls=[]
+    )
+    assert store.counts(engine, Filter())["succeeded"] == 1
+
+
+def test_r3_3_a_run_whose_attempt_never_told_its_end_has_failed(engine: Engine) -> None:
+    fill(engine, prompts=1, models=1, runs=2)
+    lost, waiting = store.make_batch(engine, KEY, DAY).waiting
+    assert store.claim(engine, lost.id) is not None
+    now = utc_now()
+    assert store.give_up(engine, now - timedelta(minutes=1), "lost") == 0
+    assert store.give_up(engine, now + timedelta(minutes=1), "lost") == 1
+    assert store.find(engine, Filter(job_id=lost.id), 1)[0].error_message == "lost"
+    assert store.find(engine, Filter(job_id=waiting.id), 1)[0].status == "queued"
+
+
+def test_r3_8_asking_again_is_one_transaction_with_its_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the row nor its request is there when one of the two cannot be written."""
+    fill(engine, prompts=1, models=1, runs=1)
+    (row,) = store.make_batch(engine, KEY, DAY).waiting
+    work = store.claim(engine, row.id)
+    assert work is not None
+    store.fail(engine, work, "no", [], is_final=True)
+
+    def break_down(session: Session, row: PromptJob) -> None:
+        outbox.add(session, Request(type="t", user_id="u", job_id=row.job_id))
+        session.flush()
+        raise OSError("as a process that dies")
+
+    with pytest.raises(OSError, match="dies"):
+        store.ask_again(engine, [row.id], break_down)
+    assert (asked(engine), store.counts(engine, Filter())["failed"]) == ([], 1)
+    monkeypatch.setattr(jobs, "engine", lambda: engine)
+    assert jobs.run_again([row.id], "failed") == 1
+    assert jobs.run_again([row.id], "failed") == 0
+    assert asked(engine) == [f"{KEY}.1.1.0.again1"]
+    assert store.counts(engine, Filter())["queued"] == 1
+
+
+def asked(engine: Engine) -> list[str]:
+    """The jobs in the outbox."""
+    with Session(engine) as session:
+        return list(session.scalars(select(outbox.table.c.job_id)))
+
+
+def test_a_reader_waits_for_no_writer_and_a_writer_for_one(tmp_path: Path) -> None:
+    """The set-up of SQLite that both systems have."""
+    engine = open_engine(f"sqlite:///{tmp_path / 'folder' / 'x.db'}")
+    engine.dispose()
+    Base.metadata.create_all(engine)
+    with engine.begin() as writer:
+        writer.execute(insert(Prompt).values(text="p", runs=1, every_days=1, priority="medium",
+                                             is_active=True))
+        with reading(engine).connect() as reader:
+            assert reader.scalar(select(func.count()).select_from(Prompt)) == 0
+        impatient = create_engine(engine.url, connect_args={"timeout": 0.0})
+        with pytest.raises(OperationalError, match="locked"), impatient.begin() as second:
+            second.execute(delete(Prompt))
+    with reading(engine).connect() as reader:
+        assert reader.scalar(select(func.count()).select_from(Prompt)) == 1
+
+
 def test_r3_8_a_cancelled_run_stays_cancelled(engine: Engine) -> None:
     fill(engine, prompts=1, models=1, runs=2)
     waiting = store.make_batch(engine, KEY, DAY).waiting
     work = store.claim(engine, waiting[0].id)
     assert work is not None
     assert len(store.skip(engine, [row.id for row in waiting])) == 2
-    store.fail(engine, work.row_id, "late", [], is_final=True)
+    store.fail(engine, work, "late", [], is_final=True)
     assert store.counts(engine, Filter())["skipped"] == 2
     assert store.claim(engine, waiting[1].id) is None
-    assert store.requeue(engine, [row.id for row in waiting]) == []
+    assert store.ask_again(engine, [row.id for row in waiting], lambda *_: None) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from systems.prompt_runs.web import app
 from tests.integration.test_dev import started_roles
 from tests.systems.protocol_server import Answer, ProtocolServer, protocol_server
 from tests.waiting import wait_until
-from tidemill import default_client
-from tidemill.agents.embedded.ports import free_port
+from tidemill import JobHandle, default_client
+from tidemill.agents.embedded.broker import free_port
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -99,7 +100,7 @@ class System:
 def served() -> Iterator[str]:
     """The web app on loopback; its address."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="on"))
     thread = Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -200,6 +201,40 @@ def test_r3_3_a_run_whose_worker_is_killed_is_run_again_and_kept_once(system: Sy
         assert session.get_one(EntityMention, (prompt, "Kraken", "positive")).mentions == 1
 
 
+def test_r3_3_a_run_that_the_engine_has_given_up_runs_when_it_is_asked_for(
+    system: System,
+) -> None:
+    """While a run's job lives, one that is asked for beside it ends as a duplicate. Once it was
+    cancelled at the engine, of which the row knows nothing, the next one runs."""
+    system.models.says("gone", Answer(status=429, headers={"Retry-After": "3600"}), Answer(GOOD))
+    prompt = system.add("Gone?", ("gone", None))
+    system.ask()
+
+    def waiting() -> Any:
+        jobs = system.status(promptId=prompt, status="queued")["jobs"]
+        return [job for job in jobs if job["attemptCount"] == 1]
+
+    (job,) = wait_until(waiting, SECONDS, lambda: str(system.status(promptId=prompt)))
+    assert job["errorMessage"].startswith("ModelRateLimited")
+    first = job_of(job, "")
+    assert system.web.post("/api/jobs/process", json={"jobId": job["id"]}).status_code == 202
+    beside = default_client().wait(job_of(job, ".again1"), SECONDS)
+    assert (beside.status, beside.reason) == ("skipped", "duplicate")
+    default_client().answer(default_client().cancel(first.user_id, first.job_id), SECONDS)
+    system.web.post("/api/jobs/process", json={"jobId": job["id"]})
+    assert system.ended(promptId=prompt)["summary"]["succeeded"] == 1
+    assert system.models.asked["gone"] == 2
+
+
+def job_of(row: dict[str, Any], again: str) -> JobHandle:
+    """The job of a row as it was asked for at first, or again."""
+    key = f"{row['batchKey']}.{row['promptId']}.{row['modelId']}.{row['runIndex']}"
+    now_ms = time.time_ns() // 1_000_000
+    return JobHandle(
+        f"{key}{again}", f"prompt:{row['promptId']}", "prompt_runs.run", "", now_ms - 60_000
+    )
+
+
 def test_r3_4_output_that_breaks_the_schema_is_the_fallback_s(system: System) -> None:
     system.models.says("loose", Answer("Sure! Kraken."))
     system.models.says("strict", Answer(GOOD))
@@ -235,6 +270,7 @@ def test_r3_5_the_old_path_works_and_is_marked_deprecated(system: System) -> Non
     answer = system.web.post("/api/process-prompt", json={"promptId": prompt})
     assert (answer.status_code, answer.headers["Deprecation"]) == (200, "true")
     assert system.ended(promptId=prompt)["summary"]["succeeded"] == 1
+    assert system.web.post("/api/process-prompt", json={"promptId": 10**6}).status_code == 404
     described = system.web.get("/openapi.json").json()["paths"]
     assert described["/api/process-prompt"]["post"]["deprecated"] is True
 
