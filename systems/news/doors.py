@@ -103,6 +103,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             network_backend=CheckedBackend(allow_private=allow_private),
+            max_connections=None,  # all feeds at once: a slow one holds up no other
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

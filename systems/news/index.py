@@ -79,7 +79,7 @@ class Index:
                 session.execute(sa.update(Chunk).values(is_indexed=False))
         taken = 0
         while True:
-            with news.session() as session:
+            with news.reads() as session:
                 rows = session.execute(
                     sa.select(Chunk.id, Chunk.vector).where(Chunk.is_indexed.is_(False))
                     .order_by(Chunk.id).limit(ROWS_PER_INSERT)
@@ -111,7 +111,7 @@ class Index:
     def search(self, news: News, question: Vectors, count: int = FOUND_MAX) -> list[Found]:
         """The nearest chunks with their articles."""
         near = dict(self.nearest(question, count))
-        with news.session() as session:
+        with news.reads() as session:
             rows = session.execute(
                 sa.select(Chunk.id, Chunk.text, Article.url, Article.title)
                 .join(Article, Article.id == Chunk.article_id).where(Chunk.id.in_(near))

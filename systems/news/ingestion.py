@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from systems.news.settings import (
     SUMMARY_SECONDS_MAX,
     Settings,
 )
-from systems.news.tables import Article, Chunk, Feed, News, is_critical
+from systems.news.tables import Article, Chunk, Feed, News, Run, is_critical
 
 log = structlog.get_logger("news")
 
@@ -55,13 +56,15 @@ async def run_once(
     figures = Figures()
     error: str | None = "the run was stopped"
     try:
-        await _ingest(news, settings, model, figures)
+        await _ingest(news, settings, model, run, figures)
         error = None
     except Exception:
         error = traceback.format_exc()
         raise
     finally:
         # Not in a thread: the end is written also when this task is being cancelled.
+        if model is not None:
+            news.note_calls("summary", model.take_calls(), run.id)
         failed = news.end_run(
             run, articles=figures.articles, embeddings=figures.embeddings,
             feeds_failed=figures.feeds_failed, error=error,
@@ -72,7 +75,7 @@ async def run_once(
 
 
 async def _ingest(
-    news: News, settings: Settings, model: LanguageModel | None, figures: Figures
+    news: News, settings: Settings, model: LanguageModel | None, run: Run, figures: Figures
 ) -> None:
     feeds = await asyncio.to_thread(news.feeds, settings.feed_urls())
     due = [feed for feed in feeds if feed.retry_at is None or feed.retry_at <= tables.now()]
@@ -84,10 +87,10 @@ async def _ingest(
     if due and figures.feeds_failed == len(due):
         raise AllFeedsFailed(f"none of {len(due)} feeds could be read; see /api/sources")
     fetched = {feed.url: each for feed, each in zip(due, found, strict=True) if each is not None}
-    saved = await _save_new(news, model, fetched, figures)
+    await _save_new(news, model, run, fetched, figures)
     for url, each in fetched.items():
         await asyncio.to_thread(
-            news.feed_read, url, each.etag, each.last_modified, articles=saved.get(url, 0),
+            news.feed_read, url, each.etag, each.last_modified,
             is_modified=each.entries is not None, problem=each.problem,
         )
 
@@ -106,35 +109,46 @@ async def _read(
 
 
 async def _save_new(
-    news: News, model: LanguageModel | None, fetched: dict[str, Fetched], figures: Figures
-) -> dict[str, int]:
-    """Saves each article that nobody has; how many of each feed."""
+    news: News, model: LanguageModel | None, run: Run, fetched: dict[str, Fetched],
+    figures: Figures,
+) -> None:
+    """Saves each article that nobody has: five to a call of the model, 25 at once."""
     entries: dict[str, tuple[str, Entry]] = {}
     for feed, each in fetched.items():
         for entry in each.entries or []:
             entries.setdefault(entry.url, (feed, entry))
     unknown = await asyncio.to_thread(news.unknown, list(entries))
     new = [pair for url, pair in entries.items() if url in unknown]
-    groups = [new[at : at + SUMMARIES_PER_CALL] for at in range(0, len(new), SUMMARIES_PER_CALL)]
-    room = asyncio.Semaphore(ARTICLES_AT_ONCE)
-    saved: dict[str, int] = {}
+    loop = asyncio.get_running_loop()
+    until = loop.time() + SUMMARY_SECONDS_MAX
+    room = asyncio.Semaphore(ARTICLES_AT_ONCE // SUMMARIES_PER_CALL)
 
-    async def one(feed: str, entry: Entry, summary: str, by: str) -> None:
-        async with room:
-            count = await asyncio.to_thread(_save, news, feed, entry, summary, by)
+    async def save(feed: str, entry: Entry, summary: str, by: str) -> None:
+        count = await loop.run_in_executor(threads, _save, news, feed, entry, summary, by)
         if count is not None:
             figures.articles += 1
             figures.embeddings += count
-            saved[feed] = saved.get(feed, 0) + 1
 
-    until = asyncio.get_running_loop().time() + SUMMARY_SECONDS_MAX
-    for group in groups:
-        summaries, by = await _summaries(model, [entry.text for _, entry in group], until)
-        await asyncio.gather(*(
-            one(feed, entry, summary, by)
-            for (feed, entry), summary in zip(group, summaries, strict=True)
-        ))
-    return saved
+    async def save_group(group: Sequence[tuple[str, Entry]]) -> None:
+        async with room:
+            summaries, by = await _summaries(model, [entry.text for _, entry in group], until)
+            if model is not None:
+                calls = model.take_calls()
+                await asyncio.to_thread(news.note_calls, "summary", calls, run.id)
+            await asyncio.gather(*(
+                save(feed, entry, summary, by)
+                for (feed, entry), summary in zip(group, summaries, strict=True)
+            ))
+
+    threads = ThreadPoolExecutor(ARTICLES_AT_ONCE, "news-articles")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for at in range(0, len(new), SUMMARIES_PER_CALL):
+                tasks.create_task(save_group(new[at : at + SUMMARIES_PER_CALL]))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    finally:
+        threads.shutdown(wait=False)  # a cancelled run must not hold up the worker's loop
 
 
 async def _summaries(

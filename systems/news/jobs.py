@@ -55,7 +55,10 @@ async def ingest(payload: Ingest, ctx: Context) -> dict[str, Any]:
     return await _run(ctx)
 
 
-@job("news.refresh", timeout_seconds=RUN_SECONDS_MAX, max_attempts=1, unique_by="user")
+@job(
+    "news.refresh", timeout_seconds=RUN_SECONDS_MAX, max_attempts=1, collapse_by="payload.reason"
+)
 async def refresh(payload: Ingest, ctx: Context) -> dict[str, Any]:
-    """The same, asked for by a question."""
+    """The same, asked for by a question: questions of all web processes share the run of the first
+    while it waits or goes on."""
     return await _run(ctx)

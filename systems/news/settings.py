@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         "(systems/models names the variables). none: no model is asked."
     )
     model: str = Field(LOCAL_MODEL, description="The model's name there.")
+    input_usd: float | None = Field(
+        None, ge=0, description="Dollars for a million tokens that are asked, where the provider "
+        "states no cost of a call. Unset, or without the other: not known."
+    )
+    output_usd: float | None = Field(None, ge=0, description="The same for tokens of answers.")
 
     def feed_urls(self) -> list[str]:
         """The feeds, each once, in their order."""

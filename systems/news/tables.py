@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
+from systems.database import open_engine, reading
+from systems.models import Call
 from systems.news.settings import BACKOFF_SECONDS_MAX, FAILURES_CRITICAL, RUN_SECONDS_MAX
 
 URLS_PER_QUERY: Final = 500  # below the bound of variables of every database
-BUSY_SECONDS: Final = 30.0  # SQLite has one writer at a time; the others wait
 
 RUNNING: Final = "RUNNING"
 SUCCESS: Final = "SUCCESS"
@@ -31,14 +32,14 @@ class Base(DeclarativeBase):
 
 
 class Feed(Base):
-    """A source: what to ask with, and its figures."""
+    """A source: what to ask with, and how its fetches went. Its articles are counted where they
+    are, so that a run that was killed leaves no figure behind."""
 
     __tablename__ = "news_feeds"
 
     url: Mapped[str] = mapped_column(sa.String(2000), primary_key=True)
     etag: Mapped[str | None]
     last_modified: Mapped[str | None]
-    articles: Mapped[int] = mapped_column(default=0)
     fetches: Mapped[int] = mapped_column(default=0)
     not_modified: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
@@ -97,25 +98,50 @@ class Run(Base):
     error: Mapped[str | None] = mapped_column(sa.Text)
 
 
+class ModelCall(Base):
+    """One call of a language model, failed ones too. `cost_usd` None: the price is not known."""
+
+    __tablename__ = "news_model_calls"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    purpose: Mapped[str] = mapped_column(sa.String(10))
+    """`summary` or `answer`."""
+    run_id: Mapped[str | None] = mapped_column(sa.ForeignKey("news_runs.id"), index=True)
+    provider: Mapped[str] = mapped_column(sa.String(20))
+    model: Mapped[str] = mapped_column(sa.String(200))
+    outcome: Mapped[str] = mapped_column(sa.String(64))
+    input_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+    cost_usd: Mapped[float | None]
+    duration_ms: Mapped[int]
+    first_token_ms: Mapped[int | None]
+    asked_at: Mapped[datetime] = mapped_column(index=True)
+
+
 def now() -> datetime:
     """UTC as the tables hold it."""
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A feed and what it has brought. `newest_at`: when its newest article was saved."""
+
+    feed: Feed
+    articles: int
+    embeddings: int
+    newest_at: datetime | None
 
 
 class News:
     """The database. All calls block; an event loop calls them in a thread."""
 
     def __init__(self, address: str) -> None:
-        url = sa.make_url(address)
-        is_sqlite = url.get_backend_name() == "sqlite"
-        if is_sqlite and url.database and url.database != ":memory:":
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        arguments = {"timeout": BUSY_SECONDS} if is_sqlite else {}
-        self.engine = sa.create_engine(url, connect_args=arguments)
-        if is_sqlite:
-            sa.event.listen(self.engine, "connect", _tune_sqlite)
+        self.engine = open_engine(address)
         Base.metadata.create_all(self.engine)
         self.session = sessionmaker(self.engine, expire_on_commit=False)
+        #: For what writes nothing.
+        self.reads = sessionmaker(reading(self.engine), expire_on_commit=False)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -130,21 +156,19 @@ class News:
             for url in wanted:
                 if url not in known:
                     known[url] = Feed(
-                        url=url, articles=0, fetches=0, not_modified=0, failures=0,
-                        consecutive_failures=0,
+                        url=url, fetches=0, not_modified=0, failures=0, consecutive_failures=0,
                     )
                     session.add(known[url])
         return [known[url] for url in wanted]
 
     def feed_read(
-        self, url: str, etag: str | None, last_modified: str | None, *, articles: int,
-        is_modified: bool, problem: str | None,
+        self, url: str, etag: str | None, last_modified: str | None, *, is_modified: bool,
+        problem: str | None,
     ) -> None:
         """Called when the articles are saved: a worker that dies before asks without the tags."""
         with self.session.begin() as session:
             row = session.get_one(Feed, url)
             row.etag, row.last_modified = etag, last_modified
-            row.articles += articles
             row.fetches += 1
             row.not_modified += not is_modified
             row.consecutive_failures, row.retry_at = 0, None
@@ -161,12 +185,29 @@ class News:
             row.retry_at = now() + timedelta(seconds=min(pause, BACKOFF_SECONDS_MAX))
             row.last_error = error[:1000]
 
+    def sources(self) -> list[Source]:
+        """Each feed with what it has brought."""
+        brought = (
+            sa.select(
+                Article.feed, sa.func.count(sa.distinct(Article.id)).label("articles"),
+                sa.func.count(Chunk.id).label("embeddings"),
+                sa.func.max(Article.saved_at).label("newest_at"),
+            )
+            .outerjoin(Chunk, Chunk.article_id == Article.id).group_by(Article.feed).subquery()
+        )
+        with self.reads() as session:
+            rows = session.execute(
+                sa.select(Feed, brought.c.articles, brought.c.embeddings, brought.c.newest_at)
+                .outerjoin(brought, brought.c.feed == Feed.url).order_by(Feed.url)
+            ).all()
+        return [Source(feed, count or 0, pieces or 0, at) for feed, count, pieces, at in rows]
+
     # -- articles ----------------------------------------------------------------------------------
 
     def unknown(self, urls: Sequence[str]) -> set[str]:
         """Those of the URLs that no article has."""
         known: set[str] = set()
-        with self.session() as session:
+        with self.reads() as session:
             for at in range(0, len(urls), URLS_PER_QUERY):
                 some = urls[at : at + URLS_PER_QUERY]
                 known.update(session.scalars(sa.select(Article.url).where(Article.url.in_(some))))
@@ -228,7 +269,7 @@ class News:
 
     def consecutive_failures(self) -> int:
         """Runs that have failed since the last one that succeeded."""
-        with self.session() as session:
+        with self.reads() as session:
             last = session.scalar(
                 sa.select(sa.func.max(Run.started_at)).where(Run.status == SUCCESS)
             )
@@ -239,7 +280,7 @@ class News:
 
     def run_figures(self) -> dict[str, Any]:
         """R4.4, over all runs that ever were."""
-        with self.session() as session:
+        with self.reads() as session:
             rows = session.execute(
                 sa.select(Run.status, sa.func.count(), sa.func.avg(Run.duration_ms))
                 .group_by(Run.status)
@@ -256,18 +297,64 @@ class News:
 
     def last_runs(self, count: int) -> list[Run]:
         """The newest first."""
-        with self.session() as session:
+        with self.reads() as session:
             return list(session.scalars(
                 sa.select(Run).order_by(Run.started_at.desc(), Run.id).limit(count)
             ))
+
+    # -- calls of models ---------------------------------------------------------------------------
+
+    def note_calls(self, purpose: str, calls: Sequence[Call], run_id: str | None = None) -> None:
+        """Keeps what was asked of a model."""
+        if not calls:
+            return
+        rows = [
+            {
+                "purpose": purpose, "run_id": run_id, "provider": call.provider,
+                "model": call.model, "outcome": call.outcome, "input_tokens": call.input_tokens,
+                "output_tokens": call.output_tokens, "cost_usd": call.cost_usd,
+                "duration_ms": call.duration_ms, "first_token_ms": call.first_token_ms,
+                "asked_at": call.asked_at.astimezone(UTC).replace(tzinfo=None),
+            }
+            for call in calls
+        ]
+        with self.session.begin() as session:
+            session.execute(sa.insert(ModelCall), rows)
+
+    def spending(self) -> list[dict[str, Any]]:
+        """Calls, tokens, dollars and time by model, purpose and outcome."""
+        keys = (ModelCall.provider, ModelCall.model, ModelCall.purpose, ModelCall.outcome)
+        sums: dict[str, Any] = {
+            "calls": sa.func.count(), "inputTokens": sa.func.sum(ModelCall.input_tokens),
+            "outputTokens": sa.func.sum(ModelCall.output_tokens),
+            "costUsd": sa.func.sum(ModelCall.cost_usd),
+            "durationMs": sa.func.sum(ModelCall.duration_ms),
+            "firstTokenMs": sa.func.avg(ModelCall.first_token_ms),
+        }
+        with self.reads() as session:
+            rows = session.execute(
+                sa.select(*keys, *sums.values()).group_by(*keys).order_by(*keys)
+            ).all()
+        names = ("provider", "model", "purpose", "outcome", *sums)
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        for each in found:
+            first = each["firstTokenMs"]
+            each["firstTokenMs"] = None if first is None else round(float(first))
+        return found
+
+    def spent_by(self, runs: Sequence[Run]) -> dict[str, tuple[int, int, float | None]]:
+        """Input tokens, output tokens and dollars of each of these runs that asked a model."""
+        with self.reads() as session:
+            rows = session.execute(
+                sa.select(
+                    ModelCall.run_id, sa.func.sum(ModelCall.input_tokens),
+                    sa.func.sum(ModelCall.output_tokens), sa.func.sum(ModelCall.cost_usd),
+                )
+                .where(ModelCall.run_id.in_([run.id for run in runs])).group_by(ModelCall.run_id)
+            ).all()
+        return {str(row[0]): (int(row[1]), int(row[2]), row[3]) for row in rows}
 
 
 def is_critical(consecutive_failures: int) -> bool:
     """R4.4: critical from three."""
     return consecutive_failures >= FAILURES_CRITICAL
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """Readers do not wait for the writer, and a commit is on the disk's log."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")

@@ -1,7 +1,7 @@
 """The web application: questions, the state of the ingestion, figures, a trigger.
 
-Owns paths and shapes, and that questions at one time share an ingestion. Refuses to run an
-ingestion: it asks Tidemill for a job.
+Owns the paths, and what a question waits for. Refuses to run an ingestion: it asks Tidemill for a
+job, and questions at one time share its run (`collapse_by`).
 
     uvicorn --factory systems.news.web:create_app --port 3001
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -19,13 +19,13 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
-from systems.news import tables
+from systems.news import shapes, tables
 from systems.news.embedding import Vectors, embedder
 from systems.news.index import Found, Index
 from systems.news.jobs import Ingest, ingest, refresh
 from systems.news.model import LanguageModel, ModelError, model_of
 from systems.news.settings import ASK_WAIT_SECONDS, Settings
-from systems.news.tables import Article, Chunk, Feed, News, Run, is_critical
+from systems.news.tables import Article, Chunk, News, Run, is_critical
 from tidemill import AsyncClient, ClientError, WaitTimeout
 from tidemill.policies import seconds_of
 
@@ -51,7 +51,6 @@ class Service:
         self.model = model
         self.news = News(settings.database)
         self.index = Index(settings.clickhouse)
-        self._shared: asyncio.Task[dict[str, Any]] | None = None
 
     def close(self) -> None:
         self.index.close()
@@ -59,24 +58,20 @@ class Service:
 
     # -- ingestion ---------------------------------------------------------------------------------
 
-    def fresh(self) -> asyncio.Task[dict[str, Any]]:
-        """The ingestion under way, or a new one: those who ask meanwhile get the same."""
-        if self._shared is None or self._shared.done():
-            self._shared = asyncio.create_task(self._refresh(), name="news-refresh")
-        return self._shared
-
-    async def _refresh(self) -> dict[str, Any]:
+    async def fresh(self) -> dict[str, Any]:
+        """What an ingestion brought: a new one, or the one that others have asked for already."""
         try:
             handle = await refresh.enqueue(Ingest(reason="ask"), user_id=USER, client=self.client)
             end = await handle.result(timeout=ASK_WAIT_SECONDS)
         except (ClientError, WaitTimeout) as error:
             return {"status": "unavailable", "reason": str(error)[:300]}
-        if end.status == "succeeded":
-            return {"status": "succeeded", **dict(end.result or {})}
-        return await self._joined(str(end.status))
+        status = str(end.status if end.collapsed_into is None else end.collapsed_into.status)
+        if status == "succeeded":
+            return {"status": status, **dict(end.result or {})}
+        return await self._joined(status)
 
     async def _joined(self, status: str) -> dict[str, Any]:
-        """Another run goes on, the schedule's or another process's: its end is this one's, too."""
+        """The schedule's run goes on, or one by hand: its end is this one's, too."""
         deadline = asyncio.get_running_loop().time() + ASK_WAIT_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             runs = await asyncio.to_thread(self.news.last_runs, 1)
@@ -89,15 +84,15 @@ class Service:
 
     async def answer(self, question: str) -> AsyncIterator[str]:
         """Server-sent events: sources, ingestion, sources again if that brought some, the text."""
-        ingestion = self.fresh()
+        ingestion = asyncio.create_task(self.fresh(), name="news-fresh")
         vector = await asyncio.to_thread(self._embedded, question)
         sources = await asyncio.to_thread(self.index.search, self.news, vector)
-        yield _event("sources", [_source(each) for each in sources])
-        done = await asyncio.shield(ingestion)
+        yield _event("sources", [shapes.found(each) for each in sources])
+        done = await ingestion
         yield _event("ingestion", done)
         if await asyncio.to_thread(self.index.catch_up, self.news):
             sources = await asyncio.to_thread(self.index.search, self.news, vector)
-            yield _event("sources", [_source(each) for each in sources])
+            yield _event("sources", [shapes.found(each) for each in sources])
         async for event in self._told(question, sources):
             yield event
 
@@ -105,13 +100,18 @@ class Service:
         if self.model is None:
             yield _event("done", {"answered": False, "reason": "NEWS_PROVIDER is none"})
             return
+        reason = None
         try:
-            async for piece in self.model.answer(question, sources):
-                yield _event("token", {"text": piece})
+            async with aclosing(self.model.answer(question, sources)) as pieces:
+                async for piece in pieces:
+                    yield _event("token", {"text": piece})
         except ModelError as error:
-            yield _event("done", {"answered": False, "reason": str(error)[:300]})
-            return
-        yield _event("done", {"answered": True})
+            reason = str(error)[:300]
+        finally:  # also of a reader who went away
+            calls = self.model.take_calls()
+            await asyncio.to_thread(self.news.note_calls, "answer", calls)
+        told = {"answered": True} if reason is None else {"answered": False, "reason": reason}
+        yield _event("done", told)
 
     def _embedded(self, question: str) -> Vectors:
         return embedder().embed([question]).reshape(-1)
@@ -121,47 +121,37 @@ class Service:
     def job_status(self) -> dict[str, Any]:
         """The shape that GET /api/job-status always had."""
         runs = self.news.last_runs(RUNS_SHOWN)
+        spent = self.news.spent_by(runs)
         stats = self.news.run_figures()
-        every = self.settings.every
+        every = seconds_of(self.settings.every, "NEWS_EVERY")
+        last = shapes.run(runs[0], spent.get(runs[0].id), with_age=True) if runs else None
         return {
             "healthy": not is_critical(stats["consecutiveFailures"]),
             "scheduler": {
-                "running": self._is_on_time(runs), "cronExpression": every,
-                "description": f"Runs every {every}",
+                "running": self._is_on_time(runs, every),
+                "cronExpression": shapes.cron_of(every), "description": shapes.described(every),
                 "currentlyExecuting": any(run.status == tables.RUNNING for run in runs),
             },
             "stats": stats,
-            "lastRun": _run_shape(runs[0], with_age=True) if runs else None,
-            "recentRuns": [_run_shape(run) for run in runs],
+            "lastRun": last,
+            "recentRuns": [shapes.run(run, spent.get(run.id)) for run in runs],
         }
 
-    def _is_on_time(self, runs: Sequence[Run]) -> bool:
+    def _is_on_time(self, runs: Sequence[Run], every: float) -> bool:
         """Whether a run goes on, or began not long ago."""
         if not runs:
             return False
         age = (tables.now() - runs[0].started_at).total_seconds()
-        return runs[0].status == tables.RUNNING or age < INTERVALS_LATE * seconds_of(
-            self.settings.every, "NEWS_EVERY"
-        )
+        return runs[0].status == tables.RUNNING or age < INTERVALS_LATE * every
 
     def sources(self) -> list[dict[str, Any]]:
         """Figures of each source."""
-        with self.news.session() as session:
-            feeds = session.scalars(sa.select(Feed).order_by(Feed.url)).all()
-        return [
-            {
-                "url": feed.url, "articles": feed.articles, "fetches": feed.fetches,
-                "notModified": feed.not_modified, "failures": feed.failures,
-                "consecutiveFailures": feed.consecutive_failures, "lastError": feed.last_error,
-                "retryAt": _instant(feed.retry_at), "fetchedAt": _instant(feed.fetched_at),
-            }
-            for feed in feeds
-        ]
+        return [shapes.source(each) for each in self.news.sources()]
 
     def metrics(self) -> str:
         """The figures in Prometheus' text format."""
         stats = self.news.run_figures()
-        with self.news.session() as session:
+        with self.news.reads() as session:
             articles = session.scalar(sa.select(sa.func.count()).select_from(Article)) or 0
             pieces = session.scalar(sa.select(sa.func.count()).select_from(Chunk)) or 0
         lines = [
@@ -175,6 +165,15 @@ class Service:
             name = json.dumps(source["url"])
             lines.append(f"news_feed_articles_total{{feed={name}}} {source['articles']}")
             lines.append(f"news_feed_failures_total{{feed={name}}} {source['failures']}")
+        for each in self.news.spending():
+            labels = ",".join(
+                f"{name}={json.dumps(each[name])}"
+                for name in ("provider", "model", "purpose", "outcome")
+            )
+            lines.append(f"news_model_calls_total{{{labels}}} {each['calls']}")
+            lines.append(f"news_model_input_tokens_total{{{labels}}} {each['inputTokens']}")
+            lines.append(f"news_model_output_tokens_total{{{labels}}} {each['outputTokens']}")
+            lines.append(f"news_model_cost_dollars_total{{{labels}}} {each['costUsd'] or 0}")
         return "\n".join(lines) + "\n"
 
 
@@ -227,6 +226,10 @@ def create_app(
     def sources() -> list[dict[str, Any]]:
         return service().sources()
 
+    @app.get("/api/models")
+    def models() -> list[dict[str, Any]]:
+        return service().news.spending()
+
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> str:
         return service().metrics()
@@ -236,24 +239,3 @@ def create_app(
 
 def _event(name: str, data: Any) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
-
-
-def _source(found: Found) -> dict[str, Any]:
-    return {"url": found.url, "title": found.title, "distance": round(found.distance, 6)}
-
-
-def _instant(at: Any) -> str | None:
-    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"
-
-
-def _run_shape(run: Run, *, with_age: bool = False) -> dict[str, Any]:
-    shape = {
-        "id": run.id, "startedAt": _instant(run.started_at),
-        "completedAt": _instant(run.completed_at), "status": run.status,
-        "articlesProcessed": run.articles, "embeddingsCreated": run.embeddings,
-        "durationMs": run.duration_ms, "errorMessage": run.error, "feedsFailed": run.feeds_failed,
-    }
-    if with_age:
-        age = tables.now() - (run.completed_at or run.started_at)
-        shape["timeSinceLastRunMs"] = round(age.total_seconds() * 1000)
-    return shape

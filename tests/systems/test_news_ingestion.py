@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,19 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 
-from systems.news import ingestion, tables
+from systems.models import Call
+from systems.news import ingestion, shapes, tables
 from systems.news.chunks import chunks
 from systems.news.embedding import WINDOW_TOKENS, embedder
 from systems.news.index import Found, Index
 from systems.news.ingestion import AllFeedsFailed, Figures, run_once
-from systems.news.model import ModelError
+from systems.news.model import ModelError, model_of
 from systems.news.settings import Settings
 from systems.news.tables import Article, Chunk, News
 from systems.news.web import Service, create_app
 from tests.systems.feed_server import Answer, FeedServer, feed_server, rss
+from tests.systems.protocol_server import Answer as Said
+from tests.systems.protocol_server import protocol_server
 from tests.systems.real_texts import articles
 from tidemill import AsyncClient
 
@@ -46,13 +49,16 @@ class Scribe:
         self.calls: list[int] = []
         self.is_down = False
 
+    def take_calls(self) -> list[Call]:
+        return []
+
     async def summaries(self, texts: Sequence[str]) -> list[str]:
         self.calls.append(len(texts))
         if self.is_down:
             raise ModelError("scribe: 503")
         return [f"Summary of {len(text)} characters." for text in texts]
 
-    async def answer(self, question: str, sources: Sequence[Found]) -> AsyncIterator[str]:
+    async def answer(self, question: str, sources: Sequence[Found]) -> AsyncGenerator[str, None]:
         for source in sources:
             yield f"[{source.title}]"
 
@@ -64,10 +70,25 @@ def server() -> Iterator[FeedServer]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, server: FeedServer) -> Settings:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """SQLite, unless the test asks for Postgres by `on_both`."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path}/news.db"
+    address: str = request.getfixturevalue("postgres")
+    engine = sa.create_engine(address)
+    tables.Base.metadata.drop_all(engine)
+    engine.dispose()
+    return address
+
+
+on_both = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def settings(database: str, server: FeedServer) -> Settings:
     return Settings(
         feeds=f"{server.at('/a')},{server.at('/b')}", allow_private=True, feed_seconds=5,
-        database=f"sqlite:///{tmp_path}/news.db", clickhouse="chdb://memory", provider="none",
+        database=database, clickhouse="chdb://memory", provider="none",
     )
 
 
@@ -99,6 +120,7 @@ def count(news: News, what: Any) -> int:
 # -- R4.1, R4.2 ------------------------------------------------------------------------------------
 
 
+@on_both
 async def test_r4_1_two_runs_at_a_time_cannot_be(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -111,6 +133,7 @@ async def test_r4_1_two_runs_at_a_time_cannot_be(
     assert (await run(news, settings, job="j3")).articles == 5
 
 
+@on_both
 async def test_r4_1_the_run_of_a_worker_that_died_is_ended_by_the_next_attempt(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -121,6 +144,7 @@ async def test_r4_1_the_run_of_a_worker_that_died_is_ended_by_the_next_attempt(
     assert {newest.status, died.status} == {"SUCCESS", "FAILED"}
 
 
+@on_both
 async def test_r4_2_new_articles_by_url_only_from_all_feeds_at_once(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -165,6 +189,40 @@ async def test_r4_2_five_articles_a_model_call_and_the_first_sentence_without_a_
     assert by.count("lead") == 2
 
 
+async def test_r4_2_25_articles_are_worked_on_at_once(
+    news: News, settings: Settings, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No embedding is made before 25 are asked for."""
+    together = threading.Barrier(25, timeout=10)
+
+    class Waiting:
+        def embed(self, texts: Sequence[str]) -> Any:
+            together.wait()
+            return np.ones((len(texts), 384), np.float32)
+
+    monkeypatch.setattr(ingestion, "embedder", Waiting)
+    publish(server, "/a", range(50))
+    assert (await run(news, settings)).articles == 50
+
+
+async def test_r4_2_fifty_feeds_are_read_at_once(
+    news: News, settings: Settings, server: FeedServer
+) -> None:
+    """No feed answers before all of them have been asked."""
+    together = threading.Barrier(50, timeout=10)
+    body = rss([("http://news.example/same", *articles()[0])])
+
+    def answer(_: Any) -> Answer:
+        together.wait()
+        return Answer(body)
+
+    paths = [f"/{number}" for number in range(50)]
+    server.answers |= dict.fromkeys(paths, answer)
+    urls = ",".join(map(server.at, paths))
+    figures = await run(news, settings.model_copy(update={"feeds": urls}))
+    assert (figures.articles, figures.feeds_failed) == (1, 0)
+
+
 def test_r4_2_chunks_of_600_words_overlap_by_100() -> None:
     words = " ".join(text for _, text in articles()).split()[:1_500]
     found = [piece.split() for piece in chunks(" ".join(words))]
@@ -193,6 +251,7 @@ async def test_r4_2_at_most_100_embeddings_a_call(
     assert calls == [100, 20]
 
 
+@on_both
 async def test_r4_2_an_article_is_saved_whole_or_not_at_all(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -224,6 +283,7 @@ def test_r4_2_a_text_longer_than_the_embedders_window_is_the_mean_of_its_windows
 # -- R4.3 to R4.5 ----------------------------------------------------------------------------------
 
 
+@on_both
 async def test_r4_3_a_run_has_a_record_also_when_it_fails(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -244,6 +304,7 @@ async def test_r4_3_a_run_has_a_record_also_when_it_fails(
     assert "none of 1 feeds could be read" in failed.error
 
 
+@on_both
 async def test_r4_4_figures_outlive_a_restart_and_three_failures_are_critical(
     news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -291,6 +352,7 @@ async def web(settings: Settings, news: News) -> AsyncIterator[httpx.AsyncClient
         yield client
 
 
+@on_both
 async def test_r4_5_the_job_status_has_the_old_shape(
     web: httpx.AsyncClient, news: News, settings: Settings, server: FeedServer
 ) -> None:
@@ -314,6 +376,23 @@ async def test_r4_5_the_job_status_has_the_old_shape(
     assert last["startedAt"].endswith("Z")
     assert last["id"] == status["recentRuns"][0]["id"]
     assert status["healthy"] is True
+    assert status["scheduler"]["cronExpression"] == "*/1 * * * *"
+    assert status["scheduler"]["description"] == "Runs every 1 minute"
+
+
+@pytest.mark.parametrize(
+    ("every", "cron", "told"),
+    [
+        (60, "*/1 * * * *", "Runs every 1 minute"), (300, "*/5 * * * *", "Runs every 5 minutes"),
+        (3_600, "0 * * * *", "Runs every 1 hour"), (7_200, "0 */2 * * *", "Runs every 2 hours"),
+        (86_400, "0 0 * * *", "Runs every 24 hours"), (2, "*/2 * * * * *", "Runs every 2 seconds"),
+        (90, "*/2 * * * *", "Runs every 90 seconds"),
+    ],
+)
+def test_r4_5_the_interval_is_told_as_the_cron_expression_that_it_was(
+    every: float, cron: str, told: str
+) -> None:
+    assert (shapes.cron_of(every), shapes.described(every)) == (cron, told)
 
 
 def events(text: str) -> list[tuple[str, Any]]:
@@ -368,6 +447,7 @@ def grow(index: Index, news: News) -> None:
     )
 
 
+@on_both
 async def test_r4_8_a_lost_index_is_made_again_and_a_chunk_sent_twice_counts_once(
     settings: Settings, news: News, server: FeedServer
 ) -> None:
@@ -413,6 +493,7 @@ async def test_r4_9_a_failing_feed_is_left_alone_for_a_while_that_doubles(
     assert source["consecutiveFailures"] == 9
 
 
+@on_both
 async def test_r4_9_figures_of_each_source_and_metrics(
     news: News, settings: Settings, server: FeedServer, web: httpx.AsyncClient
 ) -> None:
@@ -420,7 +501,48 @@ async def test_r4_9_figures_of_each_source_and_metrics(
     await run(news, settings)
     a, b = (await web.get("/api/sources")).json()
     assert (a["articles"], a["failures"], b["articles"], b["failures"]) == (3, 0, 0, 1)
+    assert (a["embeddings"], b["embeddings"]) == (3, 0)
+    assert a["newestArticleAt"].endswith("Z")
+    assert b["newestArticleAt"] is None
     assert "HTTP 404" in b["lastError"]
     text = (await web.get("/metrics")).text
     assert 'news_runs_total{status="success"} 1' in text
     assert f'news_feed_articles_total{{feed="{server.at("/a")}"}} 3' in text
+
+
+@on_both
+async def test_r4_9_tokens_and_cost_of_each_call_of_a_model_are_kept(
+    news: News, settings: Settings, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of summaries by run, of answers by themselves, of failed calls too."""
+    publish(server, "/a", range(7))
+    with protocol_server() as said:
+        monkeypatch.setenv("OPENAI_BASE_URL", said.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        five = json.dumps({"summaries": ["s"] * 5})
+        said.says("m", Said(five), Said(status=500), Said(pieces=("Yes", ", ", "it does.")))
+        chosen = settings.model_copy(
+            update={"provider": "openai", "model": "m", "input_usd": 2.0, "output_usd": 10.0}
+        )
+        model = model_of(chosen)
+        assert model is not None
+        await run(news, chosen, model)
+        async with serving(create_app(chosen, Asks(), model)) as web:
+            told = events((await web.post("/ask", json={"question": "Does it?"})).text)
+            last = (await web.get("/api/job-status")).json()["lastRun"]
+            models = (await web.get("/api/models")).json()
+            text = (await web.get("/metrics")).text
+        await model.close()
+    assert [data["text"] for name, data in told if name == "token"] == ["Yes", ", ", "it does."]
+    assert (last["inputTokens"], last["outputTokens"]) == (10, 5)
+    assert last["costUsd"] == pytest.approx(70e-6)
+    kept = {(each["purpose"], each["outcome"]): each for each in models}
+    assert set(kept) == {
+        ("summary", "ok"), ("summary", "MODEL_UNAVAILABLE"), ("answer", "ok")
+    }
+    assert {each["calls"] for each in models} == {1}
+    assert kept["answer", "ok"]["inputTokens"] == 10
+    assert kept["answer", "ok"]["costUsd"] == pytest.approx(70e-6)
+    assert kept["answer", "ok"]["firstTokenMs"] is not None
+    labels = 'provider="openai",model="m",purpose="answer",outcome="ok"'
+    assert f"news_model_output_tokens_total{{{labels}}} 5" in text

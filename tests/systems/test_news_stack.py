@@ -37,22 +37,24 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class Stack:
-    """One run of the command, over a feed."""
+    """One run of the command, over a feed. Another one in the same folder goes on from there."""
 
-    def __init__(self, folder: Path, server: FeedServer, every: str = "1h") -> None:
+    def __init__(
+        self, folder: Path, server: FeedServer, every: str = "1h", grace: float = 30.0
+    ) -> None:
         self.server = server
         self.settings = Settings(
             feeds=server.at("/feed"), allow_private=True, database=f"sqlite:///{folder}/news.db",
             clickhouse="chdb://memory", provider="none", every=every,
-            feed_seconds=120,
+            feed_seconds=120, backoff_seconds=0,
         )
         self.news = News(self.settings.database)
         told = {f"NEWS_{name.upper()}": str(getattr(self.settings, name))
                 for name in ("feeds", "allow_private", "database", "provider", "every",
-                              "feed_seconds")}
+                              "feed_seconds", "backoff_seconds")}
         self.log = folder / "dev.log"
         words = ["--data", str(folder / "data"), "--kafka-port", "0", "--clickhouse-port", "0",
-                 "--http-port", "0"]
+                 "--http-port", "0", "--stop-grace-seconds", str(grace)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tidemill", "dev", "systems.news", *words], cwd=ROOT,
@@ -171,22 +173,34 @@ async def test_r4_9_an_ingestion_can_be_asked_for(stack: Stack) -> None:
 
 
 async def test_r4_7_questions_at_one_time_share_an_ingestion(stack: Stack) -> None:
-    """All of them wait for one reading of the feed, which is held until all have been asked."""
-    before, asked = len(stack.runs("SUCCESS")), len(stack.server.asked)
+    """All of them, of two web processes, wait for one reading of the feed, which is held until all
+    have asked."""
+    _, clickhouse = await asyncio.to_thread(stack.ready)
+    asked = len(stack.server.asked)
     release = threading.Event()
     stack.publish(range(8), release)
-    async with serving(stack) as web:
+    before, known = len(stack.runs("SUCCESS")), refreshes(clickhouse)
+    async with serving(stack) as one, serving(stack) as other:
         asks = [
-            asyncio.create_task(web.post("/ask", json={"question": articles()[n][0]}))
-            for n in range(5)
+            asyncio.create_task((one, other)[n % 2].post("/ask", json={"question": title}))
+            for n, (title, _) in enumerate(articles()[:6])
         ]
         await until_asked(stack, asked)
+        await asyncio.to_thread(
+            wait_until, lambda: refreshes(clickhouse) == known + 6, SECONDS, stack.log.read_text
+        )
         release.set()
         told = [events(each.text) for each in await asyncio.gather(*asks)]
     assert len(stack.server.asked) == asked + 1
     assert len(stack.runs("SUCCESS")) == before + 1
     ingestions = [data for each in told for name, data in each if name == "ingestion"]
-    assert [each["articles"] for each in ingestions] == [2] * 5
+    assert [each["articles"] for each in ingestions] == [2] * 6
+
+
+def refreshes(clickhouse: str) -> int:
+    """How many ingestions have been asked for by questions."""
+    sql = "SELECT count() FROM jobs WHERE type = 'news.refresh'"
+    return int(httpx.get(clickhouse, params={"query": sql}).text)
 
 
 async def test_r4_7_a_question_waits_for_the_run_that_goes_on(stack: Stack) -> None:
@@ -216,6 +230,7 @@ async def test_r4_8_a_question_finds_what_came_a_moment_ago(stack: Stack) -> Non
 
 
 async def test_r4_6_a_stop_lets_the_run_end_and_starts_no_other(stack: Stack) -> None:
+    """The run takes longer than `dev` waits by itself, and not the 30 s that it was told."""
     before, asked = len(stack.runs("SUCCESS")), len(stack.server.asked)
     release = threading.Event()
     stack.publish(range(50, 53), release)
@@ -224,10 +239,59 @@ async def test_r4_6_a_stop_lets_the_run_end_and_starts_no_other(stack: Stack) ->
         await until_asked(stack, asked)
         stack.process.terminate()
         await web.post("/api/ingest")
-    threading.Timer(1.0, release.set).start()
+    threading.Timer(6.0, release.set).start()
     code = await asyncio.to_thread(stack.process.wait, SECONDS)
     assert code == 0, stack.log.read_text()
     newest, *_ = stack.news.last_runs(1)
     assert (newest.status, newest.articles) == ("SUCCESS", 3)
     assert len(stack.runs("SUCCESS")) == before + 1
     assert stack.runs("RUNNING") == []
+
+
+async def test_r4_4_three_failures_are_critical_and_r4_6_what_the_stop_cuts_off_runs_again(
+    tmp_path: Path
+) -> None:
+    """Told in the log and by the API; the figures outlive the stop, and no article is lost."""
+    with feed_server() as server:
+        stack = Stack(tmp_path, server, grace=1.0)  # its feed is not there: HTTP 404
+        try:
+            async with serving(stack) as web:
+                for failed in (1, 2, 3):
+                    await until_runs(stack, "FAILED", failed)
+                    status = (await web.get("/api/job-status")).json()
+                    assert status["stats"]["consecutiveFailures"] == failed
+                    assert status["healthy"] is (failed < 3)
+                    if failed < 3:
+                        await web.post("/api/ingest")
+                assert "Traceback" in status["lastRun"]["errorMessage"]
+                await asyncio.to_thread(
+                    wait_until, lambda: "failed again and again" in stack.log.read_text(), SECONDS,
+                    stack.log.read_text,
+                )
+                asked = len(server.asked)
+                stack.publish(range(3), threading.Event())  # and never answers
+                await web.post("/api/ingest")
+                await until_asked(stack, asked)
+            assert await asyncio.to_thread(stack.stop) == 0, stack.log.read_text()
+            assert [run.error for run in stack.runs("FAILED")].count("the run was stopped") == 1
+            stack.publish(range(3))
+            again = Stack(tmp_path, server)
+            try:
+                await until_runs(again, "SUCCESS", 1)
+                figures = again.news.run_figures()
+                assert (figures["totalRuns"], figures["failedRuns"]) == (5, 4)
+                assert figures["consecutiveFailures"] == 0
+                assert [run.articles for run in again.runs("SUCCESS")] == [3]
+            finally:
+                again.stop()
+                again.news.close()
+        finally:
+            stack.process.poll() is None and stack.stop()
+            stack.news.close()
+
+
+async def until_runs(stack: Stack, status: str, count: int) -> None:
+    """Until there are so many runs in that state."""
+    await asyncio.to_thread(
+        wait_until, lambda: len(stack.runs(status)) >= count, START_SECONDS, stack.log.read_text
+    )
