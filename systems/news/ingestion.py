@@ -6,11 +6,12 @@ Owns the order of the steps and what happens when one fails. Refuses to know who
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -32,6 +33,9 @@ from systems.news.tables import Article, Chunk, Feed, News, Run, is_critical
 log = structlog.get_logger("news")
 
 
+GROUPS_AT_ONCE: Final = ARTICLES_AT_ONCE // SUMMARIES_PER_CALL
+
+
 class AllFeedsFailed(Exception):
     """No feed could be read."""
 
@@ -44,6 +48,13 @@ class Figures:
     embeddings: int = 0
     feeds_failed: int = 0
     feeds_left_alone: int = 0
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a run still waits for its model; calls side by side wait at the same time."""
+
+    seconds: float = SUMMARY_SECONDS_MAX
 
 
 async def run_once(
@@ -119,9 +130,8 @@ async def _save_new(
             entries.setdefault(entry.url, (feed, entry))
     unknown = await asyncio.to_thread(news.unknown, list(entries))
     new = [pair for url, pair in entries.items() if url in unknown]
-    loop = asyncio.get_running_loop()
-    until = loop.time() + SUMMARY_SECONDS_MAX
-    room = asyncio.Semaphore(ARTICLES_AT_ONCE // SUMMARIES_PER_CALL)
+    loop, patience = asyncio.get_running_loop(), Patience()
+    room = asyncio.Semaphore(GROUPS_AT_ONCE)
 
     async def save(feed: str, entry: Entry, summary: str, by: str) -> None:
         count = await loop.run_in_executor(threads, _save, news, feed, entry, summary, by)
@@ -131,7 +141,7 @@ async def _save_new(
 
     async def save_group(group: Sequence[tuple[str, Entry]]) -> None:
         async with room:
-            summaries, by = await _summaries(model, [entry.text for _, entry in group], until)
+            summaries, by = await _summaries(model, [entry.text for _, entry in group], patience)
             if model is not None:
                 calls = model.take_calls()
                 await asyncio.to_thread(news.note_calls, "summary", calls, run.id)
@@ -152,14 +162,17 @@ async def _save_new(
 
 
 async def _summaries(
-    model: LanguageModel | None, texts: Sequence[str], until: float
+    model: LanguageModel | None, texts: Sequence[str], patience: Patience
 ) -> tuple[list[str], str]:
-    if model is not None and asyncio.get_running_loop().time() < until:
+    if model is not None and patience.seconds > 0:
+        began = time.monotonic()
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout(patience.seconds):
                 return await model.summaries(texts), model.name
         except (ModelError, TimeoutError) as error:
             log.warning("no summaries; the first sentences stand in", error=repr(error))
+        finally:
+            patience.seconds -= (time.monotonic() - began) / GROUPS_AT_ONCE
     return [lead(text) for text in texts], "lead"
 
 
