@@ -29,6 +29,9 @@ RESULT_BYTES_MAX: Final = 786_432  # bytes of a result's JSON; an event around i
 STEP_BYTES_MAX: Final = 262_144  # bytes of the JSON that a step of a handler returned, 256 KiB
 # Bytes of all that a job remembers: it goes to the worker with each dispatch, and both hold it.
 MEMORY_BYTES_MAX: Final = 16 * 1_048_576
+GATHER_MEMBERS_MAX: Final = 20_000  # jobs that a handler may ask for and wait for at once
+GATHER_BYTES_MAX: Final = 16 * 1_048_576  # bytes of their requests as JSON: the ledger keeps them
+GATHER_PART_BYTES_MAX: Final = 262_144  # bytes of those in one record, unless it is a single one
 SLEEP_MS_MAX: Final = 366 * 86_400_000  # ms of one sleep, a year
 STEP_NAME_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,128}$"  # 128 characters, none of control
 NESTED_MAX: Final = 200  # nested values of a result; orjson itself stops at 254

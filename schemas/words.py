@@ -35,7 +35,7 @@ class State(StrEnum):
     DISPATCHED = "dispatched"  # written to `jobs.ready.<queue>`
     RUNNING = "running"  # a worker said that it started
     RETRYING = "retrying"  # an attempt failed; waits for its backoff
-    AWAITING = "awaiting"  # its handler waits for an instant, and holds no slot
+    AWAITING = "awaiting"  # its handler waits for an instant or for members, and holds no slot
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -151,6 +151,11 @@ class Reason(StrEnum):
     # What an awaiting job waits for, and why it goes on.
     SLEEPING = "sleeping"  # an instant
     INSTANT_CAME = "instant_came"
+    MEMBERS_AWAITED = "members_awaited"  # jobs that its handler asked for together
+    MEMBERS_ENDED = "members_ended"
+    MISSING_PARTS = "missing_parts"  # of the list of members that it waits for
+    NOT_RELEASED = "not_released"  # a member that its gather had no use for any more
+    NO_LONGER_AWAITED = "no_longer_awaited"  # a member that is somebody else's job too
     TOO_LARGE = "too_large"  # a step's result, or all that its job remembers
 
 
@@ -185,6 +190,8 @@ class ErrorCode(StrEnum):
     SUSPENSION_SWALLOWED = "SUSPENSION_SWALLOWED"  # the handler caught what ends its attempt
     TOO_MANY_SUSPENSIONS = "TOO_MANY_SUSPENSIONS"
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
+    ANOTHER_BODY = "ANOTHER_BODY"  # a member's job_id is that of a job with another body
+    TOO_MANY_WATCHERS = "TOO_MANY_WATCHERS"  # gathers that wait for one job
     BROKEN_FORWARD = "BROKEN_FORWARD"
     BROKEN_MESSAGE = "BROKEN_MESSAGE"  # between partitions
     RECORDS_LOST = "RECORDS_LOST"  # of an input, deleted from the log before they were read

@@ -118,6 +118,20 @@ class Resume:
 
 
 @dataclass(slots=True)
+class Gathered:
+    """All members of that gather are known ended, for which an awaiting job waits."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class Tell:
+    """How far a job is that waits for members."""
+
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
 class Forget:
     """A kept cancel goes, for `reason`: nobody asked for its job in time, or too many are kept."""
 
@@ -127,5 +141,5 @@ class Forget:
 
 CoreCommand = (
     Submit | Refuse | Resolve | Dispatch | Obey | Rescue | Report | Cancel | Redrive | Forget
-    | Resume
+    | Resume | Gathered | Tell
 )

@@ -119,6 +119,7 @@ class Effect(StrEnum):
     TELL_WORKER = "tell_worker"  # a word on jobs.control
     MAKE_READY = "make_ready"  # it waits for a slot
     REMEMBER = "remember"  # under the name in `data`, for all attempts to come
+    GATHER = "gather"  # if it waits for members: they are released from now on
 
 
 EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
@@ -131,7 +132,7 @@ EFFECTS: Final[dict[EventKind, tuple[Effect, ...]]] = {
     EventKind.RESCUED: (Effect.MAKE_READY,),
     EventKind.REDRIVEN: (Effect.MAKE_READY,),
     EventKind.STEP_COMPLETED: (Effect.REMEMBER,),
-    EventKind.SUSPENDED: (Effect.SET_TIMER,),
+    EventKind.SUSPENDED: (Effect.SET_TIMER, Effect.GATHER),
     EventKind.RESUMED: (Effect.REMEMBER, Effect.MAKE_READY),
     EventKind.CANCEL_REQUESTED: (Effect.TELL_WORKER,),
     EventKind.SUCCEEDED: (Effect.COMPLETE,),

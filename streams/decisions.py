@@ -19,6 +19,7 @@ from tidemill.streams.commands import (
     CoreCommand,
     Dispatch,
     Forget,
+    Gathered,
     Obey,
     Redrive,
     Refuse,
@@ -27,6 +28,7 @@ from tidemill.streams.commands import (
     Resolve,
     Resume,
     Submit,
+    Tell,
 )
 from tidemill.streams.decision import (
     Accepted,
@@ -36,6 +38,7 @@ from tidemill.streams.decision import (
     Rejected,
     repeat_of,
 )
+from tidemill.streams.gathers import deciding
 from tidemill.streams.job import HANDED_BACK, Job, JobKey, Spec, WaitKey, Worker
 from tidemill.streams.lifecycle import GIVES_BACK, evolve, state_after
 from tidemill.streams.policies.base import Verdict, ask_door, ask_start
@@ -177,6 +180,10 @@ def decide(job: Job | None, command: CoreCommand, turn: Turn) -> Decision:
             return _cancel(job, command, turn)
         case Resume():
             return suspensions.resume(EventBuilder(job, turn.now_ms, None))
+        case Gathered():
+            return deciding.gathered(EventBuilder(job, turn.now_ms, None), command, turn)
+        case Tell():
+            return deciding.progressed(EventBuilder(job, turn.now_ms, None), command)
         case Forget():
             return Rejected(command.reason, _E.COMMAND_REFUSED)
         case Redrive():

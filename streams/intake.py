@@ -41,8 +41,8 @@ from tidemill.streams.stalls import Stalls
 
 OUTCOME_KINDS: Final = frozenset(
     {
-        "started", "progressed", "stepped", "succeeded", "failed", "skipped", "returned",
-        "suspended",
+        "started", "progressed", "stepped", "members", "succeeded", "failed", "skipped",
+        "returned", "suspended",
     }
 )
 _GO_ON: Final = frozenset({"progressed", "stepped"})
@@ -258,6 +258,11 @@ class Intake:
         key = (outcome["user_id"], outcome["job_id"])
         job = self._state.jobs.get(key)
         kind = outcome["kind"]
+        if kind == "members":
+            if job is not None:
+                parents = self._state.policies.gather.parents
+                parents.collect(self._processor.turn, job, outcome)
+            return
         if kind == "returned" and job is not None:
             if self._stalls.has(job, outcome):
                 return
@@ -362,7 +367,7 @@ def _is_outcome(outcome: object) -> bool:
         number = outcome.get(name)
         if number is not None and not isinstance(number, int):
             return False
-    if kind in ("stepped", "suspended") and not suspensions.is_readable(outcome):
+    if kind in ("stepped", "members", "suspended") and not suspensions.is_readable(outcome):
         return False
     error, children = outcome.get("error"), outcome.get("children")
     return (error is None or isinstance(error, dict)) and (

@@ -42,6 +42,7 @@ TRANSITIONS: Final[dict[tuple[State | None, EventKind], State]] = {
     # Its handler waits: no attempt is spent, and the same one goes on as soon as a slot is free.
     (_S.DISPATCHED, _E.SUSPENDED): _S.AWAITING,
     (_S.RUNNING, _E.SUSPENDED): _S.AWAITING,
+    (_S.AWAITING, _E.PROGRESSED): _S.AWAITING,
     (_S.AWAITING, _E.RESUMED): _S.PENDING,
     # Given back: no attempt is spent.
     (_S.DISPATCHED, _E.RETURNED): _S.PENDING,

@@ -71,6 +71,14 @@ class Messages:
         value = self._value(policy, body, len(key))
         self._write(self._partitioner.of(home_key), key, policy, value)
 
+    def partition_of(self, home_key: str) -> int:
+        """See `Turn.partition_of`."""
+        return self._partitioner.of(home_key)
+
+    def send_to(self, partition: int, policy: str, body: dict[str, Any]) -> None:
+        """See `Turn.send_to`."""
+        self._write(partition, None, policy, self._value(policy, body, 0))
+
     def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
         """See `Turn.send_to_all`."""
         value = self._value(policy, body, 0)

@@ -74,6 +74,7 @@ class Partition:
         self._unknown_type = state.policies.unknown_type
         self._absences = self._unknown_type.absences
         self.ticking = state.policies.schedules.ticking
+        self._gather = state.policies.gather
         partitioner = partitioner or Partitioner(partitions)
         self.ticking.settle(number, partitioner)
         self.messages = Messages(
@@ -223,6 +224,8 @@ class Partition:
         spent = self.ticking.work(self._turn, left)
         self._followed += spent + self._processor.take_spent()
         self._has_more = self.ticking.has_more
+        self._gather.parents.work(self._turn, DECISIONS_MAX - self._followed)
+        self._followed += self._processor.take_spent()
         if self._unknown_type.resolve_waiting(self._turn):
             self._has_more = True
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
@@ -241,6 +244,9 @@ class Partition:
         sweep_at = min(
             self._swept_at + SWEEP_EVERY_MS, self._absences.next_at(), self.ticking.next_at()
         )
+        gather_at = self._gather.parents.next_at()
+        if gather_at is not None:
+            sweep_at = min(sweep_at, gather_at)
         timer_at = self.schedule.next_timer_at()
         return sweep_at if timer_at is None else min(sweep_at, timer_at)
 
@@ -250,6 +256,7 @@ class Partition:
         They are of one use: `commit` and `rollback` begin the next ones.
         """
         output = self._processor.output
+        self._gather.members.send(self._turn)
         if not self.state.has_changes and not len(output.group()):
             return OutGroup()
         for name, room in self._capacity.items():
@@ -279,6 +286,7 @@ class Partition:
         """The transaction was aborted: state and indices are as before the group."""
         self.state.rollback()
         self._processor.output.clear()
+        self._gather.members.ends = {}
         self._rebuild()
 
     # --- time ---

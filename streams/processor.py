@@ -28,6 +28,7 @@ from tidemill.streams.decision import (
 )
 from tidemill.streams.decisions import decide
 from tidemill.streams.dispatch.schedule import Schedule, waits_for_type
+from tidemill.streams.gathers.table import GATHER
 from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
@@ -144,7 +145,7 @@ class Processor:
         match effect:
             case Effect.DISPATCH:
                 memory = self.state.memory
-                known = memory.entries(job) if memory.by_job else _NOTHING
+                known = memory.entries(job) if memory.by_job or memory.gathers.by_job else _NOTHING
                 if known:
                     self._spent += sum(map(len, known)) // DECISION_BYTES
                 self.output.dispatch(job, event, self.schedule.name_of(job.spec), known)
@@ -152,6 +153,7 @@ class Processor:
                 self.output.completed(job, event)
                 if self.state.memory.by_job and not job.is_dead_letter:
                     self.state.memory.forget_job(job.key)
+                self._policies.gather.job_ended(self.turn, job, event)
             case Effect.DEAD_LETTER:
                 if job.is_dead_letter:
                     self.output.dead_job(job, event)
@@ -159,6 +161,10 @@ class Processor:
                 self.output.retry(job, event)
             case Effect.REMEMBER:
                 self.state.memory.remember(job, event.data or {})
+            case Effect.GATHER:
+                data = event.data or {}
+                if data["kind"] == GATHER:
+                    self._policies.gather.parents.begin(self.turn, job, data)
             case Effect.TELL_WORKER:
                 self.output.cancel_word(job)
             case Effect.MAKE_READY | Effect.SET_TIMER:
@@ -229,6 +235,16 @@ class Processor:
             waiting.drop(key)
         self.decide(key, job, Resolve(job_type))
         self.schedule.ready_if_due(self.state.jobs[key], self.state.clock_ms)
+
+    def note_late(self, key: JobKey, cause: Cause) -> None:
+        """Something came for a job that waits for it no more: its story says so, if it has one."""
+        job = self.state.jobs.get(key)
+        ended = None if job is not None else self.state.ended(key)
+        if job is not None or ended is not None:
+            rejected = Rejected(Reason.NO_LONGER_AWAITED, EventKind.OUTCOME_IGNORED)
+            if ended is not None:
+                rejected.of(ended.state)
+            self._record_rejection(key, job, Forget(Reason.NO_LONGER_AWAITED, cause), rejected)
 
     def resolve_known(self, key: JobKey) -> None:
         """A redriven job may have waited in vain for a type that is known by now."""

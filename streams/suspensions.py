@@ -21,6 +21,8 @@ from tidemill.schemas.words import ErrorCode, EventKind, Reason, State
 from tidemill.streams import attempts
 from tidemill.streams.commands import Report
 from tidemill.streams.decision import Decision, InvalidTransition, Rejected
+from tidemill.streams.gathers import deciding, wire
+from tidemill.streams.gathers.table import GATHER
 from tidemill.streams.job import SUSPENSION, Job
 from tidemill.streams.store.memory import SLEEP, STEP
 
@@ -39,7 +41,11 @@ def is_readable(outcome: dict[str, Any]) -> bool:
     """Whether a `stepped` or `suspended` says what the engine relies on."""
     if outcome["kind"] == "stepped":
         return _is_name(outcome.get("name"))
+    if outcome["kind"] == "members":
+        return wire.is_part(outcome)
     waits = outcome.get("waits")
+    if isinstance(waits, dict) and waits.get("kind") == GATHER:
+        return wire.is_wait(waits)
     return (
         isinstance(waits, dict) and waits.get("kind") == SLEEP and _is_name(waits.get("name"))
         and type(waits.get("for_ms")) is int and 0 <= waits["for_ms"] <= SLEEP_MS_MAX
@@ -70,20 +76,27 @@ def stepped(story: EventBuilder, job: Job, command: Report, turn: Turn) -> Decis
 
 
 def suspended(story: EventBuilder, job: Job, command: Report, turn: Turn) -> Decision:
-    """The handler sleeps: its attempt is over, and none is spent."""
+    """The handler waits: its attempt is over, and none is spent."""
     waits = command.outcome["waits"]
     name = waits["name"]
-    started_at, wait_ms, run_ms = attempts.times(job, command.outcome, turn.now_ms)
-    story.tell(
-        _E.SUSPENDED, worker=command.worker, started_at=started_at, wait_ms=wait_ms, run_ms=run_ms,
-        reason=Reason.SLEEPING, due_at=turn.now_ms + waits["for_ms"],
-        data={"name": name, "kind": SLEEP}, waits_for=(SUSPENSION, SLEEP, name),
-    )
+    if waits["kind"] == GATHER:
+        rejected = deciding.suspended(story, job, command, turn)
+        if rejected is not None:
+            return rejected
+    else:
+        started_at, wait_ms, run_ms = attempts.times(job, command.outcome, turn.now_ms)
+        story.tell(
+            _E.SUSPENDED, worker=command.worker, started_at=started_at, wait_ms=wait_ms,
+            run_ms=run_ms, reason=Reason.SLEEPING, due_at=turn.now_ms + waits["for_ms"],
+            data={"name": name, "kind": SLEEP}, waits_for=(SUSPENSION, SLEEP, name),
+        )
     if job.is_cancel_requested:
         return story.end(_E.CANCELLED, Reason.CANCELLED_BY_COMMAND)
     left = story.job
     if left is not None and left.suspensions > SUSPENSIONS_MAX:
         return story.end(_E.FAILED, Reason.NOT_RETRYABLE, error=_too_many_error())
+    if waits["kind"] == GATHER:
+        return deciding.gathered_already(story, job, name, turn) or story.done()
     if turn.state.memory.has(job, name) or not waits["for_ms"]:
         return resume(story)
     return story.done()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.schemas.codec import Decoded
-from tidemill.streams.commands import Cause, CoreCommand
+from tidemill.streams.commands import Cause, CoreCommand, Redrive
 from tidemill.streams.dispatch.schedule import Schedule, is_waiting
 from tidemill.streams.job import Job, JobKey, WaitKey
 from tidemill.streams.job_type import JobType
@@ -93,10 +93,26 @@ class Turn:
         """The same at once. Only where no other decision goes on: by a timer, or by time."""
         self._around().decide(key, job, command)
 
-    def submit(self, decoded: Decoded, job_id: str) -> None:
-        """A request that time alone brings, decided at once. Only where no other decision goes on.
-        """
-        self._around().submit(decoded, job_id, None)
+    def submit(self, decoded: Decoded, job_id: str, cause: Cause | None = None) -> None:
+        """A request that time or a message brings, decided at once. Only where no other decision
+        goes on."""
+        self._around().submit(decoded, job_id, cause)
+
+    def redrive(self, key: JobKey, job: Job, command: Redrive) -> bool:
+        """The same of a dead letter that is to run again. False: it must not."""
+        around = self._around()
+        is_accepted = around.decide(key, job, command)
+        if is_accepted:
+            around.resolve_known(key)
+        return is_accepted
+
+    def spend(self, decisions: int) -> None:
+        """Something else than a decision about a job takes time of the group."""
+        self._around().spend(decisions)
+
+    def note_late(self, key: JobKey) -> None:
+        """The message at hand is for a job that waits for it no more."""
+        self._around().note_late(key, self.cause)
 
     def tell_schedule(self, name: str, value: bytes | None) -> None:
         """What a schedule is now; None: it is gone."""
@@ -112,6 +128,14 @@ class Turn:
         Raises UnsendableMessage and MessagesWithoutEnd: bugs of the policy.
         """
         self._post().send(home_key, policy, body)
+
+    def partition_of(self, home_key: str) -> int:
+        """The partition that `send` would send to."""
+        return self._post().partition_of(home_key)
+
+    def send_to(self, partition: int, policy: str, body: dict[str, Any]) -> None:
+        """The same as `send`, for many keys that are at home in one partition."""
+        self._post().send_to(partition, policy, body)
 
     def send_to_all(self, policy: str, body: dict[str, Any]) -> None:
         """The same to every partition, this one too."""

@@ -13,6 +13,7 @@ from tidemill.streams.policies.base import Policy
 from tidemill.streams.policies.collapse import Collapse
 from tidemill.streams.policies.concurrency import Concurrency
 from tidemill.streams.policies.expiry import Expiry
+from tidemill.streams.policies.gather import GatherPolicy
 from tidemill.streams.policies.rate_limit import RateLimit
 from tidemill.streams.policies.rescue import Rescue
 from tidemill.streams.policies.schedules import Schedules
@@ -32,6 +33,7 @@ class Policies:
         self.uniqueness = Uniqueness()
         self.rate_limit = RateLimit(definitions)
         self.schedules = Schedules(definitions)
+        self.gather = GatherPolicy()
         self.all: tuple[Policy, ...] = (
             self.schedules,
             self.uniqueness,
@@ -42,6 +44,7 @@ class Policies:
             self.unknown_type,
             self.rescue,
             Suspension(),
+            self.gather,
             Backoff(),
         )
         #: Of types that nobody has told of.

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import orjson
 
+from tidemill.schemas.requests import MEMORY_BYTES_MAX
+from tidemill.streams.gathers.table import GATHER, Gathers
 from tidemill.streams.job import Job, JobKey
 from tidemill.streams.store.finished import digest_of
 from tidemill.streams.store.table import Table, UnknownRow
@@ -42,8 +44,9 @@ class Entry:
 class Memory(Table[Name, Entry]):
     """Entries of one partition. Rows: b"m" + the job's digest + the name."""
 
-    def __init__(self, jobs: Mapping[JobKey, Job]) -> None:
+    def __init__(self, jobs: Mapping[JobKey, Job], gathers: Gathers) -> None:
         super().__init__(KIND, SINCE)
+        self.gathers = gathers  # what has come of those is remembered too
         self._jobs = jobs
         self.by_job: dict[JobKey, dict[str, Entry]] = {}
         self._sizes: dict[JobKey, int] = {}
@@ -57,20 +60,26 @@ class Memory(Table[Name, Entry]):
 
     def size_of(self, key: JobKey) -> int:
         """Bytes of all that a job remembers, as they are sent."""
-        return self._sizes.get(key, 0)
+        return self._sizes.get(key, 0) + self.gathers.size_of(key)
+
+    def has_room(self, key: JobKey, size: int) -> bool:
+        """Whether so many bytes more are within what a job may remember."""
+        return self.size_of(key) + size <= MEMORY_BYTES_MAX
 
     def entries(self, job: Job) -> list[bytes]:
         """All that the job remembers, each an element of `ReadyJob.memory`."""
-        found = self.by_job.get(job.key)
-        if found is None:
-            return []
+        found = self.by_job.get(job.key) or {}
         begun = job.spec.requested_at
-        return [one.json for one in found.values() if one.incarnation == begun]
+        mine = [one.json for one in found.values() if one.incarnation == begun]
+        return mine + self.gathers.entries(job) if self.gathers.by_job else mine
+
 
     # --- what changes ---
 
     def remember(self, job: Job, data: Mapping[str, Any]) -> None:
         """What an event of the job says is remembered from now on."""
+        if data["kind"] == GATHER:
+            return  # its own rows say it
         name: str = data["name"]
         value = orjson.dumps(data.get("result"))
         entry = Entry(name, data["kind"], value, job.spec.requested_at)

@@ -9,6 +9,8 @@ The state topic has rows of several tables, told apart by the first byte of thei
   b"d" + type       a definition that this partition has taken (`definitions`)
   b"s" + name       a schedule and its next instant (`schedules.table`)
   b"m" + 16 bytes   and a name: what a job remembers under that name (`memory`)
+  b"g" + 16 bytes   a gather: its header, parts and ends (`gathers.table`)
+  b"w" + 16 bytes   who waits for a member's end; the member's digest (`gathers.watchers`)
   b"p"              the partition's position: applied offsets and clock (`position`)
 Job values: a live job (or a dead letter, kept for a redrive) is a JSON array, a newline and its
 payload; an ended one is a short JSON array. A missing value (tombstone) forgets the row.

@@ -43,7 +43,9 @@ class PartitionState:
         self.policies = Policies(self._definitions, interruptions_max)
         self._definitions.policies = self.policies
         self.cancels = KeptCancels()
-        self.memory = Memory(self._jobs.live)
+        gathers = self.policies.gather.parents
+        gathers.table.jobs = self._jobs.live
+        gathers.memory = self.memory = Memory(self._jobs.live, gathers.table)
         self._tables: list[AnyTable] = []
         self._by_kind: dict[bytes, AnyTable] = {}
         # The registry: a new table is one line here. Rows are written in this order.

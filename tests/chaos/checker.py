@@ -28,9 +28,10 @@ from tests.chaos.accounting import (
     check_receipts,
 )
 from tests.chaos.between import Between
+from tests.chaos.gathers import GatherFold
 from tests.chaos.history import LogCounts, check_history
 from tests.chaos.jobfold import JobFold, JobId
-from tests.chaos.ledger_rows import check_positions, check_rows, read_rows
+from tests.chaos.ledger_rows import check_gathers, check_positions, check_rows, read_rows
 from tests.chaos.promises import (
     Asked,
     CollapseFold,
@@ -101,6 +102,7 @@ class Checker:
         self.limits = LimitFold(self.report, expected.limits)
         self.concurrency = ConcurrencyFold(self.report, expected.concurrency)
         self.collapse = CollapseFold(self.report)
+        self.gathers = GatherFold(self.report)
         self.due = DueFold(self.report, asked)
         self.unique = UniqueFold(self.report, asked)
         self.order = OrderFold(self.report, asked, expected.limits)
@@ -127,6 +129,9 @@ class Checker:
         between = Between(self.report, self.evidence.internal_topic, self.inputs.topic)
         for record in self.evidence.internal:
             between.feed(record)
+            self.gathers.feed(record)
+        if self.evidence.is_over:
+            self.gathers.finish(self.jobs)
         asked = between.watch(self.evidence.requested)
         requested = check_inputs(self.inputs, asked, self.jobs)
         check_receipts(self.inputs, self.receipts, self.jobs)
@@ -136,6 +141,7 @@ class Checker:
         if self.evidence.state is not None:
             rows = read_rows(self.report, self.evidence.state)
             check_rows(self.report, rows, self.jobs, self.limits)
+            check_gathers(self.report, rows, self.jobs)
             check_positions(self.report, rows, self.decided, self.jobs.clock)
             if self.evidence.is_over:
                 between.check(rows)
@@ -165,6 +171,7 @@ class Checker:
         self.limits.feed(trace, step)
         self.concurrency.feed(trace, step)
         self.collapse.feed(trace, step, event)
+        self.gathers.feed_event(trace, event)
         self.due.feed(trace, step, event)
         self.unique.feed(trace, step)
         self.order.feed(trace, step, event)

@@ -243,7 +243,8 @@ class JobFold:
                 self._check_name(trace, event)
             case "step_completed" | "resumed":
                 self._check_name(trace, event)
-                trace.remembered[event["data"]["name"]] = event["data"]["kind"]
+                if event["data"]["kind"] != "gather":  # that has rows of its own
+                    trace.remembered[event["data"]["name"]] = event["data"]["kind"]
             case "redriven" | "requested":
                 trace.run, trace.attempt, trace.is_spent, trace.rescues = step.run, 0, True, 0
                 trace.type = event["type"]

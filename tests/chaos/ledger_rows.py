@@ -2,7 +2,8 @@
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
 documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
-request), b"m" (what a job remembers), b"d" (definition), b"s" (schedule), b"p" (position); job rows
+request), b"m" (what a job remembers), b"g" (a gather), b"w" (who waits for a member), b"d"
+(definition), b"s" (schedule), b"p" (position); job rows
 are JSON arrays whose first element is 3, 2 or 1 (live, or a dead letter) or -1 (ended). Refuses to
 know any code of the engine.
 """
@@ -37,6 +38,9 @@ class Rows:
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)
     cancels: dict[JobId, Place] = field(default_factory=dict)
     memory: dict[JobId, dict[str, str]] = field(default_factory=dict)  # name -> kind
+    gathers: dict[bytes, JobId] = field(default_factory=dict)  # of their headers
+    parts_of: set[bytes] = field(default_factory=set)  # gathers that have parts or ends
+    watched: set[JobId] = field(default_factory=set)
 
 
 def digest_of(key: JobId) -> bytes:
@@ -81,6 +85,21 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
             if key[1:] != digest_of((user_id, job_id)) + name.encode():
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
             rows.memory.setdefault((user_id, job_id), {})[name] = kind
+        case b"g":
+            row = orjson.loads(value)
+            digest, form = key[1:17], key[17:18]
+            if form == b"h":
+                text = f"{row[1]}\x00{row[2]}\x00{row[4]}".encode()
+                if blake2b(text, digest_size=16).digest() != digest:
+                    report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+                rows.gathers[digest] = (row[1], row[2])
+            else:
+                rows.parts_of.add(digest)
+        case b"w":
+            _, user_id, job_id, _ = orjson.loads(value)
+            if key[1:] != digest_of((user_id, job_id)):
+                report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+            rows.watched.add((user_id, job_id))
         case b"d" | b"s":
             pass  # a definition, a schedule: not made of events
         case _:
@@ -114,6 +133,21 @@ def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> 
         kept, told = rows.cancels.get(key), jobs.kept.waiting.get(key)
         if kept != told:
             report.violate("kept_cancel_disagrees", f"{key}: the row says {kept}, the log {told}")
+
+
+def check_gathers(report: Report, rows: Rows, jobs: JobFold) -> None:
+    """What is kept of gathers belongs to jobs that may go on, and nobody waits for ended jobs."""
+    for digest, key in rows.gathers.items():
+        trace = jobs.jobs.get(key)
+        if trace is None or not (trace.is_live or trace.state == "failed"):
+            report.violate("gather_left_over", f"{key}: {None if trace is None else trace.state}")
+        rows.parts_of.discard(digest)
+    for digest in rows.parts_of:
+        report.violate("gather_left_over", f"rows without a header: {digest.hex()}")
+    for key in rows.watched:
+        trace = jobs.jobs.get(key)
+        if trace is None or not trace.is_live:
+            report.violate("watcher_left_over", f"{key}: {None if trace is None else trace.state}")
 
 
 def _check_job_row(report: Report, trace: Trace, partition: int, row: list[Any]) -> None:

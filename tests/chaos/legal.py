@@ -34,7 +34,7 @@ LEGAL: Final[dict[str, frozenset[tuple[str | None, str]]]] = {
     "deferred": _to("scheduled", "pending", "scheduled", "retrying"),
     "dispatched": _to("dispatched", *_WAITING),
     "attempt_started": _to("running", "dispatched"),
-    "progressed": _stay("running"),
+    "progressed": _stay("running", "awaiting"),
     # A quick job reports only its end, so an attempt may end that never reported its start.
     "attempt_succeeded": _to("running", *_FLIGHT),
     "attempt_failed": _to("running", *_FLIGHT),

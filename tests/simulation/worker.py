@@ -31,6 +31,9 @@ SLOW_MS_MAX: Final = 25_000  # the longest attempt
 
 USERS: Final = ("user-1", "user-2", "a/b", 'say "ü"', "100%2F", "system:nightly")
 Ends: Final = ("succeeded", "failed", "fatal", "skipped", "parent", "suspended")
+FAN: Final = "fan"  # jobs of this type gather members
+MEMBER_TYPES: Final = ("quick", "side", "two-at-once")
+MEMBERS_MAX: Final = 12
 REMEMBERED_MAX: Final = 4  # entries of a job that does no more steps and sleeps no more
 NAP_MS_MAX: Final = 9_000
 
@@ -115,6 +118,9 @@ class Worker:
         going: list[Run] = []
         for run in self.runs:
             if now_ms >= run.ends_at:
+                if run.end == "gather":
+                    self._gather(run, now_ms)
+                    continue
                 self._outcomes.append(
                     (run.ledger_partition, self._outcome_of(run, now_ms), run.place)
                 )
@@ -133,6 +139,37 @@ class Worker:
 
     def _tell(self, run: Run, kind: str, **facts: Any) -> None:
         self._outcomes.append((run.ledger_partition, outcome(run.job, kind, **facts), run.place))
+
+    def _gather(self, run: Run, now_ms: int) -> None:
+        """Its handler asks for members, in parts, and waits for them."""
+        rng = self._rng
+        asked = [self._member() for _ in range(rng.randrange(1, MEMBERS_MAX))]
+        name = f"members {run.job['run'] % 2}"
+        parts = [asked[at : at + 3] for at in range(0, len(asked), 3)]
+        for number, part in enumerate(parts):
+            self._tell(run, "members", name=name, part=number, requests=part)
+        waits = {
+            "kind": "gather", "name": name, "parts": len(parts), "members": len(asked),
+            "parallel": rng.choice((None, 1, 3)),
+            "tolerate": rng.choice(({"count": 0}, {"count": 2}, {"share": 0.5}, {"share": 1.0})),
+        }
+        times = {"started_at": run.started_at, "finished_at": max(now_ms, run.started_at)}
+        self._tell(run, "suspended", waits=waits, **times)
+
+    def _member(self) -> dict[str, Any]:
+        """A request; some are for jobs that others ask for too, some are refused."""
+        rng = self._rng
+        body: dict[str, Any] = {"type": rng.choice(MEMBER_TYPES), "payload": {"n": 1, "kind": 1}}
+        if rng.random() < 0.8:
+            body["user_id"] = rng.choice(USERS)
+        draw = rng.random()
+        if draw < 0.2:
+            body["job_id"] = f"shared-{rng.randrange(8)}"
+        elif draw < 0.25:
+            body["max_attempts"] = 0
+        elif draw < 0.3:
+            body["expires_at"] = 1
+        return body
 
     def _outcome_of(self, run: Run, now_ms: int) -> dict[str, Any]:
         times = {"started_at": run.started_at, "finished_at": max(now_ms, run.started_at)}
@@ -214,7 +251,9 @@ class Worker:
             self._outcomes.append((ledger_partition, handed_back, place))
             return
         end = self._rng.choices(Ends, (60, 16, 3, 3, 8, 10))[0]
-        if self.is_kind or (end == "suspended" and len(remembered_by(job)) >= REMEMBERED_MAX):
+        if job["type"] == FAN and not gathered_by(job):
+            end = "gather"
+        elif self.is_kind or (end == "suspended" and len(remembered_by(job)) >= REMEMBERED_MAX):
             end = "succeeded"
         is_slow = not self.is_kind and self._rng.random() < 0.25
         lasts = self._rng.randrange(SLOW_MS_MAX) if is_slow else self._rng.randrange(60)
@@ -251,6 +290,11 @@ def kills(job: Mapping[str, Any]) -> bool:
 def remembered_by(job: Mapping[str, Any]) -> set[str]:
     """The names that came with the dispatch."""
     return {name for name, _, _ in job.get("memory", ())}
+
+
+def gathered_by(job: Mapping[str, Any]) -> set[str]:
+    """The gathers that are over."""
+    return {name for name, kind, _ in job.get("memory", ()) if kind == "gather"}
 
 
 def outcome(job: Mapping[str, Any], kind: str, **facts: Any) -> dict[str, Any]:

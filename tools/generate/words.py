@@ -17,7 +17,7 @@ STATE_MEANINGS: Final[dict[State, str]] = {
     S.DISPATCHED: "Written to `jobs.ready.<queue>` for a worker.",
     S.RUNNING: "A worker has it.",
     S.RETRYING: "An attempt failed; the next one waits for its backoff.",
-    S.AWAITING: "Its handler sleeps until `due_at`, and holds no slot.",
+    S.AWAITING: "Its handler sleeps until `due_at`, and holds no slot; or it waits for members.",
     S.SUCCEEDED: "Ended: the handler returned.",
     S.FAILED: "Ended: attempts exhausted, or an error that must not be retried. A dead letter.",
     S.CANCELLED: "Ended by a command.",
@@ -104,6 +104,13 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.SLEEPING: "Its handler sleeps until `due_at`.",
     R.TOO_LARGE: "A step's result is larger than 256 KiB, or all that its job remembers too large.",
     R.INSTANT_CAME: "The instant is there that it slept for.",
+    R.MEMBERS_AWAITED: "Its handler waits for jobs that it asked for together; `data` says for how "
+    "many.",
+    R.MEMBERS_ENDED: "The jobs that it waited for have ended; `data` says how many have failed.",
+    R.MISSING_PARTS: "Its list of members did not come whole, so the suspension does not count.",
+    R.NOT_RELEASED: "A member that was never asked for: too many others had failed.",
+    R.NO_LONGER_AWAITED: "A member that is somebody else's job too: it goes on by itself, and is "
+    "waited for no more. Of an `outcome_ignored`: the parent has ended.",
 }
 
 ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
@@ -182,6 +189,13 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
     C.UNKNOWN_JOB: (
         "A command names a job that the ledger does not know.",
         "Check user and id; an ended job is forgotten after the dedupe retention.",
+    ),
+    C.ANOTHER_BODY: (
+        "A member has the `job_id` of a job with another body.",
+        "Give it an id of its own, or the very same request.",
+    ),
+    C.TOO_MANY_WATCHERS: (
+        "More than 1,000 gathers wait for one job.", "Ask for another job, by another `job_id`."
     ),
     C.BROKEN_FORWARD: (
         "A record on `jobs.internal` has no envelope that a ledger writes.",
