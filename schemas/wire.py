@@ -62,7 +62,8 @@ class ReadyJob(BaseModel):
     )
     memory: list[list[Any]] | None = Field(
         default=None,
-        description="What the job remembers: [name, kind, value] each. kind: step or sleep.",
+        description="What the job remembers: [name, kind, value] each. kind: step, sleep, "
+        "gather, or ends: some ends of members, [index, end] each, under the gather's name.",
     )
 
 
@@ -103,7 +104,8 @@ class ReadyPack(BaseModel):
 
 
 OutcomeKind = Literal[
-    "started", "progressed", "stepped", "succeeded", "failed", "skipped", "returned", "suspended"
+    "started", "progressed", "stepped", "members", "succeeded", "failed", "skipped", "returned",
+    "suspended",
 ]
 
 
@@ -112,16 +114,22 @@ class Waits(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    kind: Literal["sleep"]
+    kind: Literal["sleep", "gather"]
     name: str
-    for_ms: int
+    for_ms: int | None = Field(default=None, description="sleep: how long.")
+    parts: int | None = Field(default=None, description="gather: in how many parts members came.")
+    members: int | None = Field(default=None, description="gather: how many there are.")
+    parallel: int | None = Field(default=None, description="gather: at a time; None: all.")
+    tolerate: dict[str, float] | None = Field(
+        default=None, description="gather: how many may fail, as `count` or as `share` of all."
+    )
 
 
 class Outcome(BaseModel):
     """What a worker says of one attempt.
 
-    started, progressed and stepped leave the attempt running; the others end it. returned: it never
-    began; suspended: its handler waits. Neither spends an attempt.
+    started, progressed, stepped and members leave the attempt running; the others end it. returned:
+    it never began; suspended: its handler waits. Neither spends an attempt.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -150,7 +158,14 @@ class Outcome(BaseModel):
     children: list[dict[str, Any]] | None = Field(
         default=None, description="Requests that the handler asked for, born with the outcome."
     )
-    name: str | None = Field(default=None, description="stepped: of the step; result has the rest.")
+    name: str | None = Field(
+        default=None,
+        description="stepped: of the step; result has the rest. members: of the gather.",
+    )
+    part: int | None = Field(default=None, description="members: which part, 0 for the first.")
+    requests: list[dict[str, Any]] | None = Field(
+        default=None, description="members: as clients write them; `user_id` is always there."
+    )
     waits: Waits | None = Field(default=None, description="suspended: for what.")
 
 

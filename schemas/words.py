@@ -189,6 +189,7 @@ class ErrorCode(StrEnum):
     SUSPENDED_SIDE_BY_SIDE = "SUSPENDED_SIDE_BY_SIDE"  # two waits at once
     SUSPENSION_SWALLOWED = "SUSPENSION_SWALLOWED"  # the handler caught what ends its attempt
     TOO_MANY_SUSPENSIONS = "TOO_MANY_SUSPENSIONS"
+    MEMBERS_FAILED = "MEMBERS_FAILED"  # more of a gather than it tolerates
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
     ANOTHER_BODY = "ANOTHER_BODY"  # a member's job_id is that of a job with another body
     TOO_MANY_WATCHERS = "TOO_MANY_WATCHERS"  # gathers that wait for one job

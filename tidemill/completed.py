@@ -1,28 +1,14 @@
-"""A job's end as programs see it: the record on `jobs.completed`, with the type of its result.
+"""A job's end as programs see it, and the error for a result that does not fit its type.
 
-Owns the type parameter and the error for a result that does not fit it. The fields and what they
-mean are those of the record (`tidemill.schemas.events`). Refuses to know how an end is found.
+Owns that error. Refuses to hold more: the end is the worker's own class, which handlers get too.
 """
 
 from __future__ import annotations
 
-from typing import Any, Generic
-
-from typing_extensions import TypeVar
-
+from tidemill.agents.worker.completed import CompletedJob
 from tidemill.requests import ClientError
-from tidemill.schemas import events
 
-V = TypeVar("V", default=Any)
-
-
-class CompletedJob(events.CompletedJob, Generic[V]):
-    """The end of one run. `CompletedJob[dict | None]` has a `result` of that type.
-
-    `result` is None unless `status` is succeeded.
-    """
-
-    result: V
+__all__ = ["CompletedJob", "ResultMismatch"]
 
 
 class ResultMismatch(ClientError, TypeError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tidemill.agents.worker.errors import (
     JobDefinitionError,
+    MembersFailed,
     ModuleLoadError,
     NonRetryable,
     Retry,
@@ -16,6 +17,7 @@ from tidemill.agents.worker.errors import (
 
 __all__ = [
     "JobDefinitionError",
+    "MembersFailed",
     "ModuleLoadError",
     "NonRetryable",
     "Retry",

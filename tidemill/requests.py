@@ -1,6 +1,6 @@
 """What a program asks for: `Request`, its check and its bytes, and the ids of new jobs.
 
-Owns the names of what a program may say of a job. The rules are those of the ledger
+Owns a client's way from a request to its bytes. The rules are those of the ledger
 (`tidemill.schemas.doors`); none is repeated here. Refuses to know how records reach Kafka.
 """
 
@@ -9,24 +9,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final, Literal
-
-from pydantic import BaseModel
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tidemill.agents.runtime.forks import tell_in_copies
+from tidemill.agents.worker.requests import Request, body_of
 from tidemill.schemas import doors
 from tidemill.schemas.doors import Refused, encode_request
 
+__all__ = [
+    "ClientError", "InvalidRequest", "JobIds", "Request", "body_of", "encode", "encode_command",
+]
+
 _RANDOM_BITS: Final = 62  # of a version 7 UUID, below the variant
 _RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1
-
-_OPTIONAL: Final = (
-    "queue", "priority", "run_at", "expires_at", "unique_key", "max_attempts", "timeout_seconds",
-    "source", "tags", "batch_id", "parent_job_id",
-)
 
 
 class ClientError(Exception):
@@ -35,31 +31,6 @@ class ClientError(Exception):
 
 class InvalidRequest(ClientError, ValueError):
     """A request that the engine would refuse. The text names field, reason and way out."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Request:
-    """One job to ask for. The fields mean what they mean on `jobs.requested`.
-
-    `payload` is a dict, a pydantic model or a dataclass. `job_id` None: the client makes one, so
-    that its own retries ask for one job only.
-    """
-
-    type: str
-    user_id: str
-    payload: Mapping[str, Any] | BaseModel | None = None
-    job_id: str | None = None
-    queue: str | None = None
-    priority: Literal["high", "medium", "low"] | None = None
-    run_at: datetime | None = None
-    expires_at: datetime | None = None
-    unique_key: str | None = None
-    max_attempts: int | None = None
-    timeout_seconds: float | None = None
-    source: str | None = None
-    tags: Sequence[str] = ()
-    batch_id: str | None = None
-    parent_job_id: str | None = None
 
 
 class JobIds:
@@ -96,21 +67,6 @@ class JobIds:
         )
         text = f"{number:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def body_of(request: Request, job_id: str) -> dict[str, Any]:
-    """The fields of a request, only those that differ from the defaults; nothing is checked."""
-    body: dict[str, Any] = {
-        "type": request.type,
-        "user_id": request.user_id,
-        "job_id": job_id,
-        "payload": request.payload,
-    }
-    for name in _OPTIONAL:
-        value = getattr(request, name)
-        if value is not None and value != ():
-            body[name] = value
-    return body
 
 
 def encode(request: Request, job_id: str) -> bytes:

@@ -41,9 +41,9 @@ class Settled(Protocol):
 
 
 class Keeper(Protocol):
-    """What makes the result of a step durable."""
+    """What makes a word of a handler durable."""
 
-    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]: ...
+    def keep(self, attempt: Attempt, word: dict[str, Any]) -> Future[None]: ...
 
 
 class Permit:

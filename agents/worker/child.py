@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import itertools
 import logging
 import os
 import select
@@ -60,20 +61,22 @@ class ChildAttempt:
         #: What runs the handler: the main thread, or the coroutine that it drives.
         self.standing: object = threading.main_thread().ident
         self._progressed_at = 0.0
-        self._steps: dict[str, Future[None]] = {}  # that are not durable yet
+        self._words: dict[int, Future[None]] = {}  # that are not durable yet, by number
+        self._numbers = itertools.count()
 
     def open_context(self) -> Context:
         self.context = Context(self.job, self.signal, self._on_progress, self._keep)
         return self.context
 
-    def _keep(self, name: str, result: bytes) -> Future[None]:
-        done = self._steps[name] = Future()
-        self._child.send({"step": name, "result": orjson.Fragment(result)})
+    def _keep(self, word: dict[str, Any]) -> Future[None]:
+        number = next(self._numbers)
+        done = self._words[number] = Future()
+        self._child.send({"word": word, "number": number})
         return done
 
-    def kept(self, name: str) -> None:
-        """The parent says that a step's result is durable."""
-        done = self._steps.pop(name, None)
+    def kept(self, number: int) -> None:
+        """The parent says that a word is durable."""
+        done = self._words.pop(number, None)
         if done is not None and not done.done():
             done.set_result(None)
 

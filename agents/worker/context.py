@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ import structlog
 from pydantic import BaseModel
 
 from tidemill.agents.worker.durations import Duration
+from tidemill.agents.worker.gathering import Gather
+from tidemill.agents.worker.requests import Request
 from tidemill.agents.worker.suspending import Keep, Suspending
 from tidemill.schemas.doors import Refused, encode_request
 from tidemill.schemas.requests import ID_LENGTH_MAX, RESULT_BYTES_MAX
@@ -154,6 +156,26 @@ class Context:
         """
         self._refuse_in_copy()
         return self._suspending.sleep(name, duration)
+
+    def gather(
+        self,
+        name: str,
+        requests: Iterable[Request],
+        parallel: int | None = None,
+        tolerate: int | str | None = None,
+    ) -> Any:
+        """Ask for these jobs and wait for all of them, without a slot: a list of `CompletedJob`, in
+        the order of the requests. Awaited in an `async def` handler.
+
+        `requests`: `tidemill.Request`, or what `job.request(…)` makes; at most 20,000, and 16 MiB.
+        Without `job_id` a member is named after its parent, this gather and its place. The first
+        list given to a name counts: a later attempt gets its ends, whatever it asks for.
+        `parallel`: how many are asked for at a time, None: all. `tolerate`: how many may fail, be
+        cancelled or expire, 5 or "20%"; None: none. Beyond it raises MembersFailed, which names
+        them and is final when it is not caught. Raises ValueError that names `requests[i].field`.
+        """
+        self._refuse_in_copy()
+        return self._suspending.gather(Gather(name, requests, parallel, tolerate, self.user_id))
 
     def step_key(self, name: str) -> str:
         """The idempotency key of one step: the same in every attempt and every run of this job."""

@@ -7,9 +7,13 @@ Refuses to know how they become outcomes.
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from tidemill.schemas.words import ErrorCode
+
+if TYPE_CHECKING:
+    from tidemill.agents.worker.completed import CompletedJob
 
 CODE_LENGTH_MAX: Final = 64  # characters of an error's code; codes are grouped by in SQL
 REASON_LENGTH_MAX: Final = 128  # characters of a skip's reason; reasons are grouped by in SQL
@@ -71,6 +75,20 @@ class NonRetryable(Steer):
     def __init__(self, message: str = "", *, code: str = ErrorCode.HANDLER_ERROR) -> None:
         self.code = _checked_code(code)
         super().__init__(message or f"the handler gave up with {self.code}")
+
+
+class MembersFailed(NonRetryable):
+    """More members of a `ctx.gather` have failed than it tolerates. A handler that lets it pass has
+    failed; one that catches it may go on."""
+
+    def __init__(
+        self, message: str = "", *, failed: Sequence[CompletedJob] = (),
+        code: str = ErrorCode.MEMBERS_FAILED,
+    ) -> None:
+        super().__init__(message or "members have failed", code=code)
+        #: The ends of those that failed, were cancelled or have expired, in the requests' order.
+        #: Members that were not asked for any more are no part of it.
+        self.failed: list[CompletedJob] = list(failed)
 
 
 class Skip(Steer):

@@ -2,10 +2,10 @@
 
 Owns the frame and the names of the messages. Refuses to know what is done with them.
 
-To the child: {"job": ...} runs one attempt, {"cancel": true} tells it to stop, {"kept": name}
-that the result of a step is durable.
-From the child: {"ready": true} or {"broken": why} once, then {"progress": ...}, {"step": name,
-"result": ...} and {"end": ...}.
+To the child: {"job": ...} runs one attempt, {"cancel": true} tells it to stop, {"kept": number}
+that a word of its handler is durable.
+From the child: {"ready": true} or {"broken": why} once, then {"progress": ...}, {"word": ...,
+"number": ...} and {"end": ...}.
 """
 
 from __future__ import annotations

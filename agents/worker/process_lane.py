@@ -389,8 +389,8 @@ class ProcessLane:
             while "end" not in (message := await child.receive()):
                 if "stack" in message:
                     attempt.stack = message["stack"]
-                elif "step" in message:
-                    self._keep_step(child, attempt, message["step"], message["result"])
+                elif "word" in message:
+                    self._keep_word(child, attempt, message["word"], message["number"])
                 else:
                     attempt.set_progress(message["progress"])
         except ChildGone:
@@ -407,14 +407,14 @@ class ProcessLane:
             return False
         return True
 
-    def _keep_step(
-        self, child: ChildProcess, attempt: Attempt, name: str, result: Any
+    def _keep_word(
+        self, child: ChildProcess, attempt: Attempt, word: outcomes.Outcome, number: int
     ) -> None:
-        """Tell a step's result, and the child once it is durable."""
+        """Tell what the handler says, and the child once it is durable."""
         keeper = attempt.pack.keeper
         if keeper is not None:
-            kept = keeper.keep(attempt, name, orjson.dumps(result))
-            kept.add_done_callback(lambda done: child.send({"kept": name}))
+            kept = keeper.keep(attempt, word)
+            kept.add_done_callback(lambda done: child.send({"kept": number}))
 
     def _end(self, attempt: Attempt, end: outcomes.Outcome) -> None:
         if attempt.is_ended:

@@ -21,16 +21,19 @@ from typing import Any, Final
 
 import orjson
 
-from tidemill.agents.worker import results
+from tidemill.agents.worker import gathering, results
+from tidemill.agents.worker.completed import CompletedJob
 from tidemill.agents.worker.durations import Duration, seconds_of
 from tidemill.agents.worker.errors import JobDefinitionError, NonRetryable
+from tidemill.agents.worker.gathering import Ends, Gather
 from tidemill.schemas.requests import MEMORY_BYTES_MAX, STEP_BYTES_MAX, STEP_NAME_PATTERN
 from tidemill.schemas.words import ErrorCode
 
 ENTRY_BYTES: Final = 64  # what an entry costs beside its name and value, at least as in the ledger
 
-Keep = Callable[[str, bytes], Future[None]]
-"""Makes a step's result durable: name and JSON; done once it is. From any thread."""
+Keep = Callable[[dict[str, Any]], Future[None]]
+"""Makes a word of the attempt durable, such as a step's result; done once it is. From any thread.
+"""
 
 _NAME: Final = re.compile(STEP_NAME_PATTERN.removesuffix("$") + r"\Z")
 _in_step: contextvars.ContextVar[bool] = contextvars.ContextVar("tidemill_step", default=False)
@@ -48,9 +51,13 @@ class Suspending:
     """Names, memory and the one suspension of one attempt."""
 
     def __init__(self, memory: list[list[Any]] | None, keep: Keep | None) -> None:
-        self._memory: dict[str, tuple[str, Any]] = {
-            name: (kind, value) for name, kind, value in memory or ()
-        }
+        self._memory: dict[str, tuple[str, Any]] = {}
+        self._ends: dict[str, list[list[Any]]] = {}  # of gathers that are over, by name
+        for name, kind, value in memory or ():
+            if kind == gathering.ENDS:
+                self._ends.setdefault(name, []).extend(value)
+            else:
+                self._memory[name] = (kind, value)
         self._bytes: int | None = None  # of all that is remembered, once somebody has asked
         self._keep = keep
         self._lock = threading.Lock()  # steps of one handler may run on several threads
@@ -86,6 +93,11 @@ class Suspending:
         if known is None:
             self._suspend({"kind": "sleep", "name": name, "for_ms": for_ms})
         return None
+
+    def gather(self, asked: Gather) -> Any:
+        """See `Context.gather`."""
+        ends = self._ends_of(asked.name, self._begin(asked.name, gathering.KIND))
+        return self._gather_async(asked, ends) if _has_loop() else self._gather(asked, ends)
 
     def refuse_in_step(self) -> None:
         """`enqueue` of a step that comes back from memory would ask for nothing."""
@@ -196,16 +208,19 @@ class Suspending:
                     "references", code=ErrorCode.STEP_TOO_LARGE,
                 )
             self._bytes += size
+        return self._say({"kind": "stepped", "name": name, "result": orjson.Fragment(text)})
+
+    def _say(self, word: dict[str, Any]) -> Future[None]:
         if self._keep is None:
-            raise RuntimeError("nothing here keeps the results of steps")
-        return self._keep(name, text)
+            raise RuntimeError("nothing here keeps what a handler says")
+        return self._keep(word)
 
     def _size(self) -> int:
         """Bytes of what came with the job: only asked for when more is to be remembered."""
         return sum(
             len(name.encode()) + len(orjson.dumps(value)) + ENTRY_BYTES
             for name, (_, value) in self._memory.items()
-        )
+        ) + sum(len(orjson.dumps(ends)) for ends in self._ends.values())
 
     # --- suspensions ---
 
@@ -216,10 +231,56 @@ class Suspending:
             self._suspend({"kind": "sleep", "name": name, "for_ms": for_ms})
 
     def _suspend(self, waits: dict[str, Any]) -> None:
+        raise self._hold(waits)
+
+    def _hold(self, waits: dict[str, Any]) -> Suspended:
+        """From here on the handler waits, and may do nothing else."""
         with self._lock:
             self._check_alone(waits["kind"], waits["name"], but_steps=False)
             self.suspended = Suspended(waits)
-        raise self.suspended
+        return self.suspended
+
+    # --- members ---
+
+    def _ends_of(self, name: str, known: tuple[str, Any] | None) -> Ends | None:
+        if known is None:
+            return None
+        if known[0] != gathering.KIND:
+            raise self._misuse(
+                ErrorCode.NAME_USED_TWICE,
+                f"the job remembers a {known[0]} by the name {name!r} of a gather: give the gather "
+                "a name of its own",
+            )
+        return Ends(name, known[1], self._ends.get(name, []))
+
+    def _gather(self, asked: Gather, ends: Ends | None) -> list[CompletedJob]:
+        if ends is not None:
+            for _ in ends.read():
+                pass
+            return ends.found
+        for _ in asked.prepare():
+            pass
+        if len(asked):
+            suspended = self._hold(asked.waits())
+            for told in [self._say(word) for word in asked.words()]:
+                told.result()
+            raise suspended
+        return []
+
+    async def _gather_async(self, asked: Gather, ends: Ends | None) -> list[CompletedJob]:
+        """The same on a loop that others share."""
+        if ends is not None:
+            for _ in ends.read():
+                await asyncio.sleep(0)
+            return ends.found
+        for _ in asked.prepare():
+            await asyncio.sleep(0)
+        if len(asked):
+            suspended = self._hold(asked.waits())
+            told = [asyncio.wrap_future(self._say(word)) for word in asked.words()]
+            await asyncio.gather(*told)
+            raise suspended
+        return []
 
 
 def _has_loop() -> bool:

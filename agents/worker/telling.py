@@ -1,4 +1,4 @@
-"""What is said of attempts that go on: that they began, how far they are, and their steps' results.
+"""What is said of attempts that go on: that they began, how far they are, and what handlers keep.
 
 Owns these words. Refuses to know when they are due and what ends an attempt.
 """
@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import orjson
-
 from tidemill.agents import clocks
 from tidemill.agents.worker import outcomes
 from tidemill.agents.worker.attempts import Attempt, Permit, Settled
@@ -19,7 +17,7 @@ from tidemill.agents.worker.writer import OutcomeWriter
 
 
 class _Kept:
-    """A step's result that waits to be durable."""
+    """A word of a handler that waits to be durable."""
 
     def __init__(self, done: Future[None]) -> None:
         self._done = done
@@ -59,22 +57,20 @@ class Teller:
         attempt.progressed_at = now
         self._say(attempt, {"kind": "progressed", "progress": told}, None)
 
-    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]:
-        """Tell the result of a step; done once it is durable. From any thread."""
+    def keep(self, attempt: Attempt, word: Outcome) -> Future[None]:
+        """Tell what a handler says, such as the result of a step; done once it is durable. In the
+        order of the calls, from any thread."""
         done: Future[None] = Future()
-        self._loop.call_soon_threadsafe(self._tell_step, attempt, name, result, done)
+        self._loop.call_soon_threadsafe(self._tell_kept, attempt, word, done)
         return done
 
-    def _tell_step(
-        self, attempt: Attempt, name: str, result: bytes, done: Future[None]
-    ) -> None:
+    def _tell_kept(self, attempt: Attempt, word: Outcome, done: Future[None]) -> None:
         if done.cancelled():
             return
         if attempt.is_ended:
-            done.set_exception(RuntimeError(f"step {name!r}: its attempt is over"))
+            done.set_exception(RuntimeError(f"{word['name']!r}: its attempt is over"))
             return
         self.start(attempt)
-        word = {"kind": "stepped", "name": name, "result": orjson.Fragment(result)}
         self._say(attempt, word, _Kept(done))
 
     def _say(self, attempt: Attempt, word: Outcome, waits: Settled | None) -> None:

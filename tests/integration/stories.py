@@ -27,8 +27,6 @@ Told = tuple[str, str | None, str | None, int, int, str | None]
 Story = dict[str, list[Told]]
 SECONDS: Final = 120.0
 ENDS: Final = ("succeeded", "failed", "cancelled", "skipped", "expired")
-# A record that was settled and not committed before a kill comes again: told, and changes nothing.
-NOISE: Final = ("outcome_ignored",)
 
 
 class Stage(Protocol):
@@ -50,6 +48,14 @@ def told(event: dict[str, Any]) -> Told:
         event["event"], event["state_after"], event["reason"], event["run"], event["attempt"],
         None if error is None else error["code"],
     )
+
+
+def is_noise(event: dict[str, Any]) -> bool:
+    """What says no more than how quick a machine is. A record that was settled and not committed
+    before a kill comes again; how far members are is told once a second."""
+    kind: str = event["event"]
+    is_of_members = kind == "progressed" and str(event["type"]).startswith("story.gathers")
+    return is_of_members or kind == "outcome_ignored"
 
 
 class EngineStage:
@@ -86,8 +92,8 @@ class EngineStage:
     def story(self) -> Story:
         return {
             job.job_id: [
-                told(event.model_dump(mode="json")) for event in job.story
-                if event.event not in NOISE
+                told(event) for event in (one.model_dump(mode="json") for one in job.story)
+                if not is_noise(event)
             ]
             for job in self._engine.jobs
         }
@@ -169,7 +175,7 @@ class RealStage:
     def story(self) -> Story:
         found: Story = {}
         for event in self._feed.of(self._user):
-            if event["event"] not in NOISE:
+            if not is_noise(event):
                 found.setdefault(event["job_id"], []).append(told(event))
         return found
 
@@ -335,6 +341,21 @@ def cancel_awaiting(stage: Stage) -> None:
     _cancel_after(stage, "suspended")
 
 
+def redrive_of_a_gather(stage: Stage) -> None:
+    stage.ask("story.gathers", {"members": 3, "failing": [1]}, job_id="j")
+    stage.until("j", "failed")
+    stage.redrive("j")
+    stage.until("j", "succeeded")
+
+
+def cancel_of_a_gather(stage: Stage) -> None:
+    stage.ask("story.gathers", {"members": 3, "seconds": 60}, job_id="j")
+    stage.until("j.runs.0", "attempt_started")
+    stage.cancel("j")
+    stage.until("j", *ENDS)
+    stage.until("j.runs.0", *ENDS)
+
+
 def crash_in_the_middle(stage: Stage) -> None:
     stage.ask("story.act", {"do": ["sleep"], "seconds": 2}, job_id="j")
     stage.until("j", "attempt_started")
@@ -358,6 +379,11 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
     "result not JSON": _act("odd"),
     "steps and a sleep": _type("story.suspends"),
     "steps and a sleep in a thread": _type("story.suspends_in_thread"),
+    "a gather": _type("story.gathers", members=3),
+    "a gather in a thread": _type("story.gathers_in_thread", members=3),
+    "a gather of nobody": _type("story.gathers", members=0),
+    "a gather that tolerates": _type("story.gathers", members=3, failing=[1], tolerate="34%"),
+    "a gather that does not": _type("story.gathers", members=3, failing=[0, 2], tolerate=1),
     "a swallowed suspension": _type("story.swallows"),
     "a name used twice": _type("story.twice"),
     **{
@@ -367,7 +393,8 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
             rate_limit_delays, rate_limit_skips, concurrency_of_a_user, cancel_waiting,
             cancel_running, cancel_running_with_context, cancel_between_attempts,
             cancel_before_request, expiry, run_at, children, bad_payload, a_thread, a_process,
-            cancel_awaiting, time_out_then_success, time_out_to_the_end,
+            cancel_awaiting, time_out_then_success, time_out_to_the_end, redrive_of_a_gather,
+            cancel_of_a_gather,
         )
     },
     **ALONE,

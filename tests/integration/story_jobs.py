@@ -16,6 +16,7 @@ from tidemill import (
     Context,
     NonRetryable,
     RateLimit,
+    Request,
     Retry,
     Skip,
     job,
@@ -110,6 +111,40 @@ def suspends_in_thread(payload: dict[str, Any], ctx: Context) -> list[int]:
     first = ctx.step("first", len, "a")
     ctx.sleep("pause", payload.get("seconds", 1))
     return [first, ctx.step("second", len, "ab")]
+
+
+@job("story.member")
+async def member(payload: dict[str, Any], ctx: Context) -> int:
+    if payload.get("fails") and ctx.run == 1:
+        raise NonRetryable("not in the first run", code="BROKEN")
+    if payload.get("seconds"):
+        await asyncio.sleep(payload["seconds"])
+    return int(payload["n"])
+
+
+def members(payload: dict[str, Any], ctx: Context) -> list[Request]:
+    return [
+        Request(
+            type="story.member", user_id=ctx.user_id,
+            payload={"n": number, "fails": number in payload.get("failing", ()),
+                     "seconds": payload.get("seconds", 0)},
+        )
+        for number in range(payload["members"])
+    ]
+
+
+@job("story.gathers")
+async def gathers(payload: dict[str, Any], ctx: Context) -> list[Any]:
+    ends = await ctx.gather(
+        "runs", members(payload, ctx), parallel=1, tolerate=payload.get("tolerate")
+    )
+    return [[end.job_id, end.status.value, end.result] for end in ends]
+
+
+@job("story.gathers_in_thread")
+def gathers_in_thread(payload: dict[str, Any], ctx: Context) -> list[Any]:
+    ends = ctx.gather("runs", members(payload, ctx), 1, payload.get("tolerate"))
+    return [[end.job_id, end.status.value, end.result] for end in ends]
 
 
 @job("story.swallows")

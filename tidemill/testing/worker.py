@@ -299,14 +299,13 @@ class Worker:
         attempt.progressed_at = self._clock.seconds()
         self._say(attempt, {"kind": "progressed", "progress": told}, None)
 
-    def keep(self, attempt: Attempt, name: str, result: bytes) -> Future[None]:
-        """As `Teller.keep`: the result of a step is in the log when the call returns."""
+    def keep(self, attempt: Attempt, word: Outcome) -> Future[None]:
+        """As `Teller.keep`: the word is in the log when the call returns."""
         done: Future[None] = Future()
         if attempt.is_ended:
-            done.set_exception(RuntimeError(f"step {name!r}: its attempt is over"))
+            done.set_exception(RuntimeError(f"{word['name']!r}: its attempt is over"))
             return done
         self._tell_start(attempt)
-        word = {"kind": "stepped", "name": name, "result": orjson.Fragment(result)}
         self._say(attempt, word, None)
         self._write()
         done.set_result(None)

@@ -170,6 +170,10 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
         "A step's result is larger than 256 KiB, or all that the job remembers than 16 MiB.",
         "Store the data elsewhere and return a reference.",
     ),
+    C.MEMBERS_FAILED: (
+        "More members of a `ctx.gather` have failed than it tolerates; the message names them.",
+        "Mend what they say; then redrive the parent, which asks for the failed ones alone.",
+    ),
     C.NAME_USED_TWICE: (
         "Two steps or waits of one run of a handler have the same name.",
         "Give each a name of its own; in a loop, put the item into it.",
