@@ -25,6 +25,7 @@ from typing import Any, Final, NoReturn
 
 from tidemill.agents import exit_codes
 from tidemill.agents.crash import crash_point
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.runtime.errors import AbortableError
 from tidemill.agents.runtime.failstop import fail_stop
@@ -54,7 +55,8 @@ ABORT_PAUSE_SECONDS: Final = 0.2  # before an aborted group is tried again
 class GroupCommitter:
     """The loop that decides and commits for the partitions of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: LedgerClock) -> None:
+        self._clock = clock
         self._producers: Sequence[TransactionalProducer] = ()
         self._begun_at = 0.0  # monotonic, the last group
         self._took_seconds = 0.0  # a transaction, of late
@@ -123,7 +125,7 @@ class GroupCommitter:
         """The partitions that have something to do and are in no group, or a share of them."""
         while True:
             self._work.clear()
-            now = time.time()
+            now = self._clock.now()
             idle = [runner for runner in self._runners if self._may_decide(runner)]
             due = [runner for runner in idle if runner.due_at() <= now]
             if due:

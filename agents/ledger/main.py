@@ -11,13 +11,13 @@ import gc
 import logging
 import os
 import socket
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tidemill.agents import zones
 from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.group_committer import GroupCommitter, end_as_too_old
 from tidemill.agents.ledger.metrics import LedgerMetrics, open_door
 from tidemill.agents.ledger.runner import PartitionRunner
@@ -63,9 +63,10 @@ class Ledger:
         self.topics = Topics(settings.topic_prefix)
         self.instance_id = settings.instance_id or f"{socket.gethostname()}-{os.getpid()}"
         self._partitioner = Partitioner(settings.partitions)
-        self.book = WorkerBook()
+        self._clock = LedgerClock()
+        self.book = WorkerBook(self._clock)
         self._runners: dict[int, PartitionRunner] = {}
-        self._committer = GroupCommitter()  # started with the first partition
+        self._committer = GroupCommitter(self._clock)  # started with the first partition
         self._reader: WorkerReader | None = None
         self._starting = asyncio.Lock()
         self._is_announced = False
@@ -106,7 +107,9 @@ class Ledger:
             "partition %s: %s rows, %s live jobs, %s ended",
             partition, rows, len(state.jobs), len(state.finished),
         )
-        runner = PartitionRunner(engine, claim, self.book, topics.ledger_inputs, self._passed_to)
+        runner = PartitionRunner(
+            engine, claim, self.book, topics.ledger_inputs, self._passed_to, self._clock
+        )
         self._runners[partition] = runner
         self._committer.join(runner)
         return runner
@@ -133,7 +136,8 @@ class Ledger:
                     if key is not None:
                         engine.state.load(key, value)
                 count += len(batch)
-            engine.restored(int(time.time() * 1000))
+            self._clock.note(engine.state.clock_ms)
+            engine.restored(self._clock.now_ms())
         finally:
             gc.enable()
         gc.freeze()

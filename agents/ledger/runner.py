@@ -7,11 +7,11 @@ Owns the inbox of a partition and the order of deciding. Refuses to know what is
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
 from tidemill.agents.ledger.claim import Claim
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.dead_letter_log import DEAD_LETTERS
 from tidemill.agents.ledger.metrics import COUNTS
 from tidemill.agents.ledger.workers import WorkerBook
@@ -32,6 +32,7 @@ class PartitionRunner:
         book: WorkerBook,
         input_topics: tuple[str, ...],
         passed_to: Callable[[str, int], int | None],
+        clock: LedgerClock,
     ) -> None:
         self.partition = partition
         self.claim = claim
@@ -39,6 +40,7 @@ class PartitionRunner:
         self.waiting = 0  # records that have arrived and are in no group yet
         self._book = book
         self._passed_to = passed_to
+        self._clock = clock
         self._topics = input_topics  # the most urgent first
         # A partition that was added to a topic is an input beside our own one.
         self._inbox: dict[tuple[str, int], deque[Chunk]] = {
@@ -87,7 +89,7 @@ class PartitionRunner:
         self._deciding = chunks
         # 2. Tell the engine what is known of the workers.
         partition = self.partition
-        partition.begin(int(time.time() * 1000))
+        partition.begin(self._clock.now_ms())
         since_ms, until_ms = self._book.heard()
         partition.set_workers(
             self._book.alive(), heard_since_ms=since_ms, heard_until_ms=until_ms,

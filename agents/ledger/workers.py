@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pydantic import ValidationError
 
 from tidemill.agents.ledger.announcements import ScheduleSets
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.runtime.clients import client_settings, take_arrived
 from tidemill.schemas.schedules import ScheduleSet
 from tidemill.schemas.topics import Topics
@@ -63,14 +64,11 @@ def reason_of(error: ValidationError) -> str:
     return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
-def _now_ms() -> int:
-    return int(time.time() * 1000)
-
-
 class WorkerBook:
     """What heartbeats and definitions say now. Read from the loop, written by one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: LedgerClock) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
         self._hears_since = self._heard_until = time.monotonic()
@@ -98,7 +96,7 @@ class WorkerBook:
         """Epoch ms: since when, and until when, all that was said has been heard."""
         with self._lock:
             since, until = self._hears_since, self._heard_until
-        offset = time.time() - time.monotonic()
+        offset = self._clock.now() - time.monotonic()
         return int((since + offset) * 1000), int((until + offset) * 1000)
 
     def note_beat(self, beat: Heartbeat) -> None:
@@ -116,10 +114,10 @@ class WorkerBook:
 
     def _note_stall(self, beat: Heartbeat) -> None:
         """The last stall of a worker is kept: what began in it may need a rescue later."""
-        known = self._stalls.get(beat.worker_id)
+        known, now_ms = self._stalls.get(beat.worker_id), self._clock.now_ms()
         if not beat.is_stalled:
             if known is not None and not known.is_over:
-                self._stalls[beat.worker_id] = known._replace(is_over=True, last_ms=_now_ms())
+                self._stalls[beat.worker_id] = known._replace(is_over=True, last_ms=now_ms)
                 logger.info("worker %s goes on after a stall", beat.worker_id)
             return
         if known is None or known.is_over or known.incarnation != beat.incarnation:
@@ -127,11 +125,11 @@ class WorkerBook:
                 "worker %s is stalled: it lives, gets no jobs and loses none (%d begun last)",
                 beat.worker_id, len(beat.begun),
             )
-            first_ms = _now_ms()
+            first_ms = now_ms
         else:
             first_ms = known.first_ms
         self._stalls[beat.worker_id] = Stall(
-            beat.incarnation, frozenset(beat.begun), frozenset(beat.queues), first_ms, _now_ms(),
+            beat.incarnation, frozenset(beat.begun), frozenset(beat.queues), first_ms, now_ms,
             is_over=False,
         )
 
@@ -348,7 +346,7 @@ class WorkerReader:
 
     def _starts(self, consumer: Consumer) -> list[TopicPartition]:
         """Definitions from their start, heartbeats from as long ago as they matter."""
-        since_ms = int((time.time() - HEARTBEAT_MISSING_SECONDS) * 1000)
+        since_ms = int((time.time() - HEARTBEAT_MISSING_SECONDS) * 1000)  # their writers' clocks
         beats = TopicPartition(self._topics.heartbeats, 0, since_ms)
         definitions = TopicPartition(self._topics.definitions, 0, 0)
         while True:

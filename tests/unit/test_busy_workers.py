@@ -21,6 +21,7 @@ from tests.unit.partition_kit import (
     request,
 )
 from tests.unit.worker_harness import bench_of, pack_of
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.agents.worker.main import GROUP_BEAT_SECONDS, SESSION_SECONDS
 from tidemill.agents.worker.pulse import PAUSE_SECONDS, RING, STILL_SECONDS, Pulse
@@ -131,7 +132,7 @@ def test_after_a_stall_a_dispatch_that_reached_nobody_is_found_as_ever() -> None
 
 
 def test_a_stalled_worker_lives_has_no_room_and_its_stall_ends() -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     room = QueueSlots(kinds={"async": KindSlots(slots=4, free=4)}, partitions=(0,))
 
     def beat(*, is_stalled: bool) -> Heartbeat:

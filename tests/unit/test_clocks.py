@@ -24,6 +24,7 @@ import tidemill.agents.worker.main  # noqa: F401  # and all that it loads
 from tests.unit.freezing import AT, Freezer
 from tests.unit.worker_harness import LOOK_SECONDS, Bench, bench_of, pack_of
 from tidemill.agents import clocks
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.agents.runtime import run
 from tidemill.agents.worker.heartbeat import Snapshot, beat_of
@@ -169,7 +170,7 @@ def test_a_clock_that_is_as_the_systems_is_not_told_of(caplog: pytest.LogCapture
 
 
 def test_the_ledger_hears_of_free_slots_from_a_worker_whose_clock_stands_still() -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     told = []
     for free in (0, 3, 3):
         room = QueueSlots(kinds={"async": KindSlots(slots=4, free=free)}, partitions=(0,))

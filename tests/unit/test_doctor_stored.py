@@ -91,6 +91,18 @@ def test_a_clock_that_is_wrong(rows: Rows, skew: int, verdict: str) -> None:
     assert clickhouse.clock(SETTINGS).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("ahead_ms", "verdict"),
+    [("-1795950364378", "ok"), ("0", "ok"), ("4900", "ok"), ("3600000", "warning")],
+)
+def test_a_ledgers_clock_that_was_set_back(rows: Rows, ahead_ms: str, verdict: str) -> None:
+    rows.append({"ahead_ms": ahead_ms})
+    finding = clickhouse.ledger_clock(SETTINGS)
+    assert finding.verdict == verdict
+    assert ("3,600 s ahead" in finding.found) == (verdict == "warning")
+    assert ("next 120 min" in finding.hint) == (verdict == "warning")
+
+
 @pytest.mark.parametrize("missing", ["", "refused_requests", "job_events.error_trace"])
 def test_tables_and_columns_that_are_not_there(rows: Rows, missing: str) -> None:
     tables: dict[str, Any] = {

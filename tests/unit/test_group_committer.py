@@ -16,6 +16,7 @@ import pytest
 
 from tidemill.agents import exit_codes
 from tidemill.agents.ledger import group_committer as committer_
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.group_committer import (
     GROUP_EVERY_SECONDS_MAX,
     GROUP_EVERY_SECONDS_MIN,
@@ -98,7 +99,7 @@ class Bench:
     def __init__(self) -> None:
         self.log: Log = []
         self.producers = [HeldProducer(name, self.log) for name in ("first", "second")]
-        self.committer = GroupCommitter()
+        self.committer = GroupCommitter(LedgerClock())
         self.partitions = {name: Wanting(name, self.log) for name in "abcd"}
         for partition in self.partitions.values():
             self.committer.join(cast("PartitionRunner", partition))

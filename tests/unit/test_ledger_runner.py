@@ -11,6 +11,7 @@ from tests.chaos.rawlog import RawRecord
 from tests.unit.core_kit import NOW
 from tests.unit.message_kit import RELAY, TakenMessages, relays
 from tests.unit.partition_kit import TOPICS, restored
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.runner import PartitionRunner
 from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.agents.runtime.chunk import Chunk
@@ -31,8 +32,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.engine = restored([], NOW, policies=relays)
+        clock = LedgerClock()
         self.runner = PartitionRunner(
-            self.engine, cast("Any", None), WorkerBook(), TOPICS.ledger_inputs, lambda *_: None
+            self.engine, cast("Any", None), WorkerBook(clock), TOPICS.ledger_inputs,
+            lambda *_: None, clock,
         )
         self.tracker = OffsetTracker()
         self.acks = 0

@@ -16,6 +16,7 @@ import tidemill.agents
 import tidemill.schemas
 import tidemill.streams
 from tidemill.agents.api.schedules import Range, Settings
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
 from tidemill.doctor import workers
 from tidemill.schemas import events, wire
@@ -152,7 +153,7 @@ def test_a_kind_of_handler_that_is_new_leaves_the_others() -> None:
 
 
 def reader() -> tuple[WorkerReader, WorkerBook]:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     return WorkerReader("nowhere:9092", TOPICS, book, lambda: None), book
 
 

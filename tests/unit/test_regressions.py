@@ -21,6 +21,7 @@ from tests.unit.partition_kit import (
     plain,
     request,
 )
+from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.workers import WorkerBook
 from tidemill.schemas.topics import BIG_RECORD_BYTES
 from tidemill.schemas.wire import (
@@ -137,7 +138,7 @@ def beat(worker_id: str = "w", incarnation: int = 1) -> Heartbeat:
 
 
 def test_a_stopped_process_loses_no_worker_before_its_reader_runs_again(clock: Clock) -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     book.note_beat(beat())
     clock.now += 60  # nothing ran in between, neither the reader nor we
     assert book.alive() == {"w": 1}
@@ -148,7 +149,7 @@ def test_a_stopped_process_loses_no_worker_before_its_reader_runs_again(clock: C
 
 
 def test_silence_counts_when_another_worker_is_heard(clock: Clock) -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     book.note_beat(beat("a"))
     for _ in range(6):
         clock.now += 2
@@ -159,7 +160,7 @@ def test_silence_counts_when_another_worker_is_heard(clock: Clock) -> None:
 def test_nothing_is_sent_to_a_worker_that_misses_beats_though_its_attempts_run(
     clock: Clock,
 ) -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     book.note_beat(beat("a"))
     for _ in range(3):
         assert book.capacity()[DEFAULT].workers == 1 + ("b" in book.alive())
@@ -172,7 +173,7 @@ def test_nothing_is_sent_to_a_worker_that_misses_beats_though_its_attempts_run(
 
 
 def test_a_worker_whose_clock_went_back_is_heard_again(clock: Clock) -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     book.note_beat(beat("w", 9))
     book.note_beat(beat("w", 8))
     assert book.alive() == {"w": 9}
@@ -183,7 +184,7 @@ def test_a_worker_whose_clock_went_back_is_heard_again(clock: Clock) -> None:
 
 
 def test_ids_that_come_no_more_are_forgotten(clock: Clock) -> None:
-    book = WorkerBook()
+    book = WorkerBook(LedgerClock())
     for number in range(100):
         book.note_beat(beat(f"host-{number}"))
         clock.now += 60

@@ -77,6 +77,25 @@ def clock(settings: CommonSettings) -> Finding:
     return Finding("clock", "ok", found)
 
 
+def ledger_clock(settings: CommonSettings) -> Finding:
+    """Events of an instant that is still to come: a ledger's clock was ahead and was set back."""
+    rows = query_rows(
+        settings.clickhouse,
+        "SELECT max(toUnixTimestamp64Milli(occurred_at)) - toUnixTimestamp64Milli(now64(3)) AS "
+        "ahead_ms FROM job_events WHERE occurred_at > now64(3)",
+    )
+    ahead = int(rows[0]["ahead_ms"]) / 1000
+    if ahead <= SKEW_SECONDS_MAX:
+        return Finding("ledger clock", "ok", "no event is ahead of now")
+    return Finding(
+        "ledger clock", "warning",
+        f"the last event is {ahead:,.0f} s ahead of now: a ledger's clock was ahead and was set "
+        "back; its time goes on at half of the speed until both agree",
+        "synchronise the clocks of the ledgers' machines (NTP); waits may take twice as long for "
+        f"the next {max(1, round(2 * ahead / 60)):,} min",
+    )
+
+
 def cancels(settings: CommonSettings) -> Finding:
     """Kept cancels that went before their day was over, because there were too many."""
     rows = query_rows(
@@ -183,5 +202,6 @@ CHECKS: Final = (
     Check("refused", refused, needs="clickhouse"),
     Check("hand-backs", hand_backs, needs="clickhouse"),
     Check("clock", clock, needs="clickhouse"),
+    Check("ledger clock", ledger_clock, needs="clickhouse"),
     Check("cancels", cancels, needs="clickhouse"),
 )
