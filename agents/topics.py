@@ -34,6 +34,9 @@ from tidemill.schemas.topics import Topics, TopicSpec
 ADMIN_SECONDS: Final = 20.0  # one request to the controller, a busy machine included
 AWAITED_POLL_SECONDS: Final = 0.25  # between two looks for topics that somebody else makes
 AWAITED_TOLD_SECONDS: Final = 30.0  # then it is said again what is missing
+# For topics that come while an installation stands: `topics apply` of this version may be at work,
+# and brokers learn of its topics one after the other.
+STANDING_SECONDS: Final = 10.0
 VISIBLE_POLL_SECONDS: Final = 0.02  # between two looks at whether a change is visible
 REPLICATION: Final = 3  # the usual for data that must survive the loss of one machine
 MIN_INSYNC: Final = 2  # with three copies: one machine may be away and acks=all still holds
@@ -62,6 +65,18 @@ class TopicRefused(TopicsError):
 
 class TopicConflict(TopicsError):
     """A topic that `apply` cannot mend: its number of partitions does not fit."""
+
+
+class OlderInstallation(TopicConflict):
+    """The topics are those of an older version: some that this one needs are not there."""
+
+    def __init__(self, missing: Sequence[str], kafka: str) -> None:
+        super().__init__(
+            f"the topics at {kafka} are those of an older version, without {', '.join(missing)}: "
+            "run `tidemill topics apply` of this version with the same --topic-prefix and "
+            "--partitions, then start again; it adds topics, and no record is changed or lost"
+        )
+        self.missing = tuple(missing)
 
 
 class PartitionsMismatch(TopicsError):
@@ -168,16 +183,26 @@ def too_many(topic: str, found: int, partitions: int) -> str:
     )
 
 
-def await_topics(kafka: str, names: Iterable[str], say: Callable[[str], None]) -> None:
+def await_topics(
+    kafka: str, topics: Topics, names: Iterable[str], say: Callable[[str], None]
+) -> None:
     """Return once all of `names` are there; says what is missing, at once and now and then.
 
-    Raises TopicsError when Kafka does not answer.
+    Where no installation stands yet, somebody is about to make one: it is waited for. Where one
+    stands, the topic of its state tells so, and nothing but `topics apply` brings what is missing.
+
+    Raises TopicsError when Kafka does not answer, OlderInstallation where one stands.
     """
     admin = admin_client(kafka)
     wanted_names = list(names)
     told_at: float | None = None
+    stands_since: float | None = None
     while missing := [name for name in wanted_names if name not in (found := _counts(admin))]:
         now = clocks.monotonic()
+        if topics.state in found:
+            stands_since = now if stands_since is None else stands_since
+            if now - stands_since > STANDING_SECONDS:
+                raise OlderInstallation(missing, kafka)
         if told_at is None or now - told_at > AWAITED_TOLD_SECONDS:
             told_at = now
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

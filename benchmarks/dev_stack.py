@@ -44,9 +44,14 @@ SQL_SECONDS = 60.0
 class DevStack:
     """A running `tidemill dev`, with other roles beside it."""
 
-    def __init__(self, *, concurrency: int, extra_ledgers: int = 0) -> None:
+    def __init__(
+        self, *, concurrency: int, extra_ledgers: int = 0, module: str | Path = JOBS_MODULE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._concurrency = concurrency
         self._extra_ledgers = extra_ledgers
+        self._module = str(module)  # of handlers
+        self._environment = dict(environment or {})
         self._children: list[Child] = []
         self.folder = Path()
         self.kafka = ""
@@ -67,7 +72,7 @@ class DevStack:
             "dev",
             [
                 "dev",
-                str(JOBS_MODULE),
+                self._module,
                 "--data",
                 str(self.folder / "data"),
                 "--kafka-port",
@@ -87,7 +92,7 @@ class DevStack:
 
     def add_worker(self, name: str) -> Child:
         """Another worker, which nobody starts again when it dies."""
-        words = self._role("worker", str(JOBS_MODULE), "--worker-id", name)
+        words = self._role("worker", self._module, "--worker-id", name)
         return self._add(name, [*words, "--concurrency", str(self._concurrency)], ROLE_READY)
 
     def _role(self, role: str, *words: str) -> list[str]:
@@ -105,7 +110,9 @@ class DevStack:
 
     def _add(self, name: str, words: Sequence[str], ready: str) -> Child:
         log = self.folder / f"{name}.log"
-        environment = {GATE_VARIABLE: str(self.gate), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            GATE_VARIABLE: str(self.gate), "PYTHONUNBUFFERED": "1", **self._environment
+        }
         child = Child([sys.executable, "-m", "tidemill", *words], log=log, env=environment)
         self._children.append(child)
 

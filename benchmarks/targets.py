@@ -28,6 +28,8 @@ SINK_EVENTS_PER_SECOND = 50_000
 CATCH_UP_SECONDS = 10.0
 DRAIN_JOBS = 100_000
 VISIBLE_MS = 3_000.0
+SCHEDULES = 10_000
+TICK_MS = 500.0
 
 DEV = "tidemill"
 DEV_ACCEPTED = "tidemill-accepted"
@@ -55,6 +57,7 @@ def targets(document: Document) -> list[Target]:
         _sink(document),
         _catch_up(document),
         _visible(document),
+        _schedules(document),
     ]
 
 
@@ -164,3 +167,11 @@ def _catch_up(document: Document) -> Target:
 def _visible(document: Document) -> Target:
     found = _part(document, "visible").get("p99_ms")
     return _at_most("event to row at 2,000 jobs/s, p99", "ms", VISIBLE_MS, found)
+
+
+def _schedules(document: Document) -> Target:
+    part = _part(document, "schedules")
+    enough = part.get("schedules", 0) >= SCHEDULES
+    found = part.get("spread", {}).get("requested_p99_ms") if enough else None
+    what = f"an instant to its job, {SCHEDULES:,} schedules over a minute, p99"
+    return _at_most(what, "ms", TICK_MS, found)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TypedHandle,
         WaitTimeout,
     )
+    from tidemill.client_schedules import ScheduleInfo, ScheduleRefused, UnknownSchedule
     from tidemill.context import Context
     from tidemill.errors import NonRetryable, Retry, Skip
     from tidemill.job_types import Job
@@ -54,8 +55,11 @@ _HOMES: Final = {
     "ResultMismatch": "tidemill.completed",
     "Retry": "tidemill.errors",
     "Skip": "tidemill.errors",
+    "ScheduleInfo": "tidemill.client_schedules",
+    "ScheduleRefused": "tidemill.client_schedules",
     "Tick": "tidemill.schedules",
     "TypedHandle": "tidemill.handles",
+    "UnknownSchedule": "tidemill.client_schedules",
     "WaitTimeout": "tidemill.client",
     "default_client": "tidemill.shared_client",
     "job": "tidemill.jobs",
@@ -95,9 +99,12 @@ __all__ = [
     "Request",
     "ResultMismatch",
     "Retry",
+    "ScheduleInfo",
+    "ScheduleRefused",
     "Skip",
     "Tick",
     "TypedHandle",
+    "UnknownSchedule",
     "WaitTimeout",
     "default_client",
     "job",

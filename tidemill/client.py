@@ -35,6 +35,7 @@ from tidemill.answers import (
     wait_for_answer,
 )
 from tidemill.bridge import LoopBridges, LoopPromise
+from tidemill.client_schedules import AsyncClientSchedules, ClientSchedules
 from tidemill.completed import CompletedJob, ResultMismatch
 from tidemill.completions import Completions, Waiter
 from tidemill.handles import Binding, JobHandle, R, TypedHandle
@@ -97,7 +98,7 @@ class _Core:
     ) -> None:
         settings = load(CommonSettings, kafka=kafka, topic_prefix=topic_prefix)
         self.topics = Topics(settings.topic_prefix)
-        self._kafka = settings.kafka
+        self.kafka = settings.kafka
         self.timeout_seconds = timeout_seconds
         self.is_closed = False
         self.binding: Binding = weakref.ref(self)
@@ -151,7 +152,7 @@ class _Core:
         return partial(self._sender.try_send, self.topics.commands, record, job_id, receipt)
 
     def answer(self, receipt: CommandReceipt, timeout: float) -> CommandAnswer:
-        return wait_for_answer(self._kafka, self.topics, receipt, timeout)
+        return wait_for_answer(self.kafka, self.topics, receipt, timeout)
 
     def waiter(self, job: JobHandle, run: int) -> Waiter:
         """Register a wait. Requests and ends of a user share the number of their partition."""
@@ -236,6 +237,7 @@ class Client:
         compression: Compression = "none",
     ) -> None:
         self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds, compression)
+        self.schedules: Final = ClientSchedules(self._core)
 
     def enqueue(
         self,
@@ -358,6 +360,7 @@ class AsyncClient:
         compression: Compression = "none",
     ) -> None:
         self._core = _Core(kafka, clickhouse, topic_prefix, timeout_seconds, compression)
+        self.schedules: Final = AsyncClientSchedules(self._core)
 
     async def enqueue(
         self,

@@ -139,7 +139,7 @@ def _register(
     """The job that the schedule asks for, and the schedule. `plan.type` is the schedule's name."""
     name = plan.type
     known = function if isinstance(function, Job) else None
-    if known is not None and known.type not in SCHEDULES.specs():
+    if known is not None and known.type not in SCHEDULES:
         made, type_name = _of_job(known), known.type
     else:
         inner = function if known is None else known.__wrapped__

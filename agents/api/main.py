@@ -32,7 +32,8 @@ from tidemill.agents.api.problems import Problem
 from tidemill.agents.api.producer import Enqueuer
 from tidemill.agents.api.reader import Reader, ReadFailed
 from tidemill.agents.api.routes import build_routes, read_problem
-from tidemill.agents.api.schedules import add_schedules
+from tidemill.agents.api.schedule_page import SchedulePage
+from tidemill.agents.api.schedules import ScheduleCommander, add_schedules
 from tidemill.agents.api.security import Gate, GateMiddleware
 from tidemill.agents.callers import family_of, http_address, is_loopback
 from tidemill.agents.clickhouse.engine import Engine, open_engine
@@ -60,6 +61,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     reader = Reader(engine, metrics)
     enqueuer = Enqueuer(settings.kafka, settings.topic_prefix)
     commander = Commander(settings.kafka, settings.topic_prefix, enqueuer, reader)
+    schedules = ScheduleCommander(settings.kafka, settings.topic_prefix)
     gate = Gate(settings.http_host, token, settings.allowed_hosts)
     pages = Pages(reader, gate, commander, view.Ports.of(settings))
     watch = KafkaWatch(settings.kafka, settings.topic_prefix)
@@ -71,6 +73,7 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
         await asyncio.to_thread(watch.close)
         reader.close()
         commander.close()
+        await asyncio.to_thread(schedules.close)
         enqueuer.close()
 
     app = FastAPI(
@@ -86,9 +89,10 @@ def build_api(engine: Engine | Callable[[], Engine], settings: ApiSettings) -> F
     _add_probes(app, reader, watch, metrics)
     routes = build_routes(reader, enqueuer, metrics)
     add_commands(routes, commander)
-    add_schedules(routes, settings.kafka, settings.topic_prefix)
+    add_schedules(routes, schedules)
     app.include_router(routes)
     app.include_router(pages.router())
+    app.include_router(SchedulePage(pages, reader, schedules).router())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(GateMiddleware, gate=gate)
     app.add_middleware(_MetricsMiddleware, metrics=metrics)

@@ -251,7 +251,8 @@ def run_ledger(settings: LedgerSettings) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     topics = Topics(settings.topic_prefix)
     check_partitions(settings.kafka, topics, settings.partitions)
-    await_topics(settings.kafka, (spec.name for spec in topics.fixed()), logger.warning)
+    fixed = [spec.name for spec in topics.fixed()]
+    await_topics(settings.kafka, topics, fixed, logger.warning)
     check_partitions(settings.kafka, topics, settings.partitions)
     limits = WatchdogLimits(loop_seconds=lambda: settings.stall_seconds)
     if settings.metrics_port is None:

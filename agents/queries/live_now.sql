@@ -1,10 +1,11 @@
 -- title: Waiting and running now
--- meaning: Jobs that have not ended: waiting (scheduled, pending, retrying) and in flight (dispatched, running).
+-- meaning: Jobs that have not ended: waiting (scheduled, pending, retrying), in flight (dispatched, running) and awaiting (suspended by their handlers).
 -- unit: jobs
 -- params:
 SELECT
     sumIf(change.2, change.1 IN ('scheduled', 'pending', 'retrying')) AS waiting,
     sumIf(change.2, change.1 IN ('dispatched', 'running')) AS in_flight,
+    sumIf(change.2, change.1 = 'awaiting') AS awaiting,
     sumIf(change.2, change.1 = 'scheduled') AS scheduled,
     sumIf(change.2, change.1 = 'pending') AS pending,
     sumIf(change.2, change.1 = 'retrying') AS retrying,

@@ -1,5 +1,5 @@
 -- title: Queues
--- meaning: Each queue: jobs that wait and jobs in flight now, and what ended in the window with its p95 of the wait. The queue '' has jobs whose type no worker has told of.
+-- meaning: Each queue: jobs that wait, that are in flight and that are suspended now, and what ended in the window with its p95 of the wait. The queue '' has jobs whose type no worker has told of.
 -- unit: jobs
 -- params: since, until, limit
 WITH moves AS
@@ -28,7 +28,8 @@ now AS
     SELECT
         queue,
         sumIf(change.2, change.1 IN ('scheduled', 'pending', 'retrying')) AS waiting,
-        sumIf(change.2, change.1 IN ('dispatched', 'running')) AS in_flight
+        sumIf(change.2, change.1 IN ('dispatched', 'running')) AS in_flight,
+        sumIf(change.2, change.1 = 'awaiting') AS awaiting
     FROM moves
     ARRAY JOIN [(state_after, moves), (state_before, -moves)] AS change
     GROUP BY queue
@@ -49,11 +50,12 @@ SELECT
     now.queue AS queue,
     now.waiting AS waiting,
     now.in_flight AS in_flight,
+    now.awaiting AS awaiting,
     recent.ended AS ended,
     recent.failed AS failed,
     if(isNaN(recent.p95) OR recent.ended = 0, NULL, recent.p95) AS wait_p95_ms
 FROM now
 LEFT JOIN recent ON recent.queue = now.queue
-WHERE waiting > 0 OR in_flight > 0 OR ended > 0
-ORDER BY waiting + in_flight DESC, queue
+WHERE waiting > 0 OR in_flight > 0 OR awaiting > 0 OR ended > 0
+ORDER BY waiting + in_flight + awaiting DESC, queue
 LIMIT {limit:UInt32}

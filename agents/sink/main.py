@@ -231,7 +231,7 @@ def _run(settings: SinkSettings, engine: Engine, **ready_fields: Any) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
 
     topics = Topics(settings.topic_prefix)
-    await_topics(settings.kafka, (topics.events, topics.dead), logger.warning)
+    await_topics(settings.kafka, topics, (topics.events, topics.dead), logger.warning)
     check_partitions(settings.kafka, topics, settings.partitions)
 
     def build() -> RoleApp:

@@ -48,6 +48,9 @@ class Schedules:
             )
         self._known[declared.name] = declared
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
     def specs(self) -> dict[str, ScheduleSpec]:
         """All of them."""
         return {name: self._known[name].spec for name in sorted(self._known)}

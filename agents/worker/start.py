@@ -22,6 +22,7 @@ from tidemill.agents.settings import WorkerSettings
 from tidemill.agents.supervisor import SUPERVISED
 from tidemill.agents.topics import (
     FINAL_KAFKA_ERRORS,
+    OlderInstallation,
     TopicRefused,
     TopicsError,
     await_topics,
@@ -59,6 +60,8 @@ class Loaded:
     """By type, and by key those that announce schedules, as they are published."""
     schedules: str
     """The set of schedules that it announces."""
+    has_schedules: bool = False
+    """Whether there is any in that set."""
 
 
 def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
@@ -78,7 +81,8 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
         check_topics(settings.topic_prefix, handlers)
         definitions = {name: definition_value(each) for name, each in handlers.items()}
         targets = [target.name for target in plan.targets]
-        schedules, announced = announcement(SCHEDULES.specs(), targets)
+        specs = SCHEDULES.specs()
+        schedules, announced = announcement(specs, targets)
     except TidemillError as error:
         if is_supervised:
             tell_supervisor(LOAD_FAILED_EVENT, files=_watched(plan))
@@ -87,7 +91,9 @@ def load_worker(settings: WorkerSettings, modules: Iterable[str]) -> Loaded:
     if is_supervised:
         told = [_described(handlers[name]) for name in sorted(handlers)]
         tell_supervisor(LOADED_EVENT, handlers=told, files=_watched(plan))
-    return Loaded(plan, handlers, queues, {**definitions, **announced}, schedules)
+    return Loaded(
+        plan, handlers, queues, {**definitions, **announced}, schedules, has_schedules=bool(specs)
+    )
 
 
 def check_threads() -> None:
@@ -223,17 +229,20 @@ def publish_definitions(kafka: str, topic: str, definitions: Mapping[str, bytes]
 def prepare(settings: WorkerSettings, loaded: Loaded) -> None:
     """Topics and definitions, for as long as Kafka needs to come up.
 
-    Raises TopicRefused for an answer that waiting does not change.
+    Raises TopicRefused for an answer that waiting does not change, OlderInstallation where a topic
+    is missing that only `topics apply` brings.
     """
     topics = Topics(settings.topic_prefix)
-    needed = (topics.outcomes, topics.heartbeats, topics.control, topics.definitions)
+    needed = [topics.outcomes, topics.heartbeats, topics.control, topics.definitions]
+    if loaded.has_schedules:
+        needed.append(topics.schedules)  # no ledger without it asks for their jobs
     while True:
         try:
-            await_topics(settings.kafka, needed, logger.warning)
+            await_topics(settings.kafka, topics, needed, logger.warning)
             ensure_ready_topics(settings.kafka, topics, loaded.queues)
             publish_definitions(settings.kafka, topics.definitions, loaded.definitions)
             return
-        except TopicRefused:
+        except (TopicRefused, OlderInstallation):
             raise
         except (TopicsError, KafkaException) as error:
             cause = error.args[0] if isinstance(error, KafkaException) else None

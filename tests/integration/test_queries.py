@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import CLICKHOUSE_VARIABLE
-from tests.page.sample import NOT_RUN, NOT_SERVED, Sample, engine_with, insert, make_sample
+from tests.page.sample import (
+    NOT_RUN,
+    NOT_SERVED,
+    SUSPENDED,
+    Sample,
+    engine_with,
+    insert,
+    make_sample,
+)
 from tidemill.agents import queries
 from tidemill.agents.clickhouse.engine import Engine, open_engine
 from tidemill.agents.queries.grafana import expand, to_grafana
@@ -83,6 +91,7 @@ def params_of(name: str, sample: Sample) -> dict[str, Any]:
         "job": job,
         "job_story": job | {"offset": 0},
         "jobs_list": NO_FILTER | NO_CURSOR,
+        "schedule_runs": {"user_ids": "schedule:nobody,schedule:minutely"},
         "refused_request": {"kafka_partition": 2, "kafka_offset": 7},
     }.get(name, {})
 
@@ -130,6 +139,7 @@ def test_states_now_are_the_last_states(engine: Engine, sample: Sample) -> None:
     live = queries.run(engine, "live_now")[0]
     assert live["waiting"] == sum(expected[s] for s in ("scheduled", "pending", "retrying"))
     assert live["in_flight"] == expected["dispatched"] + expected["running"]
+    assert live["awaiting"] == expected["awaiting"] == SUSPENDED
     assert live["jobs"] == 1_500
 
 
@@ -191,6 +201,9 @@ def test_queues_add_up(engine: Engine, sample: Sample) -> None:
     assert "" in waiting, "the sample has jobs whose type is not known"
     live = queries.run(engine, "live_now")[0]
     assert sum(row["in_flight"] for row in rows) == live["in_flight"]
+    assert {row["queue"]: row["awaiting"] for row in rows if row["awaiting"]} == {
+        "trials": SUSPENDED
+    }
     ended = Counter(row["queue"] for row in sample.rows if row["event"] in TERMINAL)
     assert {row["queue"]: row["ended"] for row in rows if row["ended"]} == ended
 
@@ -206,6 +219,21 @@ def test_what_nobody_can_run_is_named_with_its_cause(engine: Engine, sample: Sam
         if (row["state_after"], row["reason"]) == ("scheduled", "unknown_type")
     ]
     assert sum(n for (_, _, reason), n in found.items() if reason == "unknown_type") == len(unknown)
+
+
+def test_schedules_are_told_with_their_last_ticks(engine: Engine, sample: Sample) -> None:
+    ticks = [row for row in sample.rows if row["user_id"] == "schedule:minutely"]
+    asked = [row["job_id"] for row in ticks if row["event"] == "requested"]
+    (last,) = queries.run(engine, "schedule_runs", **params_of("schedule_runs", sample))
+    assert (last["schedule"], last["job_id"]) == ("minutely", asked[-1])
+    assert last["status"] == "succeeded"
+    (by_clock,) = queries.run(engine, "schedule_ticks", WINDOW)
+    assert by_clock["last_job_id"] == asked[-2]
+    (failing,) = queries.run(engine, "schedule_failures", WINDOW)
+    failed = {row["job_id"] for row in ticks if row["event"] == "failed"}
+    assert (failing["runs"], failing["failed"]) == (10, len(failed & set(asked[-10:])))
+    assert failing["last_failed_job_id"] == max(failed)
+    assert not failing["is_last_failed"]
 
 
 def test_hand_backs_are_counted(engine: Engine, sample: Sample) -> None:

@@ -11,22 +11,27 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from datetime import datetime
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import orjson
 import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
 from fastapi import APIRouter, FastAPI
 
-from tests.chaos.running import Tail
+from tests.chaos.running import PARTITIONS, Tail
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
+from tidemill import AsyncClient, Client, InvalidRequest, ScheduleRefused, UnknownSchedule
 from tidemill.agents import exit_codes
 from tidemill.agents.api import problems
-from tidemill.agents.api.schedules import add_schedules
+from tidemill.agents.api.schedules import ScheduleCommander, add_schedules
+from tidemill.agents.crash import CRASH_EXIT_CODE, CRASH_VARIABLE
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,7 +39,7 @@ SECONDS: Final = 60.0
 ENOUGH: Final = 4  # ticks before and after a ledger is gone
 LATE_SECONDS: Final = 0.5
 MODULE: Final = """
-from tidemill import Request, Tick, job, schedule
+from tidemill import Context, Request, Tick, job, schedule
 
 @schedule("quick", every="2s", first="now", overlap="allow")
 async def quick(tick: Tick) -> list[Request]:
@@ -43,6 +48,10 @@ async def quick(tick: Tick) -> list[Request]:
 @job("child")
 async def child(payload: dict) -> dict:
     return payload
+
+@job("nap")
+async def nap(payload: dict, ctx: Context) -> None:
+    await ctx.sleep("nap", payload["seconds"])
 """
 WITHOUT: Final = """
 from tidemill import job
@@ -85,7 +94,8 @@ class Installation(Roles):
 
 
 @pytest.fixture
-def installation(kafka: str, tmp_path: Path) -> Iterator[Installation]:
+def bare(kafka: str, tmp_path: Path) -> Iterator[Installation]:
+    """Topics, and no role yet."""
     (tmp_path / "clockwork.py").write_text(MODULE)
     env = os.environ | {
         "TIDEMILL_KAFKA": kafka, "TIDEMILL_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:10]}",
@@ -96,10 +106,15 @@ def installation(kafka: str, tmp_path: Path) -> Iterator[Installation]:
         applied = made.tidemill("topics", "apply")
         assert applied.returncode == 0, applied.stderr
         made.follow()
-        for number in (1, 2):
-            made.start(f"ledger-{number}", "ledger")
-        made.start("worker", "worker", "clockwork.py")
         yield made
+
+
+@pytest.fixture
+def installation(bare: Installation) -> Installation:
+    for number in (1, 2):
+        bare.start(f"ledger-{number}", "ledger")
+    bare.start("worker", "worker", "clockwork.py")
+    return bare
 
 
 def instant_of(job_id: str) -> datetime:
@@ -163,6 +178,9 @@ def test_commands_and_a_schedule_that_leaves_the_code(installation: Installation
     made.wait_for_ticks(2)
     _steer(made)
     _steer_over_http(made)
+    _steer_by_client(made)
+    asyncio.run(_steer_by_async_client(made))
+    _sleep_over_ticks(made)
     role = made.roles.pop("worker")
     assert role.process is not None
     role.process.terminate()
@@ -189,8 +207,12 @@ def _steer(made: Installation) -> None:
     wait_until(
         lambda: made.events("succeeded", "schedule:by-hand"), SECONDS, "no job of by-hand"
     )
-    changed = made.asked("set", "by-hand", "--cron", "0 9 * * *", "--zone", "Europe/Berlin")
+    changed = made.asked(
+        "set", "by-hand", "--cron", "0 9 * * *", "--zone", "Europe/Berlin", "--fold", "both"
+    )
     assert changed["spec"]["payload"] == {"a": 1}
+    again = made.asked("set", "by-hand", "--gap", "skip")
+    assert (again["spec"]["gap"], again["spec"]["fold"]) == ("skip", "both")
     since, until = "2026-03-01T00:00:00Z", "2026-03-03T00:00:00Z"
     options = ("by-hand", "--since", since, "--until", until)
     assert made.asked("backfill", *options, "--count")["ticks"] == 2
@@ -207,6 +229,8 @@ def _steer(made: Installation) -> None:
         (("--type", "t", "--cron", "61 * * * *"), "--cron"),
         (("--type", "t", "--cron", "* * * * *", "--zone", "Mars"), "--zone"),
         (("--type", "t", "--every", "1s", "--overlap", "drop"), "--overlap"),
+        (("--type", "t", "--cron", "* * * * *", "--gap", "jump"), "--gap"),
+        (("--type", "t", "--cron", "* * * * *", "--fold", "never"), "--fold"),
     )
     for given, said in slips:
         wrong = made.tidemill("schedules", "set", "wrong", *given)
@@ -218,11 +242,74 @@ def _steer(made: Installation) -> None:
 
 def _steer_over_http(made: Installation) -> None:
     router = APIRouter(prefix="/api")
-    add_schedules(router, made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"])
+    commander = ScheduleCommander(
+        made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"]
+    )
+    add_schedules(router, commander)
     app = FastAPI()
     problems.install(app, lambda *_: None)
     app.include_router(router)
-    asyncio.run(_ask_over_http(httpx.ASGITransport(app)))
+    with closing(commander):
+        asyncio.run(_ask_over_http(httpx.ASGITransport(app)))
+
+
+def _steer_by_client(made: Installation) -> None:
+    kafka, prefix = made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"]
+    with Client(kafka, topic_prefix=prefix) as client:
+        schedules = client.schedules
+        with pytest.raises(UnknownSchedule, match="nobody"):
+            schedules.show("nobody")
+        with pytest.raises(InvalidRequest, match="type"):
+            schedules.set("program", every="1h")
+        with pytest.raises(InvalidRequest, match="cron"):
+            schedules.set("program", cron="61 * * * *", type="child")
+        made_now = schedules.set(
+            "program", every="1h", type="child", payload={"a": 1}, actor="ada"
+        )
+        assert (made_now.every_seconds, made_now.origin, made_now.actor) == (3_600, "live", "ada")
+        changed = schedules.set(
+            "program", cron="30 2 * * *", zone="Europe/Berlin", gap="skip", fold="both"
+        )
+        assert (changed.cron, changed.gap, changed.fold) == ("30 2 * * *", "skip", "both")
+        assert (changed.every_seconds, changed.payload) == (None, {"a": 1})
+        handle = schedules.run("program")
+        assert handle.result_sync(SECONDS).result == {"a": 1}
+        assert schedules.pause("program").next_at is None
+        with pytest.raises(ScheduleRefused, match="paused already"):
+            schedules.pause("program")
+        assert schedules.resume("program").next_at is not None
+        assert [one.name for one in schedules.list()] == ["program", "quick"]
+        since = datetime(2026, 3, 1, tzinfo=UTC)
+        assert schedules.count("program", since, since + timedelta(days=2)) == 2
+        assert schedules.backfill("program", since, since + timedelta(days=2)) == 2
+        with pytest.raises(InvalidRequest, match="0 ticks"):
+            schedules.backfill("program", since, since + timedelta(hours=1))
+        assert schedules.remove("program") is None
+
+
+async def _steer_by_async_client(made: Installation) -> None:
+    kafka, prefix = made.env["TIDEMILL_KAFKA"], made.env["TIDEMILL_TOPIC_PREFIX"]
+    async with AsyncClient(kafka, topic_prefix=prefix) as client:
+        assert (await client.schedules.show("quick")).type == "quick"
+        handle = await client.schedules.run("quick")
+        assert (await handle.result(SECONDS)).status == "succeeded"
+
+
+def _sleep_over_ticks(made: Installation) -> None:
+    """A tick whose handler sleeps has not ended: those that come meanwhile are skipped."""
+    made.asked("set", "sleepy", "--every", "1s", "--type", "nap", "--payload", '{"seconds": 3}')
+    user = "schedule:sleepy"
+    wait_until(lambda: made.events("succeeded", user), SECONDS, "no tick has ended")
+    made.asked("remove", "sleepy")
+    told = [one for kind in ("suspended", "resumed", "skipped") for one in made.events(kind, user)]
+    first = made.events("suspended", user)[0]["job_id"]
+    until = next(one for one in told if (one["event"], one["job_id"]) == ("resumed", first))
+    meanwhile = [
+        one for one in told
+        if one["event"] == "skipped" and one["occurred_at"] < until["occurred_at"]
+    ]
+    assert len(meanwhile) >= 2
+    assert {one["reason"] for one in meanwhile} == {"overlap"}
 
 
 async def _ask_over_http(transport: httpx.ASGITransport) -> None:
@@ -239,3 +326,92 @@ async def _ask_over_http(transport: httpx.ASGITransport) -> None:
         assert (wrong.status_code, wrong.json()["field"]) == (422, "cron")
         assert (await http.delete("/api/schedules/web")).json() is None
         assert (await http.get("/api/schedules/web")).status_code == 404
+
+
+# --- kill -9 at a tick ---
+
+CRASHES: Final = (
+    "ledger.after_produce_before_commit:4",  # decided and written, not committed
+    "ledger.after_commit_before_apply:4",
+)
+
+
+def test_ledgers_that_die_at_a_tick_ask_for_it_once(bare: Installation) -> None:
+    """There is no worker, so nearly every transaction is that of a tick. Each of two ledgers ends
+    at another step of its fourth one; then a third goes on."""
+    made, env = bare, bare.env
+    for number, point in enumerate(CRASHES, 1):
+        made.env = env | {CRASH_VARIABLE: point}
+        made.start(f"ledger-{number}", "ledger")
+    made.env = env
+    made.asked("set", "quick", "--every", "1s", "--type", "child", "--overlap", "allow",
+               "--catch-up", "all")
+    doomed = [made.roles[f"ledger-{number}"] for number in (1, 2)]
+    wait_until(
+        lambda: [role.exit_code() for role in doomed] == [CRASH_EXIT_CODE] * 2, SECONDS,
+        lambda: "\n".join(role.tail(5) for role in doomed),
+    )
+    known = len(made.ticks())
+    made.start("ledger-3", "ledger")
+    made.wait_for_ticks(known + 2 * ENOUGH)
+    told = made.ticks()
+    instants = sorted(instant_of(one) for one in told)
+    assert set(Counter(told).values()) == {1}
+    steps = {later - earlier for earlier, later in pairwise(instants)}
+    assert steps == {timedelta(seconds=1)}, "no tick is lost"
+    # The first crash was at a tick: its request was written, and is again in the one that counts.
+    written = Counter(_all_requested(made))
+    assert max(written.values()) > 1
+    assert set(told) <= set(written)
+
+
+def _all_requested(made: Installation) -> list[str]:
+    """The ids of all requests in the log, also of transactions that were aborted."""
+    topic = f"{made.env['TIDEMILL_TOPIC_PREFIX']}jobs.events"
+    consumer = Consumer({
+        "bootstrap.servers": made.env["TIDEMILL_KAFKA"], "group.id": "raw",
+        "isolation.level": "read_uncommitted", "enable.auto.commit": False,
+        "enable.partition.eof": True,
+    })
+    found, ended = [], 0
+    with closing(consumer):
+        places = [TopicPartition(topic, number, 0) for number in range(PARTITIONS)]
+        consumer.assign(places)
+        while ended < len(places):
+            for message in consumer.consume(1_000, timeout=1.0):
+                if (error := message.error()) is not None:
+                    ended += error.code() == KafkaError._PARTITION_EOF
+                    continue
+                event = orjson.loads(message.value() or b"")
+                if event["event"] == "requested":
+                    found.append(event["job_id"])
+    return found
+
+
+# --- an installation of an older version ---
+
+
+def test_without_its_topic_roles_end_with_a_line_that_says_what_to_do(bare: Installation) -> None:
+    made = bare
+    topic = f"{made.env['TIDEMILL_TOPIC_PREFIX']}jobs.schedules"
+    admin = AdminClient({"bootstrap.servers": made.env["TIDEMILL_KAFKA"]})
+    admin.delete_topics([topic])[topic].result(SECONDS)
+    wait_until(lambda: topic not in admin.list_topics(timeout=SECONDS).topics, SECONDS, topic)
+    roles = [made.begin("ledger", "ledger"), made.begin("worker", "worker", "clockwork.py")]
+    for asked in (("schedules", "list"), ("schedules", "run", "quick")):
+        done = made.tidemill(*asked)
+        assert done.returncode == exit_codes.UNREACHABLE
+        assert f"topic {topic} does not exist: run `tidemill topics apply`" in done.stderr
+    wait_until(
+        lambda: all(role.exit_code() is not None for role in roles), SECONDS,
+        lambda: "\n".join(role.tail(5) for role in roles),
+    )
+    for role in roles:
+        assert role.exit_code() == exit_codes.CONFLICT
+        last = role.tail(1)
+        assert topic in last
+        assert "run `tidemill topics apply`" in last
+    assert made.tidemill("topics", "apply").returncode == 0
+    made.start("ledger-again", "ledger")
+    made.start("worker-again", "worker", "clockwork.py")
+    made.wait_for_ticks(1)

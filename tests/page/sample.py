@@ -156,7 +156,7 @@ def make_sample(now: datetime, jobs: int = 4_000, minutes: int = 14, seed: int =
     rng = random.Random(seed)
     sample = Sample()
     start = now - timedelta(minutes=minutes)
-    many = jobs - NOT_SERVED - NOT_RUN
+    many = jobs - NOT_SERVED - NOT_RUN - SUSPENDED - TICKS
     begins = sorted(rng.betavariate(1.3, 1.0) * minutes * 60 for _ in range(many))
     for index, begin in enumerate(begins):
         kind = rng.choices(TYPES, WEIGHTS)[0]
@@ -172,6 +172,8 @@ def make_sample(now: datetime, jobs: int = 4_000, minutes: int = 14, seed: int =
             life = request(sample, at, user_id, job_id, kind[0], kind[1], payload)
         _one_life(life, rng, now, chosen)
     _nobody_runs(sample, now - timedelta(minutes=2))
+    _suspended(sample, now - timedelta(minutes=2))
+    _ticks(sample, now - timedelta(minutes=TICKS + 1))
     sample.rows.sort(key=lambda row: (row["occurred_at"], row["sequence"]))
     return sample
 
@@ -187,6 +189,9 @@ def _early(life: Life, rng: random.Random, queue: str) -> Life:
 
 NOT_SERVED: Final = 3  # jobs of the sample in a queue without workers
 NOT_RUN: Final = 2  # of a type that no worker of its queue runs
+SUSPENDED: Final = 4  # whose handlers sleep
+TICKS: Final = 12  # of the sample's schedule, one a minute
+TICK_FAILS: Final = 3  # every third of them fails
 
 
 def _nobody_runs(sample: Sample, at: datetime) -> None:
@@ -200,6 +205,36 @@ def _nobody_runs(sample: Sample, at: datetime) -> None:
         life.tell("returned", "pending", 90, reason="type_not_run", data='{"returns":1}')
         life.tell("deferred", "scheduled", reason="handed_back", due_at=_text(at))
         life.tell("deferred", "scheduled", 3_000, reason="type_not_run", due_at=_text(at))
+
+
+def _suspended(sample: Sample, at: datetime) -> None:
+    """Jobs whose handlers sleep for a week."""
+    due_at = _text(at + timedelta(days=7))
+    for number in range(SUSPENDED):
+        life = request(sample, at, "ada", f"trial-{number}", "trial.follow_up", "trials", {})
+        life.tell("dispatched", "dispatched", 10)
+        life.tell("suspended", "awaiting", 40, reason="sleeping", due_at=due_at)
+
+
+def tick_id(at: datetime) -> str:
+    """The id of the sample's tick of an instant."""
+    return f"minutely@{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _ticks(sample: Sample, at: datetime) -> None:
+    """A schedule's jobs: the clock's, and last of all one that somebody asked for by hand."""
+    for number in range(TICKS):
+        at += timedelta(minutes=1)
+        job_id = tick_id(at) + ("!by-hand" if number == TICKS - 1 else "")
+        life = request(sample, at, "schedule:minutely", job_id, "report.minutely", "reports", {})
+        life.tell("dispatched", "dispatched", 5)
+        times: dict[str, Any] = {"wait_ms": 7, "run_ms": 20}
+        if number % TICK_FAILS == 0:
+            life.tell("attempt_failed", "running", 20, **times, error_code="HTTP_502")
+            life.tell("failed", "failed", **times, error_code="HTTP_502", reason="not_retryable")
+        else:
+            life.tell("attempt_succeeded", "running", 20, **times)
+            life.tell("succeeded", "succeeded", **times)
 
 
 def _one_life(life: Life, rng: random.Random, now: datetime, kind: Any) -> None:

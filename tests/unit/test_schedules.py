@@ -7,12 +7,13 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.unit.core_kit import NOW
+from tests.unit.core_kit import NOW, SLEEPS
 from tests.unit.partition_kit import TOPICS, Scene, events_in, outcome, outcomes
 from tidemill.agents import zones
 from tidemill.schemas.batch_builder import OutRecord
 from tidemill.schemas.schedules import ScheduleSpec
 from tidemill.schemas.wire import Definition
+from tidemill.schemas.words import State
 from tidemill.streams.occurrences.due import occurrence_id
 from tidemill.streams.schedules.announced import Announced, Announcement
 from tidemill.streams.schedules.ticking import GRACE_MS, ORPHAN_AFTER_MS
@@ -50,8 +51,13 @@ class Clockwork(Scene):
         self.announced = tuple(one for one in self.announced if one.worker_id != worker)
         self.engine.ticking.set_announced(self.announced)
 
-    def end(self, job_id: str, now_ms: int, kind: str = "succeeded") -> list[OutRecord]:
-        done = outcome((USER, job_id), kind, started_at=now_ms, finished_at=now_ms)
+    def end(
+        self, job_id: str, now_ms: int, kind: str = "succeeded", epoch: int = 1
+    ) -> list[OutRecord]:
+        facts: dict[str, object] = {"started_at": now_ms, "finished_at": now_ms, "epoch": epoch}
+        if kind == "suspended":
+            facts["waits"] = SLEEPS
+        done = outcome((USER, job_id), kind, **facts)
         return self.group(now_ms, outcomes(done))
 
     @property
@@ -213,6 +219,50 @@ def test_overlap_allow() -> None:
     scene.group(NOW + 2_000)
     scene.group(NOW + 4_000)
     assert len(scene.in_flight()) == 2
+
+
+# --- a tick whose handler sleeps has not ended ---
+
+
+def asleep(overlap: str) -> Clockwork:
+    """The first tick sleeps for a minute, and the second instant has come."""
+    scene = Clockwork(every_ms=2_000, overlap=overlap)
+    scene.group(NOW)
+    scene.group(NOW + 2_000)
+    scene.end(tick_id(2_000), NOW + 2_100, "suspended")
+    assert scene.state.jobs[(USER, tick_id(2_000))].state is State.AWAITING
+    assert scene.in_flight() == []
+    return scene
+
+
+def test_a_sleeping_tick_is_skipped_over() -> None:
+    scene = asleep("skip")
+    assert skipped(scene.group(NOW + 4_000)) == [(tick_id(4_000), "overlap")]
+    scene.restore(NOW + 5_000)  # what is open is found again in the rows of jobs
+    assert skipped(scene.group(NOW + 6_000)) == [(tick_id(6_000), "overlap")]
+    scene.group(NOW + 2_100 + 60_000)
+    scene.end(tick_id(2_000), NOW + 62_200, epoch=2)
+    assert asked(scene.group(NOW + 64_000))[-1] == tick_id(64_000)
+    assert scene.in_flight() == [(USER, tick_id(64_000))]
+
+
+@pytest.mark.parametrize(("overlap", "waiting"), [("queue_one", 1), ("queue_all", 2)])
+def test_ticks_wait_for_one_that_sleeps(overlap: str, waiting: int) -> None:
+    scene = asleep(overlap)
+    out = [*scene.group(NOW + 4_000), *scene.group(NOW + 6_000)]
+    assert len(asked(out)) - len(skipped(out)) == waiting
+    assert scene.in_flight() == []
+    scene.group(NOW + 2_100 + 60_000)
+    assert scene.in_flight() == [(USER, tick_id(2_000))]  # it goes on first
+    scene.end(tick_id(2_000), NOW + 62_200, epoch=2)
+    assert scene.in_flight() == [(USER, tick_id(4_000))]
+
+
+def test_a_later_tick_cancels_one_that_sleeps_and_starts_at_once() -> None:
+    scene = asleep("cancel_old")
+    out = events_in(scene.group(NOW + 4_000))
+    assert (out[0]["event"], out[0]["job_id"]) == ("cancelled", tick_id(2_000))
+    assert scene.in_flight() == [(USER, tick_id(4_000))]
 
 
 # --- after down-time ---

@@ -60,15 +60,16 @@ def _text(at_ms: int) -> str:
 
 
 def _state(record: ScheduleRecord) -> str:
-    if record.is_paused:
-        return "paused"
-    if record.is_orphaned and record.origin == "code":
-        return "orphaned"
-    return record.problem or record.origin
+    from tidemill.agents.schedule_log import state_of
+
+    found = state_of(record)
+    return record.problem or found if found == "problem" else found
 
 
 def _plan(spec: ScheduleSpec) -> str:
-    return f"{spec.cron} {spec.zone}" if spec.cron else f"every {(spec.every_ms or 0) / 1000:g} s"
+    from tidemill.agents.schedule_log import rule_of
+
+    return f"{spec.cron} {spec.zone}" if spec.cron else rule_of(spec)
 
 
 @schedules_app.command("list")
@@ -123,6 +124,12 @@ def set_(
     ] = None,
     catch_up: Annotated[str | None, typer.Option("--catch-up", help="none, last, all.")] = None,
     jitter: Annotated[str | None, typer.Option("--jitter", help="Such as 30s.")] = None,
+    gap: Annotated[
+        str | None, typer.Option("--gap", help="Local times that do not exist: next, skip.")
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", help="Local times that come twice: first, second, both.")
+    ] = None,
     first_now: Annotated[bool, typer.Option("--first-now", help="The first tick at once.")] = False,
     kafka: o.Kafka = None,
     topic_prefix: o.TopicPrefix = None,
@@ -132,22 +139,18 @@ def set_(
     given: dict[str, Any] = {
         "type": type_name, "cron": cron, "every_ms": _ms(every, "--every"), "zone": zone,
         "payload": _object(payload), "overlap": overlap, "catch_up": catch_up,
-        "jitter_ms": _ms(jitter, "--jitter"), "is_first_now": True if first_now else None,
+        "jitter_ms": _ms(jitter, "--jitter"), "gap": gap, "fold": fold,
+        "is_first_now": True if first_now else None,
     }
+    from tidemill.agents.schedule_log import merged
+
     given = {field: value for field, value in given.items() if value is not None}
     if "cron" in given and "every_ms" in given:
         raise CliError("--cron and --every: give one of them", exit_codes.USAGE)
     if type_name is not None:
         _spec(given | ({} if "cron" in given or "every_ms" in given else {"every_ms": 60_000}))
     with _log(kafka, topic_prefix) as log:
-        known = log.records.get(name)
-        before = {} if known is None else known.spec.model_dump()
-        if "cron" in given:
-            before.pop("every_ms", None)
-        if "every_ms" in given:
-            before.pop("cron", None)
-            before.pop("zone", None)
-        _ask(log, "set", name, timeout, spec=_spec(before | given))
+        _ask(log, "set", name, timeout, spec=_spec(merged(log.records.get(name), given)))
 
 
 def _spec(fields: dict[str, Any]) -> ScheduleSpec:

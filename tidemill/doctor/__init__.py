@@ -10,9 +10,19 @@ from typing import Final
 
 from confluent_kafka import KafkaException
 
+from tidemill.agents.answers import AnswerError
 from tidemill.agents.settings import CommonSettings
 from tidemill.agents.topics import TopicsError
-from tidemill.doctor import clickhouse, doors, installation, kafka, ledger, waiting, workers
+from tidemill.doctor import (
+    clickhouse,
+    doors,
+    installation,
+    kafka,
+    ledger,
+    schedules,
+    waiting,
+    workers,
+)
 from tidemill.doctor.finding import Check, Finding, Verdict
 from tidemill.sql import SqlError
 
@@ -27,6 +37,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *workers.CHECKS,
     *clickhouse.CHECKS,
     *waiting.CHECKS,
+    *schedules.CHECKS,
 )
 WORDS: Final = {"kafka": "Kafka", "clickhouse": "ClickHouse"}  # a check that others need
 
@@ -44,13 +55,17 @@ def examine(settings: CommonSettings) -> list[Finding]:
 
 
 def _answer(check: Check, settings: CommonSettings, failed: set[str]) -> Finding:
-    if check.needs is None:
+    needs = (check.needs,) if isinstance(check.needs, str) else check.needs
+    if needs is None:
         return check.run(settings)
-    name = WORDS[check.needs]
-    if check.needs in failed:
-        left = f": {check.asks}" if check.asks else ""
-        return Finding(check.name, "unknown", f"not checked without {name}{left}")
+    for need in needs:
+        if need in failed:
+            left = f": {check.asks}" if check.asks else ""
+            return Finding(check.name, "unknown", f"not checked without {WORDS[need]}{left}")
     try:
         return check.run(settings)
+    except AnswerError as error:
+        return Finding(check.name, "failed", str(error), "as the text says")
     except (KafkaException, TopicsError, SqlError, TimeoutError) as error:
+        name = WORDS[needs[0]]
         return Finding(check.name, "failed", f"no answer: {error}", f"mend {name} and try again")

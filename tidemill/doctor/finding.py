@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question. `needs` names the check without which this one cannot be made.
+    """One question. `needs` names the check, or the checks, without which it cannot be made.
 
     `asks` is the question in words, told where it cannot be asked. `run` may raise what Kafka or
     ClickHouse raise: the check has then failed.
@@ -39,5 +39,5 @@ class Check:
 
     name: str
     run: Callable[[CommonSettings], Finding]
-    needs: str | None = None
+    needs: str | tuple[str, ...] | None = None
     asks: str = ""

@@ -46,6 +46,12 @@ def beating(settings: CommonSettings) -> Finding:
     return Finding("workers", "ok", found)
 
 
+def types_alive(settings: CommonSettings) -> frozenset[str] | None:
+    """The types that living workers run; None: no worker is alive."""
+    alive = _alive(_latest_beats(settings).beats, time.time() * 1000)
+    return frozenset(name for beat in alive for name in beat.types) if alive else None
+
+
 def heard(settings: CommonSettings) -> Finding:
     """Whether what workers say is understood here, and each of their queues has its way in."""
     check = "ways in"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tidemill.answers import CommandReceipt
 from tidemill.bridge import LoopBridges, LoopPromise
 from tidemill.client import Client, Sending, records_of
+from tidemill.client_schedules import ClientSchedules
 from tidemill.completions import Waiter
 from tidemill.handles import JobHandle
 from tidemill.requests import ClientError, Request, encode, encode_command
@@ -32,6 +33,14 @@ class EngineCore:
         self.is_closed = False
         self.binding = weakref.ref(self)
         self._bridges = LoopBridges()
+
+    @property
+    def kafka(self) -> str:
+        """There is none."""
+        raise ClientError(
+            "an Engine of tests answers no commands about schedules: see "
+            "engine.announce_schedules() and engine.ticks()"
+        )
 
     def enqueue(self, request: Request) -> Sending:
         job_id = self._engine.next_id() if request.job_id is None else request.job_id
@@ -109,3 +118,4 @@ class EngineClient(Client):
 
     def __init__(self, engine: Engine) -> None:
         self._core = EngineCore(engine)  # type: ignore[assignment]
+        self.schedules = ClientSchedules(self._core)  # type: ignore[misc]

@@ -43,10 +43,11 @@ DASHBOARDS: Final[dict[str, tuple[str, tuple[Place, ...]]]] = {
     "throughput": (
         "Tidemill: throughput",
         (
-            Place("totals", "stat", 6, 4, "ended_per_second", "Throughput", "jobs/s"),
-            Place("live_now", "stat", 6, 4, "waiting", "Waiting now"),
-            Place("live_now", "stat", 6, 4, "in_flight", "In flight now"),
-            Place("live_now", "stat", 6, 4, "dead_letters", "Dead letters"),
+            Place("totals", "stat", 8, 4, "ended_per_second", "Throughput", "jobs/s"),
+            Place("live_now", "stat", 4, 4, "waiting", "Waiting now"),
+            Place("live_now", "stat", 4, 4, "in_flight", "In flight now"),
+            Place("live_now", "stat", 4, 4, "awaiting", "Awaiting now"),
+            Place("live_now", "stat", 4, 4, "dead_letters", "Dead letters"),
             Place("throughput", "timeseries", 24, 9),
             Place("requested_rate", "timeseries", 12, 8),
             Place("states_now", "table", 12, 8),
