@@ -33,7 +33,7 @@ TABS: Final = (
     ("", "All"), ("paused", "Paused"), ("orphaned", "Orphaned"), ("problem", "Cannot run"),
 )
 TONES: Final = {"paused": "warn", "orphaned": "mute", "problem": "bad", "live": "run"}
-WORDS: Final = {"code": "on", "live": "on, by command", "problem": "cannot run"}
+WORDS: Final = {"code": "on", "live": "by command", "problem": "cannot run"}
 TOLD: Final[dict[str, str]] = {
     "pause": "is paused: it has no ticks until it is resumed.",
     "resume": "goes on from now.",
