@@ -134,7 +134,9 @@ async def _save_new(
     room = asyncio.Semaphore(GROUPS_AT_ONCE)
 
     async def save(feed: str, entry: Entry, summary: str, by: str) -> None:
-        count = await loop.run_in_executor(threads, _save, news, feed, entry, summary, by)
+        count = await loop.run_in_executor(
+            threads, _save, news, run.id, feed, entry, summary, by
+        )
         if count is not None:
             figures.articles += 1
             figures.embeddings += count
@@ -176,7 +178,9 @@ async def _summaries(
     return [lead(text) for text in texts], "lead"
 
 
-def _save(news: News, feed: str, entry: Entry, summary: str, by: str) -> int | None:
+def _save(
+    news: News, run_id: str, feed: str, entry: Entry, summary: str, by: str
+) -> int | None:
     """In a thread: chunks, vectors, one transaction. None when the URL has come meanwhile."""
     pieces = chunks(f"{entry.title}. {entry.text}")
     rows: list[Chunk] = []
@@ -192,5 +196,6 @@ def _save(news: News, feed: str, entry: Entry, summary: str, by: str) -> int | N
     article = Article(
         url=entry.url, feed=feed, title=entry.title, text=entry.text, summary=summary,
         summary_by=by, published_at=published, saved_at=tables.now(),
+        run_id=run_id,
     )
     return len(rows) if news.save(article, rows) else None

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from systems.database import open_engine, reading
 from systems.models import Call
@@ -64,6 +64,8 @@ class Article(Base):
     """The model's name, or `lead` for the article's own first sentence."""
     published_at: Mapped[datetime | None]
     saved_at: Mapped[datetime]
+    run_id: Mapped[str | None] = mapped_column(sa.ForeignKey("news_runs.id"), index=True)
+    """The run that brought it: what a run did is known also when its worker died."""
 
 
 class Chunk(Base):
@@ -234,13 +236,13 @@ class News:
         stale = started - timedelta(seconds=RUN_SECONDS_MAX)
         with self.session.begin() as session:
             # A claim of the same job, or one that is too old, is of a worker that died.
-            session.execute(
-                sa.update(Run)
-                .where(Run.claim.is_not(None))
+            died = session.scalars(
+                sa.select(Run).where(Run.claim.is_not(None))
                 .where(sa.or_(Run.job_id == job_id, Run.started_at < stale))
-                .values(claim=None, status=FAILED, completed_at=started,
-                        error="the worker died in the middle of this run")
-            )
+            ).all()
+            for row in died:
+                row.articles, row.embeddings = _brought(session, row.id)
+                _end(row, started, "the worker died in the middle of this run")
         run = Run(
             id=str(uuid.uuid4()), job_id=job_id, claim="all", started_at=started, status=RUNNING,
             articles=0, embeddings=0, feeds_failed=0,
@@ -260,11 +262,9 @@ class News:
         ended = now()
         with self.session.begin() as session:
             row = session.get_one(Run, run.id)
-            row.claim, row.completed_at = None, ended
-            row.status = SUCCESS if error is None else FAILED
-            row.duration_ms = round((ended - row.started_at).total_seconds() * 1000)
             row.articles, row.embeddings = articles, embeddings
-            row.feeds_failed, row.error = feeds_failed, error
+            row.feeds_failed = feeds_failed
+            _end(row, ended, error)
         return self.consecutive_failures()
 
     def consecutive_failures(self) -> int:
@@ -353,6 +353,21 @@ class News:
                 .where(ModelCall.run_id.in_([run.id for run in runs])).group_by(ModelCall.run_id)
             ).all()
         return {str(row[0]): (int(row[1]), int(row[2]), row[3]) for row in rows}
+
+
+def _end(row: Run, at: datetime, error: str | None) -> None:
+    row.claim, row.completed_at, row.error = None, at, error
+    row.status = SUCCESS if error is None else FAILED
+    row.duration_ms = round((at - row.started_at).total_seconds() * 1000)
+
+
+def _brought(session: Session, run_id: str) -> tuple[int, int]:
+    """The articles and chunks that a run has saved."""
+    row = session.execute(
+        sa.select(sa.func.count(sa.distinct(Article.id)), sa.func.count(Chunk.id))
+        .outerjoin(Chunk, Chunk.article_id == Article.id).where(Article.run_id == run_id)
+    ).one()
+    return int(row[0]), int(row[1])
 
 
 def is_critical(consecutive_failures: int) -> bool:

@@ -135,13 +135,20 @@ async def test_r4_1_two_runs_at_a_time_cannot_be(
 
 @on_both
 async def test_r4_1_the_run_of_a_worker_that_died_is_ended_by_the_next_attempt(
-    news: News, settings: Settings, server: FeedServer
+    news: News, settings: Settings, server: FeedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its record says what it had brought, and the next attempt brings the rest."""
     publish(server, "/a", range(3))
-    assert news.begin_run("j1") is not None  # and nobody ends it
-    assert (await run(news, settings, job="j1")).articles == 3
-    newest, died = news.last_runs(2)
-    assert {newest.status, died.status} == {"SUCCESS", "FAILED"}
+    publish(server, "/b", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(news, "end_run", lambda *_, **__: 0)  # as nobody ends it
+        assert (await run(news, settings)).articles == 3
+    publish(server, "/a", range(5))
+    assert (await run(news, settings)).articles == 2
+    told = {each.status: each for each in news.last_runs(2)}
+    assert (told["FAILED"].articles, told["FAILED"].embeddings) == (3, 3)
+    assert told["FAILED"].duration_ms is not None
+    assert told["SUCCESS"].articles == 2
 
 
 @on_both
