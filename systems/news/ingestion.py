@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,11 +51,31 @@ class Figures:
     feeds_left_alone: int = 0
 
 
-@dataclass(slots=True)
 class Patience:
-    """How long a run still waits for its model; calls side by side wait at the same time."""
+    """How long a run still waits for its model. Calls side by side wait at the same time."""
 
-    seconds: float = SUMMARY_SECONDS_MAX
+    def __init__(self) -> None:
+        self._left = SUMMARY_SECONDS_MAX
+        self._waiting = 0
+        self._since = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What is left; below 0: nothing."""
+        return self._left - (time.monotonic() - self._since if self._waiting else 0.0)
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Time that counts."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            if self._waiting == 1:
+                self._left = self.seconds
+            self._waiting -= 1
 
 
 async def run_once(
@@ -167,14 +188,12 @@ async def _summaries(
     model: LanguageModel | None, texts: Sequence[str], patience: Patience
 ) -> tuple[list[str], str]:
     if model is not None and patience.seconds > 0:
-        began = time.monotonic()
         try:
-            async with asyncio.timeout(patience.seconds):
-                return await model.summaries(texts), model.name
+            with patience.spent():
+                async with asyncio.timeout(patience.seconds):
+                    return await model.summaries(texts), model.name
         except (ModelError, TimeoutError) as error:
             log.warning("no summaries; the first sentences stand in", error=repr(error))
-        finally:
-            patience.seconds -= (time.monotonic() - began) / GROUPS_AT_ONCE
     return [lead(text) for text in texts], "lead"
 
 

@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
@@ -29,8 +30,11 @@ from systems.news.tables import Article, Chunk, News, Run, is_critical
 from tidemill import AsyncClient, ClientError, WaitTimeout
 from tidemill.policies import seconds_of
 
+log = structlog.get_logger("news")
+
 USER: Final = "system:news"
 RUNS_SHOWN: Final = 10
+INDEX_SECONDS: Final = 2.0  # how late an article of the schedule's is among first sources
 JOIN_POLL_SECONDS: Final = 0.05
 INTERVALS_LATE: Final = 3  # a schedule whose last run is older does not run
 QUESTION_LENGTH_MAX: Final = 2_000
@@ -80,6 +84,15 @@ class Service:
             await asyncio.sleep(JOIN_POLL_SECONDS)
         return {"status": "unavailable", "reason": f"no end within {ASK_WAIT_SECONDS:g} s"}
 
+    async def keep_up(self) -> None:
+        """Takes in what the schedule's runs bring, so that a question's first sources are new."""
+        while True:
+            await asyncio.sleep(INDEX_SECONDS)
+            try:
+                await asyncio.to_thread(self.index.catch_up, self.news)
+            except Exception as error:  # noqa: BLE001  # a database that is away comes back
+                log.warning("the index is late", error=repr(error))
+
     # -- questions ---------------------------------------------------------------------------------
 
     async def answer(self, question: str) -> AsyncIterator[str]:
@@ -90,8 +103,9 @@ class Service:
         yield _event("sources", [shapes.found(each) for each in sources])
         done = await ingestion
         yield _event("ingestion", done)
-        if await asyncio.to_thread(self.index.catch_up, self.news):
-            sources = await asyncio.to_thread(self.index.search, self.news, vector)
+        await asyncio.to_thread(self.index.catch_up, self.news)
+        known, sources = sources, await asyncio.to_thread(self.index.search, self.news, vector)
+        if sources != known:  # whoever has taken in what is new: this question or another one
             yield _event("sources", [shapes.found(each) for each in sources])
         async for event in self._told(question, sources):
             yield event
@@ -192,9 +206,12 @@ def create_app(
         await asyncio.to_thread(service.index.catch_up, service.news)
         await asyncio.to_thread(embedder)
         app.state.service = service
+        keeping_up = asyncio.create_task(service.keep_up(), name="news-index")
         try:
             yield
         finally:
+            keeping_up.cancel()
+            await asyncio.wait([keeping_up])
             if own is not None:
                 await own.close()
             if client is None:

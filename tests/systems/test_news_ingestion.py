@@ -6,6 +6,7 @@ Owns what is saved, found and told. The stack's part is in test_news_stack.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from fastapi import FastAPI
 
 from systems.models import Call
 from systems.news import ingestion, shapes, tables
+from systems.news import web as web_module
 from systems.news.chunks import chunks
 from systems.news.embedding import WINDOW_TOKENS, embedder
 from systems.news.index import Found, Index
@@ -34,6 +36,7 @@ from tests.systems.feed_server import Answer, FeedServer, feed_server, rss
 from tests.systems.protocol_server import Answer as Said
 from tests.systems.protocol_server import protocol_server
 from tests.systems.real_texts import articles
+from tests.waiting import wait_until
 from tidemill import AsyncClient
 
 VECTORS = 100_000
@@ -475,6 +478,42 @@ async def test_r4_8_a_lost_index_is_made_again_and_a_chunk_sent_twice_counts_onc
         assert index.catch_up(news) == 5
     finally:
         index.close()
+
+
+async def test_r4_8_what_a_scheduled_run_brought_is_among_the_first_sources(
+    settings: Settings, news: News, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_module, "INDEX_SECONDS", 0.01)
+    app = create_app(settings, Asks(), Scribe())
+    async with serving(app):
+        service: Service = app.state.service
+        publish(server, "/a", range(5))
+        await run(news, settings)
+        await asyncio.to_thread(
+            wait_until, lambda: service.index.count() == 5, 10, "the index does not keep up"
+        )
+        async for event in service.answer(articles()[3][0]):
+            ((name, sources),) = events(event)
+            assert (name, sources[0]["title"]) == ("sources", articles()[3][0])
+            break
+
+
+async def test_r4_2_a_slow_model_keeps_articles_from_readers_for_a_minute_at_most(
+    news: News, settings: Settings, server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five calls wait side by side, and nobody asks it after that."""
+
+    class Slow(Scribe):
+        async def summaries(self, texts: Sequence[str]) -> list[str]:
+            self.calls.append(len(texts))
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(ingestion, "SUMMARY_SECONDS_MAX", 0.3)
+    model = Slow()
+    publish(server, "/a", range(60))
+    assert (await run(news, settings, model)).articles == 60
+    assert model.calls == [5] * 5
 
 
 # -- R4.9, what is there by now --------------------------------------------------------------------
