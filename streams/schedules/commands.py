@@ -26,6 +26,7 @@ IN_THE_CODE: Final = (
 
 def obey(ticking: Ticking, turn: Turn, command: ScheduleCommand) -> str | None:
     """Does it. Why it cannot be done, where there is no schedule to tell that of."""
+    ticking.fire_due(turn, command.name)  # by the plan that it was due by
     row = ticking.table.get(command.name)
     if row is None:
         if command.word != "set":

@@ -114,17 +114,37 @@ class Ticking:
         if self._is_stale:
             self._rebuild()
         now_ms = turn.now_ms
+        # What was due before a plan changed is dealt with by the plan that it was due by.
+        spent = self._fire_due(turn, at_most)
         for _ in range(min(FOLLOWED_MAX, len(self._unseen))):
-            self._follow(turn, self._unseen.popleft(), now_ms)
+            name = self._unseen.popleft()
+            if self.is_due(name, now_ms):
+                self._unseen.append(name)
+            else:
+                self._follow(turn, name, now_ms)
         self._orphan_absent(turn, now_ms)
-        spent = 0
+        spent += self._fire_due(turn, at_most - spent)
+        self.has_more = bool(self._unseen) or bool(self._heap and self._heap[0][0] <= now_ms)
+        return spent
+
+    def _fire_due(self, turn: Turn, at_most: int) -> int:
+        spent, now_ms = 0, turn.now_ms
         while spent < at_most and self._heap and self._heap[0][0] <= now_ms:
             at_ms, name = heapq.heappop(self._heap)
             row = self.table.get(name)
             if row is not None and row.next_ms == at_ms:
                 spent += self._fire(turn, row)
-        self.has_more = bool(self._unseen) or bool(self._heap and self._heap[0][0] <= now_ms)
         return spent
+
+    def is_due(self, name: str, now_ms: int) -> bool:
+        """Whether the schedule has an instant that has come and was not dealt with."""
+        row = self.table.get(name)
+        return row is not None and row.next_ms is not None and row.next_ms <= now_ms
+
+    def fire_due(self, turn: Turn, name: str) -> None:
+        """Deals with what is due of a schedule, before a command changes it."""
+        if self.is_due(name, turn.now_ms):
+            self._fire(turn, self.table.values[name])
 
     def _rebuild(self) -> None:
         self._heap = [

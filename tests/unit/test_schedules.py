@@ -480,6 +480,24 @@ def test_pause_and_resume() -> None:
     assert record["refused"] == "it is not paused"
 
 
+@pytest.mark.parametrize("word", ["pause", "set", "announced"])
+def test_what_was_due_before_a_change_is_dealt_with(word: str) -> None:
+    """The first group after a down-time has a command, or another plan of the workers."""
+    scene = Clockwork(every_ms=2_000)
+    scene.group(NOW)
+    scene.restore(NOW + 9_000)
+    given = []
+    if word == "announced":
+        scene.announce("w", x=scene.spec(every_ms=MINUTE))
+    else:
+        spec = {"type": "t", "every_ms": MINUTE} if word == "set" else None
+        given = [command(word, **({} if spec is None else {"spec": spec}))]
+    out = scene.group(NOW + 9_000, *given)
+    assert asked(out) == [tick_id(6_000), tick_id(8_000)]
+    assert skipped(out) == [(tick_id(6_000), "missed")]
+    assert asked(scene.group(NOW + 12_000)) == []
+
+
 def test_run_now_waits_for_a_tick_that_runs() -> None:
     scene = Clockwork(every_ms=2_000)
     scene.group(NOW)
