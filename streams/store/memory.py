@@ -77,10 +77,12 @@ class Memory(Table[Name, Entry]):
     # --- what changes ---
 
     def remember(self, job: Job, data: Mapping[str, Any]) -> None:
-        """What an event of the job says is remembered from now on."""
+"""What an event of the job says is remembered from now on. The first of a name counts."""
         if data["kind"] == GATHER:
             return  # its own rows say it
         name: str = data["name"]
+        if self.has(job, name):
+            return
         value = orjson.dumps(data.get("result"))
         entry = Entry(name, data["kind"], value, job.spec.requested_at)
         self.put((job.key[0], job.key[1], name), entry)

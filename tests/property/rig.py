@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from tests.chaos.jobfold import JobFold, JobId
+from tests.chaos.legal import TERMINAL
 from tests.chaos.promises import (
     Asked,
     CollapseFold,
@@ -27,6 +28,7 @@ from tests.chaos.report import Report
 from tests.unit.message_kit import relays
 from tests.unit.partition_kit import decided, keep, restored
 from tidemill.schemas.batch_builder import OutRecord
+from tidemill.schemas.requests import MEMORY_BYTES_MAX
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.wire import Definition
 from tidemill.schemas.words import IN_FLIGHT_STATES
@@ -42,6 +44,7 @@ from tidemill.streams.store.state import PartitionState
 TOPICS: Final = Topics()
 WORKER: Final = "worker-1"
 START_MS: Final = 1_760_000_000_000
+ENTRY_BYTES_MAX: Final = 1_000  # of a name of 128 characters and what is written around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Rig:
         self.collapse = CollapseFold(self.report)
         self.due = DueFold(self.report, self.asked)
         self.unique = UniqueFold(self.report, self.asked)
+        self.memory_max = MEMORY_BYTES_MAX
+        self.known: dict[JobId, dict[str, list[Any]]] = {}  # what events say is remembered
         self.rows: dict[bytes, bytes] = {}
         self.offsets = dict.fromkeys(TOPICS.ledger_inputs, 0)
         self.taken: list[tuple[str, RawRecord]] = []
@@ -126,13 +131,39 @@ class Rig:
         for topic, _, key, value, _ in out:
             if topic == TOPICS.events:
                 written.append(self._feed(RawRecord(topic, 0, len(self.events), 0, key, value)))
+        parts: dict[JobId, list[list[Any]]] = {}
+        for topic, _, _, value, _ in out:
+            if topic.startswith(TOPICS.ready("")):
+                self._check_sent(orjson.loads(value or b""), parts)
         return written
+
+    def _check_sent(self, pack: dict[str, Any], parts: dict[JobId, list[list[Any]]]) -> None:
+        """A dispatch brings what the job remembers: all of it, and nothing else."""
+        part = pack.get("part")
+        if part is not None:
+            parts.setdefault((part["user_id"], part["job_id"]), []).extend(part["entries"])
+        for job in pack["jobs"]:
+            key = (job["user_id"], job["job_id"])
+            listed = parts.pop(key, None) or job.get("memory") or ()
+            brought = {name: [kind, result] for name, kind, result in listed}
+            assert brought == self.known.get(key, {}), job
+
+    def _remember(self, event: dict[str, Any]) -> None:
+        """The oracle of memory: the first result of a name counts, until the job ends for good."""
+        key = (event["user_id"], event["job_id"])
+        if event["event"] in ("step_completed", "resumed"):
+            data = event["data"]
+            found = [data["kind"], data.get("result")]
+            self.known.setdefault(key, {}).setdefault(data["name"], found)
+        elif event["event"] in TERMINAL and event["event"] != "failed":
+            self.known.pop(key, None)
 
     def _feed(self, record: RawRecord) -> dict[str, Any]:
         read = self.fold.feed(record)
         assert read is not None, record
         trace, step, event = read
         self.events.append(event)
+        self._remember(event)
         if step.sequence is not None:
             self.limits.feed(trace, step)
             self.concurrency.feed(trace, step)
@@ -154,6 +185,7 @@ class Rig:
             assert kept[part] == value, part
         cancels = {cancel.key: cancel.cause for cancel in self.engine.state.cancels}
         assert cancels == self.fold.kept.waiting
+        self._check_memory()
         live = self.engine.state.jobs
         for key, trace in self.fold.jobs.items():
             job = live.get(key)
@@ -165,6 +197,16 @@ class Rig:
             wanted = (trace.state, trace.sequence, trace.run, trace.epoch, last.attempt)
             assert found == wanted, trace.story()
         assert live.keys() <= self.fold.jobs.keys()
+
+    def _check_memory(self) -> None:
+        memory = self.engine.state.memory
+        kept: dict[JobId, dict[str, list[Any]]] = {}
+        for key, entries in memory.by_job.items():
+            listed = [orjson.loads(entry.json) for entry in entries.values()]
+            kept[key] = {name: [kind, result] for name, kind, result in listed}
+            assert memory.size_of(key) == sum(entry.size for entry in entries.values())
+            assert memory.size_of(key) <= self.memory_max + ENTRY_BYTES_MAX * len(entries)
+        assert kept == self.known
 
     def in_flight(self) -> list[Job]:
         """Jobs whose attempt is out, in an order that does not depend on hashes."""
@@ -186,6 +228,9 @@ def observable(state: PartitionState) -> dict[str, Any]:
         "clock": state.clock_ms, "accepted": state.accepted,
         "dead": set(state._jobs.dead_letters),
         "cancels": [cancel_value(cancel) for cancel in state.cancels],
+        "memory": {
+            name: (entry.json, entry.incarnation) for name, entry in state.memory.values.items()
+        },
     }
 
 

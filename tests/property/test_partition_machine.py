@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.chaos.promises import Asked, Limit
 from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, observable, outcome_of, pack
+from tidemill.schemas.requests import STEP_BYTES_MAX
 from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec
 from tidemill.schemas.words import State
 from tidemill.streams.job import JobKey
@@ -25,6 +26,8 @@ KIND_GROUPS_MAX: Final = 400
 WINDOW_MS: Final = 5_000
 USERS: Final = ("u", 'ü/"2\\', "a/b")
 IDS: Final = ("1", "2", "3", "b/1")
+TOO_LARGE: Final = "x" * (STEP_BYTES_MAX - 1)  # with its quotes
+NAMES: Final = ("a", "b", "c", "ü" * 128)  # of steps and sleeps
 KINDS: Final = ("started", "progressed", "succeeded", "failed", "skipped", "returned")
 
 
@@ -133,6 +136,32 @@ class PartitionMachine(RuleBasedStateMachine):
         told["epoch"] -= stale
         if kind == "failed":
             told["error"] = {"code": "E", "message": "m", "retryable": is_retryable}
+        given = Input(TOPICS.outcomes, pack([told], incarnation=self.incarnation))
+        self._take(given, fate)
+
+    @precondition(lambda self: self.rig.in_flight())
+    @rule(
+        pick=st.integers(0, 99), name=st.sampled_from(NAMES), stale=st.sampled_from((0, 0, 0, 1)),
+        result=st.sampled_from((None, 7, {"n": [1, "ü"]}, TOO_LARGE)), fate=FATES,
+    )
+    def keep_step(self, pick: int, name: str, stale: int, result: Any, fate: str) -> None:
+        """A step's result, perhaps too large, perhaps of a name that is known."""
+        self._say(pick, stale, "stepped", fate, name=name, result=result)
+
+    @precondition(lambda self: self.rig.in_flight())
+    @rule(
+        pick=st.integers(0, 99), name=st.sampled_from(NAMES), stale=st.sampled_from((0, 0, 0, 1)),
+        for_ms=st.sampled_from((0, 1, 900, 5_000)), fate=FATES,
+    )
+    def sleep(self, pick: int, name: str, stale: int, for_ms: int, fate: str) -> None:
+        """An attempt ends in a sleep, perhaps in one that is over, or is called as a step is."""
+        waits = {"kind": "sleep", "name": name, "for_ms": for_ms}
+        self._say(pick, stale, "suspended", fate, waits=waits)
+
+    def _say(self, pick: int, stale: int, kind: str, fate: str, **facts: Any) -> None:
+        jobs = self.rig.in_flight()
+        told = outcome_of(jobs[pick % len(jobs)], kind, **facts)
+        told["epoch"] -= stale
         given = Input(TOPICS.outcomes, pack([told], incarnation=self.incarnation))
         self._take(given, fate)
 
