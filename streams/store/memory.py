@@ -77,7 +77,7 @@ class Memory(Table[Name, Entry]):
     # --- what changes ---
 
     def remember(self, job: Job, data: Mapping[str, Any]) -> None:
-"""What an event of the job says is remembered from now on. The first of a name counts."""
+        """What an event of the job says is remembered from now on. The first of a name counts."""
         if data["kind"] == GATHER:
             return  # its own rows say it
         name: str = data["name"]

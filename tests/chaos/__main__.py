@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--outage", type=float, help="seconds in which ClickHouse is away")
-    parser.add_argument("--mutations", action="store_true", help="only the three known bugs")
+    parser.add_argument("--mutations", action="store_true", help="only the known bugs")
     parser.add_argument("--mutation", choices=[one.name for one in MUTATIONS])
     parser.add_argument("--no-history", action="store_true", help="without ClickHouse")
     given = parser.parse_args(arguments)

@@ -45,6 +45,8 @@ from tests.chaos.promises import (
 from tests.chaos.rawlog import RawRecord, read_topic
 from tests.chaos.receipts import Receipt, read_receipts
 from tests.chaos.report import Report
+from tests.chaos.suspends import SuspensionFold
+from tests.chaos.ticks import TickFold, TickPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,14 @@ class Expectations:
     limits: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     children: dict[str, str] = field(default_factory=dict)  # type -> prefix of its child's id
     concurrency: dict[str, int] = field(default_factory=dict)  # type -> attempts of a user at once
+    tells_steps: frozenset[str] = frozenset()  # types whose result says what each step returned
+    schedules: dict[str, TickPlan] = field(default_factory=dict)  # by name; paused at the end
 
     @classmethod
     def from_json(cls, text: str) -> Expectations:
         """{"max_attempts": {type: n}, "limits": {type: [[most, window_ms, over], …]},
-        "children": {type: prefix}, "concurrency": {type: n}}"""
+        "children": {type: prefix}, "concurrency": {type: n}, "tells_steps": [type, …],
+        "schedules": {name: {"every_ms": n, "overlap": …, "catch_up": …, "is_first_now": …}}}"""
         body: dict[str, Any] = json.loads(text)
         limits = {
             name: tuple(Limit(int(most), int(window), str(over)) for most, window, over in listed)
@@ -67,7 +72,8 @@ class Expectations:
         }
         return cls(
             dict(body.get("max_attempts", {})), limits, dict(body.get("children", {})),
-            dict(body.get("concurrency", {})),
+            dict(body.get("concurrency", {})), frozenset(body.get("tells_steps", ())),
+            {name: TickPlan(**plan) for name, plan in body.get("schedules", {}).items()},
         )
 
 
@@ -86,6 +92,7 @@ class Evidence:
     internal: Iterable[RawRecord] = ()
     requested_topic: str = "jobs.requested"
     internal_topic: str = "jobs.internal"
+    schedules: Iterable[RawRecord] = ()
     is_over: bool = True  # every job must have ended; False: some may wait, for a queue nobody has
 
 
@@ -103,6 +110,8 @@ class Checker:
         self.concurrency = ConcurrencyFold(self.report, expected.concurrency)
         self.collapse = CollapseFold(self.report)
         self.gathers = GatherFold(self.report)
+        self.suspensions = SuspensionFold(self.report, expected.tells_steps)
+        self.ticks = TickFold(self.report, expected.schedules)
         self.due = DueFold(self.report, asked)
         self.unique = UniqueFold(self.report, asked)
         self.order = OrderFold(self.report, asked, expected.limits)
@@ -115,6 +124,7 @@ class Checker:
         for record in self.evidence.events:
             self._feed_event(record)
         self.collapse.finish()
+        ticks = self.ticks.finish(self.evidence.schedules)
         completed = Completed(self.report)
         for record in self.evidence.completed:
             completed.feed(record)
@@ -137,6 +147,7 @@ class Checker:
         check_receipts(self.inputs, self.receipts, self.jobs)
         if self.evidence.is_over:
             check_all_ended(self.report, self.jobs)
+            self.suspensions.finish()
         check_children(self.report, self.jobs, self.evidence.expectations.children)
         if self.evidence.state is not None:
             rows = read_rows(self.report, self.evidence.state)
@@ -152,6 +163,8 @@ class Checker:
             "receipts": len(self.receipts), "requests": requested, "jobs": len(self.jobs.jobs),
             "events": self.jobs.events, "completed": len(completed.records),
             "dead letters": letters, "between partitions": between.records,
+            "steps": self.suspensions.steps, "resumed": self.suspensions.resumed,
+            "joined": self.collapse.ended_with, "ticks": ticks,
         }
         return self.report
 
@@ -166,8 +179,10 @@ class Checker:
         if cause is not None:
             place = (cause["topic"], cause["partition"])
             self.decided[place] = max(self.decided.get(place, -1), cause["offset"])
+        self.ticks.feed(trace, step, event)
         if step.sequence is None:
             return
+        self.suspensions.feed(trace, step, event)
         self.limits.feed(trace, step)
         self.concurrency.feed(trace, step)
         self.collapse.feed(trace, step, event)
@@ -201,7 +216,8 @@ def check_installation(
     topics = {
         name: f"{prefix}{name}"
         for name in (
-            "jobs.events", "jobs.completed", "jobs.dead", "jobs.requested", "jobs.internal"
+            "jobs.events", "jobs.completed", "jobs.dead", "jobs.requested", "jobs.internal",
+            "jobs.schedules",
         )
     }
     evidence = Evidence(
@@ -216,6 +232,7 @@ def check_installation(
         internal=read_topic(kafka, topics["jobs.internal"]),
         requested_topic=topics["jobs.requested"],
         internal_topic=topics["jobs.internal"],
+        schedules=read_topic(kafka, topics["jobs.schedules"]),
         is_over=is_over,
     )
     return Checker(evidence).check()

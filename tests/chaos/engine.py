@@ -119,7 +119,7 @@ class Engine:
         clickhouse_port: int,
         http_port: int,
         source: Path,
-        modules: Sequence[str] = ("tests/chaos/handlers.py",),
+        modules: Sequence[str] = ("tests/chaos/handlers.py", "tests/chaos/clockwork.py"),
         partitions: int = 4,
         ledgers: int = 2,
         workers: int = 2,

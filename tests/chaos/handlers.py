@@ -1,7 +1,8 @@
 """The handlers of the chaos run: every kind, every way to end.
 
 Owns what `EXPECT` tells the checker about them; a test holds both together. What a handler does
-depends only on its job and attempt, so a rescue repeats it.
+depends only on its job and attempt, so a rescue repeats it; what a step returns does not, so that
+one which ran again is seen.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import time
 import zlib
 from typing import Any, Final
+from uuid import uuid4
 
 from tidemill import Backoff, Context, NonRetryable, RateLimit, Retry, job
 
@@ -18,12 +20,19 @@ EXPECT: Final[dict[str, Any]] = {
     "max_attempts": {
         "chaos.noop": 3, "chaos.flaky": 5, "chaos.slow": 3, "chaos.thread": 3, "chaos.process": 3,
         "chaos.skip": 3, "chaos.delay": 3, "chaos.once": 3, "chaos.refuses": 3, "chaos.late": 1,
-        "chaos.parent": 3, "chaos.child": 3,
+        "chaos.parent": 3, "chaos.child": 3, "chaos.steps": 5, "chaos.nap": 3,
+        "chaos.nap_thread": 3, "chaos.nap_process": 3, "chaos.shared": 3,
     },
     "limits": {"chaos.skip": [[5, 5_000, "skip"]], "chaos.delay": [[5, 2_000, "delay"]]},
     "children": {"chaos.parent": "child-of-"},
+    "tells_steps": [
+        "chaos.steps", "chaos.nap", "chaos.nap_thread", "chaos.nap_process", "chaos.shared",
+        "chaos.skips",
+    ],
 }
-"""What the checker is told: attempts and limits by type."""
+"""What the checker is told: attempts and limits by type, and which results tell of their steps."""
+STOPS: Final = "chaos.steps"
+"""The type whose first run may stop behind a step, for a redrive to go on with."""
 
 
 def draw(ctx: Context, *salt: object) -> float:
@@ -101,3 +110,62 @@ async def parent(payload: dict[str, Any], ctx: Context) -> None:
 @job("chaos.child")
 async def child(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
+
+
+def token() -> str:
+    """Another one each time: a step that ran again would be seen."""
+    return uuid4().hex
+
+
+async def token_async() -> str:
+    await asyncio.sleep(0.01)
+    return token()
+
+
+@job("chaos.steps", max_attempts=5, backoff=QUICK_BACKOFF)
+async def steps(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, str]]:
+    first = await ctx.step("first", token)
+    if draw(ctx, ctx.attempt, ctx.run) < 0.15:
+        raise RuntimeError("between two steps")
+    if ctx.run == 1 and draw(ctx) < 0.2:
+        raise NonRetryable("a redrive goes on behind the first step", code="STOPS")
+    second, third = await asyncio.gather(
+        ctx.step("second", token_async), ctx.step("third", token)
+    )
+    return {"steps": {"first": first, "second": second, "third": third}}
+
+
+@job("chaos.nap", backoff=QUICK_BACKOFF)
+async def nap(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, str]]:
+    first = await ctx.step("first", token_async)
+    await ctx.sleep("nap", 0.5 + 2.5 * draw(ctx))
+    if draw(ctx, ctx.attempt) < 0.1:
+        raise RuntimeError("after the nap, which a retry does not take again")
+    second = await ctx.step("second", token)
+    await ctx.sleep("another", 0.3)
+    return {"steps": {"first": first, "second": second}}
+
+
+@job("chaos.nap_thread", backoff=QUICK_BACKOFF)
+def nap_thread(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, str]]:
+    return _nap(ctx, payload.get("seconds"))
+
+
+@job("chaos.nap_process", process=True, backoff=QUICK_BACKOFF)
+def nap_process(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, str]]:
+    return _nap(ctx, None)
+
+
+def _nap(ctx: Context, seconds: float | None) -> dict[str, dict[str, str]]:
+    first = ctx.step("first", token)
+    ctx.sleep("nap", 0.5 + draw(ctx) if seconds is None else seconds)
+    return {"steps": {"first": first, "second": ctx.step("second", token)}}
+
+
+@job("chaos.shared", collapse_by="payload.thing", backoff=QUICK_BACKOFF)
+async def shared(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, str]]:
+    made = await ctx.step("made", token)
+    await ctx.sleep("so that others join", 0.5 + 2 * draw(ctx))
+    if draw(ctx, "end") < 0.1:
+        raise NonRetryable("those that joined end with it", code="CANNOT_WORK")
+    return {"steps": {"made": made}}

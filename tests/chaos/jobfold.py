@@ -68,7 +68,7 @@ class Trace:
         self.epoch = 0
         self.is_spent = True  # whether the last dispatch spent its attempt
         self.rescues = 0
-        self.remembered: dict[str, str] = {}  # name -> kind
+        self.remembered: dict[str, tuple[str, Any]] = {}  # name -> kind, result
         self.waits_for: list[str] | None = None  # of its last suspension
         self.due_at: str | None = None
         self.first_dispatch: str | None = None
@@ -243,8 +243,10 @@ class JobFold:
                 self._check_name(trace, event)
             case "step_completed" | "resumed":
                 self._check_name(trace, event)
-                if event["data"]["kind"] != "gather":  # that has rows of its own
-                    trace.remembered[event["data"]["name"]] = event["data"]["kind"]
+                data = event["data"]
+                if data["kind"] != "gather":  # that has rows of its own
+                    found = (data["kind"], data.get("result"))
+                    trace.remembered.setdefault(data["name"], found)
             case "redriven" | "requested":
                 trace.run, trace.attempt, trace.is_spent, trace.rescues = step.run, 0, True, 0
                 trace.type = event["type"]
@@ -254,6 +256,8 @@ class JobFold:
             if step.run in trace.end_of:
                 self._break("two_ends", trace, f"second end of run {step.run}: {step.kind}")
             trace.end_of[step.run] = {name: event[name] for name in _END_FIELDS}
+            if step.kind != "failed" and trace.remembered:
+                trace.remembered = {}  # a dead letter may run again
 
     def _check_name(self, trace: Trace, event: dict[str, Any]) -> None:
         """What is remembered is stored once, and nobody waits for it again. A sleep that was asked

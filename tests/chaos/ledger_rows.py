@@ -37,7 +37,8 @@ class Rows:
     limits: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)
     cancels: dict[JobId, Place] = field(default_factory=dict)
-    memory: dict[JobId, dict[str, str]] = field(default_factory=dict)  # name -> kind
+    #: Name -> kind and result.
+    memory: dict[JobId, dict[str, tuple[str, Any]]] = field(default_factory=dict)
     gathers: dict[bytes, JobId] = field(default_factory=dict)  # of their headers
     parts_of: set[bytes] = field(default_factory=set)  # gathers that have parts or ends
     watched: set[JobId] = field(default_factory=set)
@@ -81,10 +82,10 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
             rows.cancels[(user_id, job_id)] = (place[0], place[1], place[2])
         case b"m":
-            _, user_id, job_id, _, (name, kind, _) = orjson.loads(value)
+            _, user_id, job_id, _, (name, kind, result) = orjson.loads(value)
             if key[1:] != digest_of((user_id, job_id)) + name.encode():
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
-            rows.memory.setdefault((user_id, job_id), {})[name] = kind
+            rows.memory.setdefault((user_id, job_id), {})[name] = (kind, result)
         case b"g":
             row = orjson.loads(value)
             digest, form = key[1:17], key[17:18]

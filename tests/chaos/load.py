@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, Literal
 
@@ -20,12 +21,18 @@ from tests.chaos.receipts import Receipt
 
 USERS: Final = 400
 MIX: Final = (
-    ("chaos.noop", 62.0), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
+    ("chaos.noop", 56.0), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
     ("chaos.delay", 4.0), ("chaos.once", 2.5), ("chaos.parent", 2.0), ("chaos.refuses", 2.0),
-    ("chaos.slow", 1.5), ("chaos.process", 0.5), ("chaos.late", 0.05),
+    ("chaos.slow", 1.5), ("chaos.process", 0.5), ("chaos.late", 0.05), ("chaos.steps", 2.5),
+    ("chaos.nap", 1.5), ("chaos.nap_thread", 0.6), ("chaos.nap_process", 0.2),
+    ("chaos.shared", 1.5),
 )
 """Type -> share of the requests, in percent."""
 LIMITED_USERS: Final = 40  # users of limited types: few, so that limits bite
+SHARING_USERS: Final = 5  # users of a type that collapses: few, so that requests meet
+NAPS: Final = ("chaos.nap", "chaos.nap_thread", "chaos.shared")
+WOKEN: Final = 0.08  # share of those that are cancelled while they sleep, or around that
+WOKEN_SECONDS: Final = (0.3, 2.5)  # from the request to such a cancel
 REPEATED: Final = 0.03  # share of requests that are sent twice
 CONFLICTING: Final = 0.005  # share that is sent again with another body
 POISONED: Final = 0.01  # share of records that are no request at all
@@ -50,6 +57,7 @@ class Sent:
     kind: Kind
     unique_key: str | None = None
     run_at_ms: int | None = None
+    cancel_after: float | None = None  # seconds
 
 
 @dataclass(slots=True)
@@ -90,17 +98,24 @@ def requests(count: int, seed: int) -> Iterator[Sent]:
             if "job_id" in body:
                 recent.append(body)
                 del recent[:-200]
-            yield _sent(body)
+            sent = _sent(body)
+            if body["type"] in NAPS and random.random() < WOKEN:
+                sent.cancel_after = random.uniform(*WOKEN_SECONDS)
+            yield sent
 
 
 def _request(random: Random, type_name: str, number: int) -> dict[str, Any]:
     is_limited = type_name in ("chaos.skip", "chaos.delay", "chaos.once")
-    user = random.randrange(LIMITED_USERS if is_limited else USERS)
+    is_shared = type_name == "chaos.shared"
+    users = SHARING_USERS if is_shared else LIMITED_USERS if is_limited else USERS
+    user = random.randrange(users)
     body: dict[str, Any] = {
         "type": type_name, "user_id": f"user-{user}", "payload": {"n": number},
         "job_id": f"job-{number}",
     }
-    if type_name == "chaos.once":
+    if is_shared:
+        body["payload"]["thing"] = number % 2
+    elif type_name == "chaos.once":
         body["unique_key"] = f"key-{random.randrange(3)}"
     elif type_name == "chaos.noop":
         if random.random() < NAMELESS:
@@ -159,8 +174,13 @@ class Loader(threading.Thread):
 
     def _send(self) -> None:
         begun = time.monotonic()
+        to_cancel: list[tuple[float, int, Sent]] = []
         for number, sent in enumerate(requests(self._count, self._seed)):
             self.sent.append(sent)
+            if sent.cancel_after is not None:
+                heappush(to_cancel, (time.monotonic() + sent.cancel_after, number, sent))
+            while to_cancel and to_cancel[0][0] <= time.monotonic():
+                self._cancel(self._producers[0], heappop(to_cancel)[2], None)
             lane = number % len(self._producers)
             key = None if lane == 2 or sent.user_id is None else sent.user_id.encode()
             is_cancelled = sent.job_id is not None and number % CANCELLED_EVERY < 2

@@ -1,4 +1,4 @@
-"""Three known bugs put back into a scratch copy of the source: the checker must catch each.
+"""Six known bugs put back into a scratch copy of the source: the checker must catch each.
 
 Owns the patches, as text that must be found exactly once. Refuses to guess: when the source has
 moved, it says which patch has to be written anew.
@@ -107,6 +107,51 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         frozenset({"input_decided_twice", "event_id_twice", "sequence_fork"}),
         jobs=3_000,
         seconds=15.0,
+    ),
+    Mutation(
+        "step_forgotten",
+        "of a step's result no row is written, so a new owner does not know it",
+        (
+            Patch(
+                "streams/store/memory.py",
+                "        self.put((job.key[0], job.key[1], name), entry)\n",
+                "        self.follow((job.key[0], job.key[1], name), entry)\n",
+            ),
+        ),
+        _KILLS[:3],
+        frozenset({"step_changed", "remembered_twice", "memory_disagrees"}),
+        jobs=3_000,
+        seconds=15.0,
+    ),
+    Mutation(
+        "resumed_again",
+        "what a sleep was is not remembered, so its handler sleeps again",
+        (
+            Patch(
+                "streams/decision.py",
+                "    EventKind.RESUMED: (Effect.REMEMBER, Effect.MAKE_READY),\n",
+                "    EventKind.RESUMED: (Effect.MAKE_READY,),\n",
+            ),
+        ),
+        (),
+        frozenset({"asked_again", "resumed_twice"}),
+        jobs=600,
+        seconds=5.0,
+    ),
+    Mutation(
+        "instant_again",
+        "a schedule's row says its last instant, so a new owner asks for that tick again",
+        (
+            Patch(
+                "streams/schedules/table.py",
+                '            "next": value.next_ms, ',
+                '            "next": value.next_ms and value.last_ms, ',
+            ),
+        ),
+        _KILLS[:4],
+        frozenset({"tick_asked_twice", "tick_twice", "tick_invented"}),
+        jobs=3_000,
+        seconds=18.0,
     ),
 )
 

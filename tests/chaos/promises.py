@@ -6,7 +6,7 @@ how the engine keeps them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -128,33 +128,46 @@ class ConcurrencyFold:
 
 
 class CollapseFold:
-    """Who shares a run waits for a living job, and ends with it and as it says."""
+    """Who shares a run waits for a living job, and ends with it: its id, run, status and result."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.winners: dict[JobId, JobId] = {}  # of living joiners
+        self.joiners: Counter[JobId] = Counter()  # living ones, by winner
         self.live: set[JobId] = set()
-        self.ended: dict[JobId, str] = {}
+        self.ended: dict[JobId, tuple[str, int, Any]] = {}  # of winners: status, run, result
+        self.ended_with = 0
 
     def feed(self, trace: Trace, step: Step, event: dict[str, Any]) -> None:
         """One step of any job."""
         key = trace.key
         if step.after in TERMINAL:
             self.live.discard(key)
-            self.ended[key] = str(step.after)
+            if self.joiners[key]:
+                result = (event["data"] or {}).get("result")
+                self.ended[key] = (str(step.after), step.run, result)
         else:
             self.live.add(key)
         joined = self.winners.pop(key, None)
+        if joined is not None:
+            self.joiners[joined] -= 1
         if step.winner is not None:
             winner = self.winners[key] = (trace.user_id, step.winner)
+            self.joiners[winner] += 1
             if winner not in self.live:
                 self._break("joined_nobody", trace, f"{step.winner!r} is not alive")
         elif step.kind == "skipped" and step.reason == "collapsed":
+            self.ended_with += 1
             into = event["data"]["collapsed_into"]
             if joined != (trace.user_id, into["job_id"]):
                 self._break("collapsed_into_another", trace, f"it had joined {joined}")
-            elif self.ended.get(joined) != into["status"]:
-                self._break("collapsed_wrongly", trace, f"{joined}: {self.ended.get(joined)}")
+                return
+            ended = self.ended.get(joined)
+            told = (into["status"], into["run"], event["data"].get("result"))
+            if into.get("result_omitted") and ended is not None:
+                told = (*told[:2], ended[2])
+            if ended != told:
+                self._break("collapsed_wrongly", trace, f"{joined} ended as {ended}, told {told}")
 
     def finish(self) -> None:
         """Between two groups: nobody waits for a job that has ended."""

@@ -1,6 +1,7 @@
 """One chaos run: engine, load, faults, quiet, proof.
 
-Owns the order and the waiting. Refuses to know the rules (the checker) and the engine's inside.
+Owns the order and the waiting, and what is asked for by what has happened: redrives, and the end of
+the schedules. Refuses to know the rules (the checker) and the engine's inside.
 """
 
 from __future__ import annotations
@@ -8,25 +9,29 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
+from tests.chaos import ticks
 from tests.chaos.checker import Expectations, check_installation
+from tests.chaos.clock_plans import PLANS
 from tests.chaos.engine import Death, Engine, EngineFailed
 from tests.chaos.faults import Fault, FaultRunner, schedule
+from tests.chaos.handlers import EXPECT, STOPS
 from tests.chaos.history import HistoryUnreadable, ask
-from tests.chaos.load import Loader, Sent
+from tests.chaos.load import DELIVERY_SECONDS, Loader, Sent
 from tests.chaos.rawlog import read_topic, reader
 from tests.chaos.receipts import write_receipts
 from tests.chaos.report import Report
 
 QUIET_SECONDS_MAX: Final = 120.0  # without one more ended job: what is left will never end
 HISTORY_SECONDS_MAX: Final = 90.0  # ClickHouse has caught up by then
+PAUSE_SECONDS_MAX: Final = 60.0  # until each schedule is paused, on an engine that lives
 POLL_SECONDS: Final = 0.2
 SEED: Final = 20_261_122
 
@@ -57,11 +62,19 @@ class Outcome:
 
 
 class Follower(threading.Thread):
-    """Reads `jobs.completed` while it grows, to know when all have ended."""
+    """Reads `jobs.completed` while it grows, to know when all have ended. Dead letters of
+    `redriven_type` are redriven once."""
 
-    def __init__(self, kafka: str, topic: str, partitions: int) -> None:
+    def __init__(
+        self, kafka: str, topic: str, partitions: int, redriven_type: str = ""
+    ) -> None:
         super().__init__(name="follower", daemon=True)
         self.ended: set[tuple[str, str]] = set()
+        self.redriven: set[tuple[str, str]] = set()
+        self.ended_again: set[tuple[str, str]] = set()
+        self._redriven_type = redriven_type
+        self._commands = topic.removesuffix("completed") + "commands"
+        self._producer = commander(kafka)
         self.last_change = time.monotonic()
         self._stop_asked = threading.Event()
         self._consumer: Consumer = reader(kafka)
@@ -73,10 +86,23 @@ class Follower(threading.Thread):
             for message in self._consumer.consume(2_000, timeout=0.2):
                 # The broker is away at times; librdkafka goes on by itself.
                 if message.error() is None:
-                    body = orjson.loads(message.value() or b"{}")
-                    self.ended.add((body["user_id"], body["job_id"]))
+                    self._note(orjson.loads(message.value() or b"{}"))
                     self.last_change = time.monotonic()
+            self._producer.poll(0)
+        self._producer.flush(DELIVERY_SECONDS)
         self._consumer.close()
+
+    def _note(self, body: dict[str, Any]) -> None:
+        key = (body["user_id"], body["job_id"])
+        self.ended.add(key)
+        if body["type"] != self._redriven_type:
+            return
+        if body["run"] > 1:
+            self.ended_again.add(key)
+        elif body["status"] == "failed":
+            self.redriven.add(key)
+            command = {"command": "redrive", "user_id": key[0], "job_id": key[1]}
+            self._producer.produce(self._commands, json.dumps(command), key[0].encode())
 
     def close(self) -> None:
         """Stop reading."""
@@ -84,10 +110,52 @@ class Follower(threading.Thread):
         self.join()
 
 
+def commander(kafka: str) -> Producer:
+    """Sends commands; what it is given is sent again until it is acknowledged."""
+    return Producer(
+        {
+            "bootstrap.servers": kafka, "enable.idempotence": True, "acks": "all",
+            "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000), "log_level": 0,
+        }
+    )
+
+
+def stop_schedules(engine: Engine) -> None:
+    """Pauses each schedule of the run; returns when the engine says of each that it is paused."""
+    for name, role in engine.roles.items():
+        if role.name.startswith("ledger"):
+            engine.wait_ready(name)
+    producer = commander(engine.kafka)
+    for name in PLANS:
+        command = {
+            "command": "schedule", "word": "pause", "name": name, "command_id": uuid.uuid4().hex
+        }
+        producer.produce("jobs.commands", json.dumps(command), (ticks.USER + name).encode())
+    producer.flush(DELIVERY_SECONDS)
+    deadline = time.monotonic() + PAUSE_SECONDS_MAX
+    paused: set[str] = set()
+    while paused != set(PLANS) and time.monotonic() < deadline:
+        for record in read_topic(engine.kafka, "jobs.schedules"):
+            if orjson.loads(record.value or b"{}").get("is_paused"):
+                paused.add((record.key or b"").decode())
+        time.sleep(POLL_SECONDS)
+
+
+def ticks_of(engine: Engine) -> set[tuple[str, str]]:
+    """The jobs that schedules have asked for so far."""
+    found = set()
+    prefix = ticks.USER.encode()
+    for record in read_topic(engine.kafka, "jobs.events"):
+        if record.key is not None and record.key.startswith(prefix):
+            event = orjson.loads(record.value or b"{}")
+            found.add((event["user_id"], event["job_id"]))
+    return found
+
+
 def run(engine: Engine, plan: Plan, say: Callable[[str], None] = print) -> Outcome:
     """The whole run against a started engine; the report tells what was violated."""
-    handlers = _expectations(engine.source)
-    follower = Follower(engine.kafka, "jobs.completed", 4)
+    expected = _expectations()
+    follower = Follower(engine.kafka, "jobs.completed", 4, STOPS)
     follower.start()
     loader = Loader(
         engine.kafka, "jobs.requested", count=plan.jobs, seconds=plan.seconds, seed=plan.seed
@@ -110,34 +178,37 @@ def run(engine: Engine, plan: Plan, say: Callable[[str], None] = print) -> Outco
     if loader.tally.failures:
         raise EngineFailed(f"requests were not acknowledged: {loader.tally.failures[:3]}")
     begun = time.monotonic()
-    late = wait_quiet(engine, follower, loader.sent, plan.quiet_seconds)
+    stop_schedules(engine)
+    late = wait_quiet(
+        engine, follower, loader.sent, plan.quiet_seconds, also=ticks_of(engine)
+    )
     say(f"all sent and acknowledged: {len(loader.tally.receipts):,}; still waiting: {late}")
     outcome = Outcome(Report(), engine.deaths, faults.done, time.monotonic() - begun)
     follower.close()
     write_receipts(engine.folder / "receipts.jsonl", loader.tally.receipts)
-    (engine.folder / "expect.json").write_text(handlers)
+    (engine.folder / "expect.json").write_text(expected)
     if engine.clickhouse is not None and plan.with_history:
         wait_history(engine)
     outcome.report = check_installation(
         engine.kafka,
         receipts=loader.tally.receipts,
-        expectations=Expectations.from_json(handlers),
+        expectations=Expectations.from_json(expected),
         clickhouse=engine.clickhouse if plan.with_history else None,
     )
     return outcome
 
 
-def _expectations(source: Path) -> str:
-    from tests.chaos.handlers import EXPECT
-
-    return json.dumps(EXPECT)
+def _expectations() -> str:
+    return json.dumps({**EXPECT, "schedules": PLANS})
 
 
 def wait_quiet(
-    engine: Engine, follower: Follower, sent: list[Sent], quiet_seconds: float
+    engine: Engine, follower: Follower, sent: list[Sent], quiet_seconds: float,
+    also: Collection[tuple[str, str]] = (),
 ) -> int:
-    """Until each requested job has ended; gives how many have not when nothing moves any more."""
-    wanted = {
+    """Until each requested job has ended, and each of `also`, and each that was redriven has ended
+    again; gives how many have not when nothing moves any more."""
+    wanted = set(also) | {
         (item.user_id, item.job_id)
         for item in sent
         if item.kind == "job" and item.job_id is not None and item.user_id is not None
@@ -146,7 +217,7 @@ def wait_quiet(
     while True:
         engine.check_health()
         ended = set(follower.ended)
-        missing = len(wanted - ended)
+        missing = len(wanted - ended) + len(follower.redriven - follower.ended_again)
         others = sum(not job.startswith("child-of-") for _, job in ended - wanted)
         if missing == 0 and others >= nameless:
             return 0

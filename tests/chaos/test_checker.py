@@ -20,8 +20,8 @@ from tests.chaos.ledger_rows import digest_of
 from tests.chaos.promises import Limit
 
 HARNESS: Final = frozenset(
-    {"handlers.py", "load.py", "engine.py", "faults.py", "mutations.py", "run.py", "running.py",
-     "__main__.py"}
+    {"handlers.py", "clockwork.py", "load.py", "engine.py", "faults.py", "mutations.py", "run.py",
+     "running.py", "__main__.py"}
 )
 ENGINE: Final = frozenset({"tidemill", "systems", "benchmarks"})
 
@@ -503,7 +503,10 @@ def test_one_more_at_once_than_may_be(most: int, kinds: set[str]) -> None:
     assert log.check().kinds == kinds
 
 
-def joined(status: str = "succeeded", into: str = "a1", *, is_left: bool = False) -> History:
+def joined(
+    status: str = "succeeded", into: str = "a1", *, is_left: bool = False,
+    result: int | None = 7, run: int = 1,
+) -> History:
     """A job shares the run of another one, and ends with it unless it is left behind."""
     log = History()
     for name in ("a1", "a2"):
@@ -511,19 +514,25 @@ def joined(status: str = "succeeded", into: str = "a1", *, is_left: bool = False
         if name == "a1":
             log.tell("ann", name, "dispatched", "dispatched")
     log.tell("ann", "a2", "deferred", "scheduled", reason="joined", data={"winner": "a1"})
-    log.finish("ann", "a1")
+    log.tell("ann", "a1", "attempt_succeeded", "running")
+    log.tell("ann", "a1", "succeeded", "succeeded", data={"result": 7})
     if not is_left:
-        told = {"job_id": into, "run": 1, "status": status}
-        log.tell(
-            "ann", "a2", "skipped", "skipped", reason="collapsed", data={"collapsed_into": told}
-        )
+        told: Body = {"collapsed_into": {"job_id": into, "run": run, "status": status}}
+        if result is None:
+            told["collapsed_into"]["result_omitted"] = True
+        else:
+            told["result"] = result
+        log.tell("ann", "a2", "skipped", "skipped", reason="collapsed", data=told)
     log.write_rows()
     return log
 
 
 def test_who_shares_a_run_ends_with_it_and_as_it_says() -> None:
     assert joined().check().is_clean, joined().check().text()
+    assert joined(result=None).check().is_clean
     assert joined("failed").check().kinds == {"collapsed_wrongly"}
+    assert joined(result=8).check().kinds == {"collapsed_wrongly"}
+    assert joined(run=2).check().kinds == {"collapsed_wrongly"}
     assert joined(into="a3").check().kinds == {"collapsed_into_another"}
     assert "left_behind" in joined(is_left=True).check().kinds
 

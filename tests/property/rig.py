@@ -203,7 +203,7 @@ class Rig:
         kept: dict[JobId, dict[str, list[Any]]] = {}
         for key, entries in memory.by_job.items():
             listed = [orjson.loads(entry.json) for entry in entries.values()]
-            kept[key] = {name: [kind, result] for name, kind, result in listed}
+            kept[(key[0], key[1])] = {name: [kind, result] for name, kind, result in listed}
             assert memory.size_of(key) == sum(entry.size for entry in entries.values())
             assert memory.size_of(key) <= self.memory_max + ENTRY_BYTES_MAX * len(entries)
         assert kept == self.known

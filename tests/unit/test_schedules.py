@@ -490,8 +490,8 @@ def test_what_was_due_before_a_change_is_dealt_with(word: str) -> None:
     if word == "announced":
         scene.announce("w", x=scene.spec(every_ms=MINUTE))
     else:
-        spec = {"type": "t", "every_ms": MINUTE} if word == "set" else None
-        given = [command(word, **({} if spec is None else {"spec": spec}))]
+        plan = {"spec": {"type": "t", "every_ms": MINUTE}} if word == "set" else {}
+        given = [command(word, 1, "x", **plan)]
     out = scene.group(NOW + 9_000, *given)
     assert asked(out) == [tick_id(6_000), tick_id(8_000)]
     assert skipped(out) == [(tick_id(6_000), "missed")]
