@@ -4,13 +4,15 @@ Owns the names of the step boundaries and the one function that stands at them. 
 what is done before and after; docs/DELIVERY.md has one row for each name.
 
 `TIDEMILL_CRASH_AT=<name>` ends the process the first time it comes to `<name>`; `<name>:<n>` the
-n-th time. Without the variable `crash_point` is an empty function, chosen once at import.
+n-th time; `<name>@<file>` the first time that the file is there. Without the variable `crash_point`
+is an empty function, chosen once at import.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 CRASH_VARIABLE: Final = "TIDEMILL_CRASH_AT"
@@ -46,11 +48,12 @@ def crash_function(asked: str, end: Callable[[int], object] = os._exit) -> Calla
     """
     if not asked:
         return _never
-    wanted, _, count_text = asked.partition(":")
+    place, _, file = asked.partition("@")
+    wanted, _, count_text = place.partition(":")
     if wanted not in CRASH_POINTS or (count_text and not count_text.isdecimal()):
         known = ", ".join(CRASH_POINTS)
         raise UnknownCrashPoint(
-            f"{CRASH_VARIABLE}={asked!r}: write <name> or <name>:<n>; names: {known}"
+            f"{CRASH_VARIABLE}={asked!r}: write <name>, <name>:<n> or <name>@<file>; names: {known}"
         )
     left = max(1, int(count_text or 1))
 
@@ -58,7 +61,7 @@ def crash_function(asked: str, end: Callable[[int], object] = os._exit) -> Calla
         nonlocal left
         if name not in CRASH_POINTS:
             raise UnknownCrashPoint(f"crash point {name!r} is not in CRASH_POINTS")
-        if name == wanted:
+        if name == wanted and (not file or Path(file).exists()):
             left -= 1
             if left == 0:
                 end(CRASH_EXIT_CODE)

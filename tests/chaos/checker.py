@@ -153,6 +153,11 @@ class Checker:
             rows = read_rows(self.report, self.evidence.state)
             check_rows(self.report, rows, self.jobs, self.limits)
             check_gathers(self.report, rows, self.jobs)
+            internal = self.evidence.internal_topic
+            self.gathers.check_parallel({
+                partition: [(sent, applied.get(internal, -1)) for sent, applied in found]
+                for partition, found in rows.groups.items()
+            })
             check_positions(self.report, rows, self.decided, self.jobs.clock)
             if self.evidence.is_over:
                 between.check(rows)

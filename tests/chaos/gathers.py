@@ -7,7 +7,8 @@ from docs/REFERENCE.md. Refuses to know any code of the engine.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +45,10 @@ class GatherFold:
         self.verdicts: dict[Of, Verdict] = {}
         self._released: dict[Of, dict[int, int]] = defaultdict(dict)
         self._ended: dict[Of, dict[int, dict[str, Any]]] = defaultdict(dict)
+        # By the parent's partition: (its number, gather, members) of what it sent, and (offset,
+        # gather, members) of what was told to it.
+        self._sent: dict[int, list[tuple[int, Of, int]]] = defaultdict(list)
+        self._told: dict[int, list[tuple[int, Of, int]]] = defaultdict(list)
 
     def feed_event(self, trace: Trace, event: dict[str, Any]) -> None:
         """An event of a parent; of the others nothing is looked at."""
@@ -68,15 +73,44 @@ class GatherFold:
         user_id, job_id, incarnation, name, run = body["of"]
         of = (user_id, job_id, incarnation, name, run)
         if body["kind"] == "release":
+            _, sender, number = (headers["tidemill-origin"] or b"").decode().split("/")
+            self._sent[int(sender)].append((int(number), of, len(body["members"])))
             for index, *_ in body["members"]:
                 if index in self._released[of]:
                     self.report.violate("member_released_twice", f"{of}[{index}]")
                 self._released[of][index] = record.offset
         elif body["kind"] == "ends":
+            self._told[record.partition].append((record.offset, of, len(body["ends"])))
             for index, end in body["ends"]:
                 if index in self._ended[of]:
                     self.report.violate("member_ended_twice", f"{of}[{index}]: {end}")
                 self._ended[of][index] = end
+
+    def check_parallel(self, groups: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+        """At each position of a parent's partition no more members are released and not known ended
+        than its handler allowed. `groups`: by partition, what each group had sent and applied."""
+        most = 0
+        for partition, positions in groups.items():
+            sent = deque(sorted(self._sent.get(partition, ())))
+            told = deque(sorted(self._told.get(partition, ())))
+            out: Counter[Of] = Counter()
+            for number, offset in positions:
+                grown: set[Of] = set()
+                while sent and sent[0][0] <= number:
+                    _, of, members = sent.popleft()
+                    out[of] += members
+                    grown.add(of)
+                while told and told[0][0] <= offset:
+                    _, of, members = told.popleft()
+                    out[of] -= members
+                for of in grown:
+                    most = max(most, out[of])
+                    parallel = self.opened.get(of, {}).get("parallel")
+                    if parallel is not None and out[of] > parallel:
+                        self.report.violate(
+                            "too_many_members", f"{of}: {out[of]} are out, allowed are {parallel}"
+                        )
+        self.report.checked["members at once"] = most
 
     def finish(self, jobs: JobFold) -> None:
         """All that was told fits together, and each end is that of its job."""

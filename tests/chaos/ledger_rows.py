@@ -36,6 +36,8 @@ class Rows:
     jobs: dict[bytes, tuple[int, list[Any]]] = field(default_factory=dict)
     limits: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     positions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    #: By partition, after each group that is still in the log: messages sent, and what was applied.
+    groups: dict[int, list[tuple[int, dict[str, int]]]] = field(default_factory=dict)
     cancels: dict[JobId, Place] = field(default_factory=dict)
     #: Name -> kind and result.
     memory: dict[JobId, dict[str, tuple[str, Any]]] = field(default_factory=dict)
@@ -52,13 +54,17 @@ def digest_of(key: JobId) -> bytes:
 def read_rows(report: Report, records: Iterable[RawRecord]) -> Rows:
     """Folds the state topic: the last record of a key counts, a tombstone forgets it."""
     newest: dict[tuple[int, bytes], bytes] = {}
+    rows = Rows()
     for record in records:
         place = (record.partition, record.key or b"")
         if record.value is None:
             newest.pop(place, None)
         else:
             newest[place] = record.value
-    rows = Rows()
+        if record.key == b"p" and record.value is not None:
+            row = orjson.loads(record.value)
+            group = (row.get("sent", 0), row["applied"])
+            rows.groups.setdefault(record.partition, []).append(group)
     for (partition, key), value in newest.items():
         _read_row(report, rows, partition, key, value)
     return rows

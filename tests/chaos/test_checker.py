@@ -20,8 +20,8 @@ from tests.chaos.ledger_rows import digest_of
 from tests.chaos.promises import Limit
 
 HARNESS: Final = frozenset(
-    {"handlers.py", "clockwork.py", "load.py", "engine.py", "faults.py", "mutations.py", "run.py",
-     "running.py", "__main__.py"}
+    {"handlers.py", "clockwork.py", "gated.py", "load.py", "engine.py", "faults.py",
+     "mutations.py", "run.py", "running.py", "__main__.py"}
 )
 ENGINE: Final = frozenset({"tidemill", "systems", "benchmarks"})
 

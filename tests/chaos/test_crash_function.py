@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tidemill.agents.crash import CRASH_EXIT_CODE, UnknownCrashPoint, crash_function, crash_point
@@ -21,6 +23,17 @@ def test_ends_at_the_third_time() -> None:
     for _ in range(2):
         point("ledger.before_begin")
         point("ledger.after_apply_before_ack")
+    assert ended == []
+    point("ledger.before_begin")
+    assert ended == [CRASH_EXIT_CODE]
+
+
+def test_ends_once_the_file_is_there(tmp_path: Path) -> None:
+    ended: list[int] = []
+    point = crash_function(f"ledger.before_begin@{tmp_path / 'now'}", ended.append)
+    point("ledger.before_begin")
+    (tmp_path / "now").touch()
+    point("ledger.after_apply_before_ack")
     assert ended == []
     point("ledger.before_begin")
     assert ended == [CRASH_EXIT_CODE]

@@ -12,7 +12,9 @@ from tests.simulation.ledger import Fate, Ledger
 from tests.simulation.worker import FAN, USERS
 from tests.simulation.world import QUICK_BACKOFF, World
 from tidemill.schemas.wire import Definition
-from tidemill.streams.gathers.table import OPEN, STOPPING
+from tidemill.streams.gathers.parent import Parents
+from tidemill.streams.gathers.table import OPEN, STOPPING, Gather
+from tidemill.streams.turn import Turn
 
 RUNS: Final = 5
 SEEDS_PER_RUN: Final = 4
@@ -55,3 +57,19 @@ def test_a_faulty_world_gathers_each_member_once(run: int) -> None:
         assert report.is_clean, f"seed {seed}\n{report.text()}"
         assert report.checked["members"] > 10, f"seed {seed}"
         assert world.most > 1
+
+
+@pytest.mark.interpreted
+def test_a_member_too_many_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: each release lets one more out than the handler allowed."""
+    release = Parents._release
+
+    def generous(self: Parents, turn: Turn, gather: Gather, at_most: int) -> int:
+        gather.head.parallel += 1
+        return release(self, turn, gather, at_most)
+
+    monkeypatch.setattr(Parents, "_release", generous)
+    assert any(
+        "too_many_members" in GatheringWorld(seed).run().kinds
+        for seed in range(RUNS * SEEDS_PER_RUN)
+    )
