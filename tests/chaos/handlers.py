@@ -13,7 +13,7 @@ import zlib
 from typing import Any, Final
 from uuid import uuid4
 
-from tidemill import Backoff, Context, NonRetryable, RateLimit, Retry, job
+from tidemill import Backoff, Context, NonRetryable, RateLimit, Request, Retry, job
 
 QUICK_BACKOFF: Final = Backoff.fixed("200ms")
 EXPECT: Final[dict[str, Any]] = {
@@ -21,18 +21,24 @@ EXPECT: Final[dict[str, Any]] = {
         "chaos.noop": 3, "chaos.flaky": 5, "chaos.slow": 3, "chaos.thread": 3, "chaos.process": 3,
         "chaos.skip": 3, "chaos.delay": 3, "chaos.once": 3, "chaos.refuses": 3, "chaos.late": 1,
         "chaos.parent": 3, "chaos.child": 3, "chaos.steps": 5, "chaos.nap": 3,
-        "chaos.nap_thread": 3, "chaos.nap_process": 3, "chaos.shared": 3,
+        "chaos.nap_thread": 3, "chaos.nap_process": 3, "chaos.shared": 3, "chaos.fan": 3,
+        "chaos.member": 2,
     },
     "limits": {"chaos.skip": [[5, 5_000, "skip"]], "chaos.delay": [[5, 2_000, "delay"]]},
     "children": {"chaos.parent": "child-of-"},
     "tells_steps": [
         "chaos.steps", "chaos.nap", "chaos.nap_thread", "chaos.nap_process", "chaos.shared",
-        "chaos.skips",
+        "chaos.skips", "chaos.fan",
     ],
 }
 """What the checker is told: attempts and limits by type, and which results tell of their steps."""
-STOPS: Final = "chaos.steps"
-"""The type whose first run may stop behind a step, for a redrive to go on with."""
+STOPS: Final = frozenset({"chaos.steps", "chaos.fan"})
+"""Types whose first run may stop behind a step, or with members that failed, for a redrive to go on
+with."""
+FAN: Final = ".all."
+"""In the id of each member of a fan-out."""
+MEMBERS: Final = 8
+PARALLEL: Final = 3
 
 
 def draw(ctx: Context, *salt: object) -> float:
@@ -169,3 +175,28 @@ async def shared(payload: dict[str, Any], ctx: Context) -> dict[str, dict[str, s
     if draw(ctx, "end") < 0.1:
         raise NonRetryable("those that joined end with it", code="CANNOT_WORK")
     return {"steps": {"made": made}}
+
+
+@job("chaos.fan", backoff=QUICK_BACKOFF)
+async def fan(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    first = await ctx.step("first", token)
+    # Half of the members are somebody else's, so of another partition.
+    users = [f"user-{int(100 * draw(ctx, n))}" if n % 2 else ctx.user_id for n in range(MEMBERS)]
+    wanted = [
+        Request(type="chaos.member", user_id=user, payload={"n": n}) for n, user in enumerate(users)
+    ]
+    ends = await ctx.gather("all", wanted, parallel=PARALLEL, tolerate="30%")
+    return {"steps": {"first": first}, "members": [end.status for end in ends]}
+
+
+@job("chaos.member", max_attempts=2, backoff=QUICK_BACKOFF)
+async def member(payload: dict[str, Any], ctx: Context) -> str:
+    chance = draw(ctx, ctx.attempt, ctx.run)
+    await asyncio.sleep(0.3 * chance)
+    if chance < 0.1:
+        raise RuntimeError("another attempt may help")
+    if chance < 0.25:
+        raise NonRetryable("a member fails", code="CANNOT_WORK")
+    if chance < 0.4:
+        await ctx.sleep("nap", 0.5)
+    return token()

@@ -21,16 +21,16 @@ from tests.chaos.receipts import Receipt
 
 USERS: Final = 400
 MIX: Final = (
-    ("chaos.noop", 56.0), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
+    ("chaos.noop", 55.5), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
     ("chaos.delay", 4.0), ("chaos.once", 2.5), ("chaos.parent", 2.0), ("chaos.refuses", 2.0),
     ("chaos.slow", 1.5), ("chaos.process", 0.5), ("chaos.late", 0.05), ("chaos.steps", 2.5),
     ("chaos.nap", 1.5), ("chaos.nap_thread", 0.6), ("chaos.nap_process", 0.2),
-    ("chaos.shared", 1.5),
+    ("chaos.shared", 1.5), ("chaos.fan", 0.5),
 )
 """Type -> share of the requests, in percent."""
 LIMITED_USERS: Final = 40  # users of limited types: few, so that limits bite
 SHARING_USERS: Final = 5  # users of a type that collapses: few, so that requests meet
-NAPS: Final = ("chaos.nap", "chaos.nap_thread", "chaos.shared")
+NAPS: Final = ("chaos.nap", "chaos.nap_thread", "chaos.shared", "chaos.fan")
 WOKEN: Final = 0.08  # share of those that are cancelled while they sleep, or around that
 WOKEN_SECONDS: Final = (0.3, 2.5)  # from the request to such a cancel
 REPEATED: Final = 0.03  # share of requests that are sent twice

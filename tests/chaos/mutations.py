@@ -1,4 +1,4 @@
-"""Six known bugs put back into a scratch copy of the source: the checker must catch each.
+"""Seven known bugs put back into a scratch copy of the source: the checker must catch each.
 
 Owns the patches, as text that must be found exactly once. Refuses to guess: when the source has
 moved, it says which patch has to be written anew.
@@ -152,6 +152,21 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         frozenset({"tick_asked_twice", "tick_twice", "tick_invented"}),
         jobs=3_000,
         seconds=18.0,
+    ),
+    Mutation(
+        "member_too_many",
+        "a gather releases one member more at once than its handler allowed",
+        (
+            Patch(
+                "streams/gathers/parent.py",
+                "        room = min(header.parallel - gather.live, at_most)\n",
+                "        room = min(header.parallel + 1 - gather.live, at_most)\n",
+            ),
+        ),
+        (),
+        frozenset({"too_many_members"}),
+        jobs=2_000,
+        seconds=8.0,
     ),
 )
 

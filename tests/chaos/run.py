@@ -22,7 +22,7 @@ from tests.chaos.checker import Expectations, check_installation
 from tests.chaos.clock_plans import PLANS
 from tests.chaos.engine import Death, Engine, EngineFailed
 from tests.chaos.faults import Fault, FaultRunner, schedule
-from tests.chaos.handlers import EXPECT, STOPS
+from tests.chaos.handlers import EXPECT, FAN, STOPS
 from tests.chaos.history import HistoryUnreadable, ask
 from tests.chaos.load import DELIVERY_SECONDS, Loader, Sent
 from tests.chaos.rawlog import read_topic, reader
@@ -63,16 +63,16 @@ class Outcome:
 
 class Follower(threading.Thread):
     """Reads `jobs.completed` while it grows, to know when all have ended. Dead letters of
-    `redriven_type` are redriven once."""
+    `redriven` types are redriven once."""
 
     def __init__(
-        self, kafka: str, topic: str, partitions: int, redriven_type: str = ""
+        self, kafka: str, topic: str, partitions: int, redriven: Collection[str] = ()
     ) -> None:
         super().__init__(name="follower", daemon=True)
         self.ended: set[tuple[str, str]] = set()
         self.redriven: set[tuple[str, str]] = set()
         self.ended_again: set[tuple[str, str]] = set()
-        self._redriven_type = redriven_type
+        self._redriven_types = frozenset(redriven)
         self._commands = topic.removesuffix("completed") + "commands"
         self._producer = commander(kafka)
         self.last_change = time.monotonic()
@@ -95,7 +95,7 @@ class Follower(threading.Thread):
     def _note(self, body: dict[str, Any]) -> None:
         key = (body["user_id"], body["job_id"])
         self.ended.add(key)
-        if body["type"] != self._redriven_type:
+        if body["type"] not in self._redriven_types:
             return
         if body["run"] > 1:
             self.ended_again.add(key)
@@ -141,14 +141,31 @@ def stop_schedules(engine: Engine) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def ticks_of(engine: Engine) -> set[tuple[str, str]]:
-    """The jobs that schedules have asked for so far."""
+def wait_born(engine: Engine, follower: Follower, quiet_seconds: float) -> int:
+    """Until each job has ended that nobody has sent a request for: ticks and members. Those that
+    ask for them have ended, or are paused. How many have not when nothing moves any more."""
+    known: set[tuple[str, str]] | None = None
+    while True:
+        born = _born(engine)
+        if born == known and born <= follower.ended:
+            return 0
+        known = born
+        while not born <= follower.ended:
+            engine.check_health()
+            if time.monotonic() - follower.last_change > quiet_seconds:
+                return len(born - follower.ended)
+            time.sleep(POLL_SECONDS)
+
+
+def _born(engine: Engine) -> set[tuple[str, str]]:
     found = set()
-    prefix = ticks.USER.encode()
+    of_ticks, of_members = ticks.USER.encode(), FAN.encode()
     for record in read_topic(engine.kafka, "jobs.events"):
-        if record.key is not None and record.key.startswith(prefix):
-            event = orjson.loads(record.value or b"{}")
-            found.add((event["user_id"], event["job_id"]))
+        is_tick = record.key is not None and record.key.startswith(of_ticks)
+        if is_tick or of_members in (record.value or b""):
+            event = orjson.loads(record.value or b"")
+            if is_tick or FAN in event["job_id"]:
+                found.add((event["user_id"], event["job_id"]))
     return found
 
 
@@ -179,9 +196,8 @@ def run(engine: Engine, plan: Plan, say: Callable[[str], None] = print) -> Outco
         raise EngineFailed(f"requests were not acknowledged: {loader.tally.failures[:3]}")
     begun = time.monotonic()
     stop_schedules(engine)
-    late = wait_quiet(
-        engine, follower, loader.sent, plan.quiet_seconds, also=ticks_of(engine)
-    )
+    late = wait_quiet(engine, follower, loader.sent, plan.quiet_seconds)
+    late += wait_born(engine, follower, plan.quiet_seconds)
     say(f"all sent and acknowledged: {len(loader.tally.receipts):,}; still waiting: {late}")
     outcome = Outcome(Report(), engine.deaths, faults.done, time.monotonic() - begun)
     follower.close()
@@ -203,12 +219,11 @@ def _expectations() -> str:
 
 
 def wait_quiet(
-    engine: Engine, follower: Follower, sent: list[Sent], quiet_seconds: float,
-    also: Collection[tuple[str, str]] = (),
+    engine: Engine, follower: Follower, sent: list[Sent], quiet_seconds: float
 ) -> int:
-    """Until each requested job has ended, and each of `also`, and each that was redriven has ended
-    again; gives how many have not when nothing moves any more."""
-    wanted = set(also) | {
+    """Until each requested job has ended, and each that was redriven has ended again; gives how
+    many have not when nothing moves any more."""
+    wanted = {
         (item.user_id, item.job_id)
         for item in sent
         if item.kind == "job" and item.job_id is not None and item.user_id is not None
@@ -218,12 +233,18 @@ def wait_quiet(
         engine.check_health()
         ended = set(follower.ended)
         missing = len(wanted - ended) + len(follower.redriven - follower.ended_again)
-        others = sum(not job.startswith("child-of-") for _, job in ended - wanted)
+        others = sum(_is_nameless(*job) for job in ended - wanted)
         if missing == 0 and others >= nameless:
             return 0
         if time.monotonic() - follower.last_change > quiet_seconds:
             return missing + max(0, nameless - others)
         time.sleep(POLL_SECONDS)
+
+
+def _is_nameless(user_id: str, job_id: str) -> bool:
+    """Whether the engine has named the job: it is no child, no member and no tick."""
+    is_born = job_id.startswith("child-of-") or FAN in job_id or user_id.startswith(ticks.USER)
+    return not is_born
 
 
 def wait_history(engine: Engine) -> None:

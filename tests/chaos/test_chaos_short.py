@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import chaos
+from tests.chaos.handlers import PARALLEL
 from tests.chaos.run import Plan
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -36,4 +37,6 @@ def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path) -> None:
     assert checked["resumed"] > 500
     assert checked["joined"] > 30
     assert checked["ticks"] > 120
+    assert checked["members"] > 400
+    assert checked["members at once"] == PARALLEL
     assert outcome.ended_seconds < RECOVERED_SECONDS_MAX

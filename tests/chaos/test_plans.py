@@ -39,7 +39,8 @@ def test_the_load_is_made_of_everything() -> None:
 
 
 def test_the_checker_is_told_of_each_type() -> None:
-    assert {name for name, _ in MIX} | {"chaos.child"} == set(EXPECT["max_attempts"])
+    asked = {name for name, _ in MIX} | {"chaos.child", "chaos.member"}
+    assert asked == set(EXPECT["max_attempts"])
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
