@@ -31,7 +31,7 @@ def begun() -> History:
     return log
 
 
-def sleep(log: History, ms: int = NAP_MS, **data: str) -> None:
+def doze(log: History, ms: int = NAP_MS, **data: str) -> None:
     log.tell(
         "ann", "a1", "suspended", "awaiting", attempt=0, due_at=instant(log.now_ms + ms),
         data=NAP | data,
@@ -53,13 +53,13 @@ def end(log: History, told: dict[str, Any] | None = None) -> History:
 
 
 def right(log: History) -> None:
-    sleep(log)
+    doze(log)
     wake(log)
     end(log)
 
 
 def cancelled_asleep(log: History) -> None:
-    sleep(log)
+    doze(log)
     log.tell("ann", "a1", "cancelled", "cancelled")
     log.write_rows()
 
@@ -125,12 +125,12 @@ def row_is_gone(log: History) -> None:
 
 
 def woken_too_early(log: History) -> None:
-    sleep(log)
+    doze(log)
     wake(log, NAP_MS - 1)
 
 
 def woken_from_another(log: History) -> None:
-    sleep(log)
+    doze(log)
     wake(log, name="another")
 
 
@@ -140,7 +140,7 @@ def woken_awake(log: History) -> None:
 
 def asleep_again(log: History) -> None:
     for _ in range(2):
-        sleep(log)
+        doze(log)
         wake(log)
         log.tell("ann", "a1", "attempt_started", "running")
 
@@ -152,12 +152,12 @@ def sleep_spent_an_attempt(log: History) -> None:
 
 
 def dispatched_asleep(log: History) -> None:
-    sleep(log)
+    doze(log)
     log.tell("ann", "a1", "dispatched", "dispatched")
 
 
 def slept_on(log: History) -> None:
-    sleep(log)
+    doze(log)
 
 
 BENT = [
