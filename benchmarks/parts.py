@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from benchmarks import history, memory, profile, recovery, restore, schedules, sink_alone
+from benchmarks import (
+    fan_out,
+    history,
+    memory,
+    profile,
+    recovery,
+    restore,
+    schedules,
+    sink_alone,
+)
 from benchmarks.program import MissingError, NotMeasuredError
 from benchmarks.results import now_text
 
@@ -40,6 +49,7 @@ PARTS: Final[Sequence[Part]] = (
     Part("catchup", "From the end of a drain to its last row.", history.measure_catch_up),
     Part("visible", "From an event to its row, at 2,000 jobs/s.", history.measure_visible),
     Part("schedules", "From an instant to its job, with 10,000 schedules.", schedules.measure),
+    Part("fan-out", "One job that asks for 10,000 and waits for them.", fan_out.measure),
     Part("profile", "Where the processor time of a job goes.", profile.measure),
 )
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.dev_stack import DevStack
+from benchmarks.noop_jobs import USERS
 from benchmarks.pace import Pace
 from benchmarks.processes import wait_until
 from benchmarks.program import MEASURE_DEADLINE_SECONDS, NotMeasuredError, percentile
-from benchmarks.tidemill_programs import TOPICS, USERS, new_tag
+from benchmarks.tidemill_programs import TOPICS, new_tag
 from benchmarks.watching import EndWatcher
 from tidemill import Request
 

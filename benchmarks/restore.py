@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
+from benchmarks.noop_jobs import NOOP
 from benchmarks.program import NotMeasuredError
 from benchmarks.sink_alone import broker_of
-from benchmarks.tidemill_programs import NOOP, noops
+from benchmarks.tidemill_programs import noops
 from tidemill.agents import topics as topics_
 from tidemill.agents.runtime.restore import read_compacted
 from tidemill.requests import encode

@@ -30,6 +30,9 @@ DRAIN_JOBS = 100_000
 VISIBLE_MS = 3_000.0
 SCHEDULES = 10_000
 TICK_MS = 500.0
+# A fan-out of 10,000: of a plain drain, and of what `parallel` allows.
+FAN_OUT_OF_PLAIN = 0.5
+FAN_OUT_OF_BOUND = 0.8
 
 DEV = "tidemill"
 DEV_ACCEPTED = "tidemill-accepted"
@@ -58,6 +61,7 @@ def targets(document: Document) -> list[Target]:
         _catch_up(document),
         _visible(document),
         _schedules(document),
+        *_fan_out(document),
     ]
 
 
@@ -175,3 +179,9 @@ def _schedules(document: Document) -> Target:
     found = part.get("spread", {}).get("requested_p99_ms") if enough else None
     what = f"an instant to its job, {SCHEDULES:,} schedules over a minute, p99"
     return _at_most(what, "ms", TICK_MS, found)
+def _fan_out(document: Document) -> Iterator[Target]:
+    part = _part(document, "fan-out")
+    what = "fan-out of 10,000, all at once, of a plain drain"
+    yield _at_least(what, "times", FAN_OUT_OF_PLAIN, part.get("all_at_once_of_plain"))
+    what = "fan-out of 10,000, 500 at once, of 500 by a member's round"
+    yield _at_least(what, "times", FAN_OUT_OF_BOUND, part.get("parallel_of_bound"))

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 
 from benchmarks.dev_stack import DevStack
-from benchmarks.noop_jobs import GATE_POLL_SECONDS
+from benchmarks.noop_jobs import GATE_POLL_SECONDS, NOOP, USERS
 from benchmarks.pace import Pace
 from benchmarks.processes import wait_until
 from benchmarks.program import (
@@ -34,10 +34,8 @@ from benchmarks.watching import EndWatcher
 from tidemill import Client, Request
 from tidemill.schemas.topics import Topics
 
-NOOP = "bench.noop"
 HOLD = "bench.hold"
 ENDED = "state_after = 'succeeded'"
-USERS = 1_000
 TOPICS = Topics()
 # A stopped ledger is put out of its group after 10 s, and what follows would be a takeover.
 FREEZE_SECONDS_MAX = 9.0
@@ -103,7 +101,7 @@ class Tidemill:
         self._client = Client(kafka=self.stack.kafka)
         self._ended = 0
         self._run(WARMUP_JOBS)
-        self._settle(WARMUP_JOBS)
+        self.settle(WARMUP_JOBS)
 
     def stop(self) -> None:
         if self._client is not None:
@@ -113,7 +111,7 @@ class Tidemill:
 
     def drain(self, jobs: int) -> float:
         rate = self.drain_alone(jobs)
-        self._settle(jobs)
+        self.settle(jobs)
         return rate
 
     def drain_alone(self, jobs: int) -> float:
@@ -129,7 +127,7 @@ class Tidemill:
             seconds = self._enqueue_before_ledger(jobs)
             self.stack.thaw()
             ends.count(jobs, STALL_SECONDS)
-        self._settle(jobs)
+        self.settle(jobs)
         return jobs / seconds
 
     def latency(self, rate: int, seconds: float) -> Latency:
@@ -141,7 +139,7 @@ class Tidemill:
             pace.start()
             seen = ends.instants(jobs, STALL_SECONDS)
             pace.finish()
-        self._settle(jobs)
+        self.settle(jobs)
         check_rate_held(rate=rate, jobs=jobs, seconds=pace.seconds)
         return Latency.of(
             [
@@ -150,7 +148,7 @@ class Tidemill:
             ]
         )
 
-    def _settle(self, jobs: int) -> None:
+    def settle(self, jobs: int) -> None:
         """Waits for the rows of what has ended: what a measurement leaves behind is none of the
         next one's, and a peer leaves nothing."""
         self._ended += jobs
@@ -193,7 +191,7 @@ class TidemillAccepted(Tidemill):
             begun = time.perf_counter()
             self.stack.gate.touch()
             finished = ends.count(jobs + self.concurrency, STALL_SECONDS)
-        self._settle(jobs + self.concurrency)
+        self.settle(jobs + self.concurrency)
         return jobs / (finished - begun - GATE_POLL_SECONDS / 2)
 
     def _hold_all_slots(self) -> None:
