@@ -26,7 +26,6 @@ from tidemill import (
     Request,
     Skip,
     Tick,
-    default_client,
     job,
     outbox,
     schedule,
@@ -57,19 +56,29 @@ def batch_key_of(now: datetime) -> str:
 
 
 @job(FAN_OUT_TYPE, queue="prompt-runs-fan-out", timeout_seconds="10min")
-def fan_out(payload: Day, ctx: Context) -> dict[str, Any]:
-    """Makes the rows, then asks for the job of each that waits.
+async def fan_out(payload: Day, ctx: Context) -> dict[str, Any]:
+    """Makes the rows, asks for the job of each that waits, and looks after their ends.
 
-    Both can be done again: the constraint keeps rows from doubling, and ids keep jobs from it. So
-    an attempt that dies between the two is made good by the next.
+    All of it can be done again: the constraint keeps rows from doubling, ids keep jobs from it, and
+    the list that was asked for first counts. So an attempt that dies is made good by the next. A
+    run's failure is told by its row and is no failure of the day: all ends are tolerated.
     """
-    batch = store.make_batch(engine(), payload.batch_key, payload.at, payload.prompt_id)
-    default_client().enqueue_many(requests_of(batch.waiting))
-    ctx.log.info("fanned out", batch=payload.batch_key, made=batch.made)
-    return {
-        "batch_key": payload.batch_key, "prompts": batch.prompts, "made": batch.made,
-        "asked": len(batch.waiting),
+    made = await ctx.step("rows", asyncio.to_thread, _make_rows, payload)
+    waiting = await asyncio.to_thread(store.waiting, engine(), payload.batch_key)
+    ends = await ctx.gather("runs", list(requests_of(waiting)), tolerate="100%")
+    untold = {
+        end.job_id: f"{end.status}: {end.error.message if end.error else end.reason}"
+        for end in ends if end.status in ("failed", "cancelled", "expired")
     }
+    told = await asyncio.to_thread(store.tell_ends, engine(), payload.batch_key, untold)
+    ctx.log.info("the day has ended", batch=payload.batch_key, asked=len(ends), told=told)
+    succeeded = sum(end.status == "succeeded" for end in ends)
+    return {**made, "asked": len(ends), "succeeded": succeeded, "told": told}
+
+
+def _make_rows(payload: Day) -> dict[str, Any]:
+    batch = store.make_batch(engine(), payload.batch_key, payload.at, payload.prompt_id)
+    return {"batch_key": payload.batch_key, "prompts": batch.prompts, "made": batch.made}
 
 
 @schedule("prompt_runs.daily", cron="0 0 * * *", overlap="skip", catch_up="last")

@@ -6,7 +6,7 @@ to the outbox in the same transaction is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -51,11 +51,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a fan-out did. `waiting` are all runs of the batch that have not begun."""
+    """What a fan-out did."""
 
     made: int
     prompts: int
-    waiting: Sequence[PromptJob]
 
 
 def make_batch(
@@ -85,12 +84,32 @@ def make_batch(
         )
         for prompt in prompts:
             prompt.last_run_at = now
-        waiting = session.scalars(
+        return Batch(made, len(prompts))
+
+
+def waiting(engine: Engine, batch_key: str) -> list[PromptJob]:
+    """All runs of the batch that have not begun."""
+    with Session(reading(engine), expire_on_commit=False) as session:
+        return list(session.scalars(
             select(PromptJob).options(joinedload(PromptJob.prompt))
             .where(PromptJob.batch_key == batch_key, PromptJob.status == QUEUED)
             .order_by(PromptJob.id)
+        ))
+
+
+def tell_ends(engine: Engine, batch_key: str, ends: Mapping[str, str]) -> int:
+    """Runs whose job, by its id, ended without a word to the row: they failed; how many."""
+    with Session(engine) as session, session.begin():
+        rows = session.scalars(
+            select(PromptJob).where(
+                PromptJob.batch_key == batch_key, PromptJob.status.in_((QUEUED, PROCESSING))
+            )
         ).all()
-        return Batch(made, len(prompts), waiting)
+        lost = [row for row in rows if row.job_id in ends]
+        for row in lost:
+            row.status, row.finished_at = FAILED, utc_now()
+            row.error_message = ends[row.job_id]
+        return len(lost)
 
 
 def is_due(prompt: Prompt, now: datetime) -> bool:

@@ -68,6 +68,27 @@ def test_r3_1_midnight_runs_each_due_prompt_at_each_model_and_sets_its_last_run(
     assert store.counts(engine(), Filter(batch_key="2026-11-29"))["succeeded"] == 12
 
 
+def test_r3_7_a_run_whose_end_no_handler_tells_has_failed_when_the_day_has_ended(
+    models: ProtocolServer, tidemill: Engine
+) -> None:
+    """One is cancelled at the engine; the others run, and the day's job ends well."""
+    models.says("a", Answer(status=429, headers={"Retry-After": "3600"}), Answer(GOOD))
+    day = tidemill.enqueue(
+        fan_out, Day(batch_key=DAY, at=datetime(2026, 11, 28, tzinfo=UTC)), user_id=FAN_OUT_USER
+    )
+    tidemill.run()
+    (row,) = store.find(engine(), Filter(status="queued"), 100)
+    assert day.status == "awaiting"
+    tidemill.cancel((row.user_id, row.job_id))
+    tidemill.advance("1min")
+    assert (day.status, day.result["asked"], day.result["succeeded"], day.result["told"]) == (
+        "succeeded", 12, 11, 1,
+    )
+    (row,) = store.find(engine(), Filter(status="failed"), 100)
+    assert row.error_message is not None
+    assert row.error_message.startswith("cancelled")
+
+
 def test_r3_2_asking_again_the_same_day_and_after_the_engine_has_forgotten_makes_nothing_new(
     models: ProtocolServer, tidemill: Engine
 ) -> None:
@@ -82,7 +103,9 @@ def test_r3_2_asking_again_the_same_day_and_after_the_engine_has_forgotten_makes
     late = Day(batch_key=DAY, at=datetime(2026, 11, 30, tzinfo=UTC))
     again = tidemill.enqueue(fan_out, late, user_id=FAN_OUT_USER)
     tidemill.run()
-    assert again.result == {"batch_key": DAY, "prompts": 3, "made": 0, "asked": 0}
+    assert again.result == {
+        "batch_key": DAY, "prompts": 3, "made": 0, "asked": 0, "succeeded": 0, "told": 0,
+    }
     # And whoever asks for the very jobs once more: each ends as skipped, no model is asked.
     tidemill.client.enqueue_many(requests_of(rows))
     tidemill.run()

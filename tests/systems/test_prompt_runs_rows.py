@@ -24,7 +24,7 @@ from systems.prompt_runs.data import (
     utc_now,
 )
 from systems.prompt_runs.jobs import Day, daily, requests_of
-from systems.prompt_runs.store import Filter
+from systems.prompt_runs.store import Batch, Filter
 from tidemill import Request, Tick, outbox
 
 DAY = datetime(2026, 11, 28, 0, 0, tzinfo=UTC)
@@ -51,14 +51,19 @@ def fill(engine: Engine, *, prompts: int, models: int, runs: int) -> None:
         )
 
 
+def waiting_of(engine: Engine) -> list[PromptJob]:
+    """The runs of a batch that was made just now."""
+    store.make_batch(engine, KEY, DAY)
+    return store.waiting(engine, KEY)
+
+
 def test_r3_1_a_fan_out_makes_each_due_prompt_model_and_run_once(engine: Engine) -> None:
     fill(engine, prompts=100, models=10, runs=5)
-    first = store.make_batch(engine, KEY, DAY)
-    assert (first.prompts, first.made, len(first.waiting)) == (100, 5_000, 5_000)
+    assert store.make_batch(engine, KEY, DAY) == Batch(made=5_000, prompts=100)
     with Session(engine) as session:
         assert {prompt.last_run_at for prompt in session.scalars(select(Prompt))} == {DAY}
-    again = store.make_batch(engine, KEY, DAY + timedelta(hours=1))
-    assert (again.prompts, again.made, len(again.waiting)) == (0, 0, 5_000)
+    assert store.make_batch(engine, KEY, DAY + timedelta(hours=1)) == Batch(made=0, prompts=0)
+    assert len(store.waiting(engine, KEY)) == 5_000
     assert store.counts(engine, Filter(batch_key=KEY))["queued"] == 5_000
 
 
@@ -96,7 +101,7 @@ def test_r3_2_fan_outs_side_by_side_make_each_run_once(engine: Engine) -> None:
 
 def test_r3_3_an_ended_run_is_not_claimed_again(engine: Engine) -> None:
     fill(engine, prompts=1, models=1, runs=1)
-    (row,) = store.make_batch(engine, KEY, DAY).waiting
+    (row,) = waiting_of(engine)
     work = store.claim(engine, row.id)
     assert work is not None
     assert store.find(engine, Filter(), 1)[0].attempt_count == 1
@@ -114,7 +119,7 @@ def test_r3_8_a_prompt_s_priority_is_its_runs_priority(engine: Engine) -> None:
     fill(engine, prompts=2, models=1, runs=1)
     with Session(engine) as session, session.begin():
         session.get_one(Prompt, 2).priority = "high"
-    first, second = requests_of(store.make_batch(engine, KEY, DAY).waiting)
+    first, second = requests_of(waiting_of(engine))
     assert (first.priority, second.priority) == ("medium", "high")
     assert (first.user_id, first.job_id) == ("prompt:1", f"{KEY}.1.1.0")
 
@@ -123,7 +128,7 @@ def test_r3_3_a_worker_that_was_given_up_changes_nothing_of_the_next_attempt(
     engine: Engine,
 ) -> None:
     fill(engine, prompts=1, models=1, runs=1)
-    (row,) = store.make_batch(engine, KEY, DAY).waiting
+    (row,) = waiting_of(engine)
     zombie, living = store.claim(engine, row.id), store.claim(engine, row.id)
     assert zombie is not None
     assert living is not None
@@ -138,7 +143,7 @@ def test_r3_3_a_worker_that_was_given_up_changes_nothing_of_the_next_attempt(
 
 def test_r3_3_a_run_whose_attempt_never_told_its_end_has_failed(engine: Engine) -> None:
     fill(engine, prompts=1, models=1, runs=2)
-    lost, waiting = store.make_batch(engine, KEY, DAY).waiting
+    lost, waiting = waiting_of(engine)
     assert store.claim(engine, lost.id) is not None
     now = utc_now()
     assert store.give_up(engine, now - timedelta(minutes=1), "lost") == 0
@@ -152,7 +157,7 @@ def test_r3_8_asking_again_is_one_transaction_with_its_request(
 ) -> None:
     """Neither the row nor its request is there when one of the two cannot be written."""
     fill(engine, prompts=1, models=1, runs=1)
-    (row,) = store.make_batch(engine, KEY, DAY).waiting
+    (row,) = waiting_of(engine)
     work = store.claim(engine, row.id)
     assert work is not None
     store.fail(engine, work, "no", [], is_final=True)
@@ -197,7 +202,7 @@ def test_a_reader_waits_for_no_writer_and_a_writer_for_one(tmp_path: Path) -> No
 
 def test_r3_8_a_cancelled_run_stays_cancelled(engine: Engine) -> None:
     fill(engine, prompts=1, models=1, runs=2)
-    waiting = store.make_batch(engine, KEY, DAY).waiting
+    waiting = waiting_of(engine)
     work = store.claim(engine, waiting[0].id)
     assert work is not None
     assert len(store.skip(engine, [row.id for row in waiting])) == 2
