@@ -315,7 +315,8 @@ def _born(result: Any, context: Context) -> Any:
     if len(result) > CHILDREN_MAX:
         raise NonRetryable(
             f"a tick may return {CHILDREN_MAX} requests, this one has {len(result)}; let a job ask "
-            "for the others", code="TOO_MANY_REQUESTS",
+            "for the others, or gather them: await context.gather(name, requests)",
+            code="TOO_MANY_REQUESTS",
         )
     for each in result:
         if not isinstance(each, Request):

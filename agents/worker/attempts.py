@@ -199,6 +199,11 @@ class Attempt:
         """Whether its handler has begun and not ended at once."""
         return self.runner is not None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its handler has not begun, and is still about to."""
+        return self.runner is None and not self.is_ended
+
     def key(self) -> tuple[str, str, int, int]:
         """Which attempt of all: user, job, run, epoch."""
         job = self.job

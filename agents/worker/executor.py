@@ -152,7 +152,7 @@ class Executor:
             return PACK_JOBS_MAX
         waiting = self._queue_of(queue).waiting
         free = sum(lane.free for lane in self._lanes_for(queue))
-        return max(0, free + PACK_JOBS_MAX - waiting)
+        return 0 if self._reader.is_full else max(0, free + PACK_JOBS_MAX - waiting)
 
     def _every_lane(self) -> list[Lane]:
         return [*self._lanes.values(), *self._apart.lanes]
@@ -222,7 +222,9 @@ class Executor:
         if not jobs:
             on_settled()
         handlers = self._handlers
-        return pack, [Attempt(pack, job, handlers.get(job["type"])) for job in jobs]
+        made = [Attempt(pack, job, handlers.get(job["type"])) for job in jobs]
+        self._reader.note(body, made)
+        return pack, made
 
     def _queue_of(self, name: str) -> QueueState:
         if name not in self._queues:
@@ -312,10 +314,8 @@ class Executor:
         attempt.is_ended = True
         self.ended_total += 1
         pack = attempt.pack
-        if end["kind"] == "returned":
-            outcome = outcomes.encode(attempt.job, end, 0, 0)
-        else:
-            outcome = outcomes.encode(attempt.job, end, attempt.started_ms, clocks.wall_ms())
+        times = (0, 0) if end["kind"] == "returned" else (attempt.started_ms, clocks.wall_ms())
+        outcome = outcomes.encode(attempt.job, end, *times)
         self._writer.add(
             pack.ledger_partition, outcome, None if attempt.has_told_start else pack, attempt
         )

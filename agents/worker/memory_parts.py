@@ -56,12 +56,14 @@ class MemoryParts:
         while self.size > PARTS_BYTES_MAX and len(self._held) > 1:
             self._drop(next(iter(self._held)))
 
-    def take(self, job: dict[str, Any], parts: int) -> list[list[Any]] | None:
-        """All that the job remembers, in order; None when a part of it is missing."""
+    def take(self, job: dict[str, Any], parts: int) -> tuple[list[list[Any]], int] | None:
+        """All that the job remembers, in order, and the bytes of its records; None when a part of
+        it is missing."""
         held = self._drop(key_of(job))
         if held is None or len(held.entries) != parts:
             return None
-        return [entry for number in sorted(held.entries) for entry in held.entries[number]]
+        entries = [entry for number in sorted(held.entries) for entry in held.entries[number]]
+        return entries, held.size
 
     def look(self, now: float) -> None:
         """Drops what is too old, at this monotonic instant."""

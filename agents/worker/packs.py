@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from tidemill.agents.worker.attempts import Attempt
 from tidemill.agents.worker.memory_parts import MemoryParts
 from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.wire import PARTED_TYPE, MemoryPart, ReadyJob
@@ -21,6 +22,7 @@ _JOB_FIELDS: Final = frozenset(
     name for name, field in ReadyJob.model_fields.items() if field.is_required()
 )
 
+WAITING_BYTES_MAX: Final = 67_108_864  # of records, 64 MiB: what has come in parts and not begun
 _PART_FIELDS: Final = frozenset(MemoryPart.model_fields)
 
 logger = logging.getLogger("tidemill.worker")
@@ -31,6 +33,21 @@ class PackReader:
 
     def __init__(self) -> None:
         self.parts = MemoryParts()
+        self._large: list[tuple[Attempt, int]] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether jobs that have not begun hold so much memory that no more may come. Each of them
+        begins or is handed back within seconds."""
+        if not self._large:
+            return False
+        self._large = [one for one in self._large if one[0].is_waiting]
+        return sum(size for _, size in self._large) > WAITING_BYTES_MAX
+
+    def note(self, body: dict[str, Any], attempts: list[Attempt]) -> None:
+        """The jobs of a pack are attempts now."""
+        if "parted" in body:
+            self._large.append((attempts[0], body["parted"].get("bytes", 0)))
 
     def read(self, value: bytes | None) -> dict[str, Any] | None:
         """The pack; None when the record holds no jobs for now: it cannot be read, or is a part of
@@ -49,7 +66,7 @@ class PackReader:
         """Gives the job its type and what it remembers, if all of that is there."""
         memory = self.parts.take(job, parted["parts"])
         if memory is not None:
-            job["type"], job["memory"] = parted["type"], memory
+            job["type"], job["memory"], parted["bytes"] = parted["type"], *memory
 
 
 def why_not_run(job: dict[str, Any]) -> Reason:

@@ -208,12 +208,36 @@ def test_what_is_kept_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.Monkey
     assert (len(kept), kept.size) == (3, 900)
     kept.keep(part("j9", 1), 5_000)
     assert (len(kept), kept.size) == (1, 5_300)
-    assert kept.take(part("j9"), 2) == [["s0", "step", 1], ["s1", "step", 1]]
+    assert kept.take(part("j9"), 2) == ([["s0", "step", 1], ["s1", "step", 1]], 5_300)
     kept.keep(part("late"), 300)
     kept.look(clocks.monotonic())
     assert len(kept) == 1
     kept.look(clocks.monotonic() + memory_parts.PARTS_SECONDS_MAX)
     assert (len(kept), kept.size) == (0, 0)
+
+
+async def test_what_waits_in_a_worker_is_bounded_in_bytes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packs, "WAITING_BYTES_MAX", 3_000_000)
+    go = asyncio.Event()
+
+    async def t(payload: dict[str, Any], ctx: Context) -> None:
+        await go.wait()
+
+    values = [value for _, value in woken(8)]  # 2 MB
+    async with bench_of(t, concurrency=1) as bench:
+        for name in ("runs", "waits"):
+            for value in values:
+                bench.take(value.replace(b'"job_id":"j"', b'"job_id":"%b"' % name.encode()))
+            await until(lambda: bench.executor.running)
+        assert bench.executor.room("default") > 0, "one of them runs, the other one may wait"
+        for value in values:
+            bench.take(value)
+        assert bench.executor.room("default") == 0
+        go.set()
+        await bench.last("j")  # on a slow machine it was handed back
+        assert bench.executor.room("default") > 0
 
 
 async def test_the_most_that_there_is_holds_the_loop_for_no_time_at_all() -> None:
