@@ -25,6 +25,7 @@ from tidemill.streams.dispatch.schedule import may_dispatch, waits_for_type
 from tidemill.streams.dispatch.slot_pool import Groups
 from tidemill.streams.job import NO_WORKER, UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.policies.base import wait
+from tidemill.streams.policies.rescue import NO_END
 
 if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
@@ -41,7 +42,6 @@ LOOKED_AT_MAX: Final = 20_000  # jobs of one line looked at in one sweep
 # Jobs of a queue without workers whose story tells so, in each partition: after a night without
 # workers a backlog of millions would else be told of one by one.
 NOT_SERVED_TOLD_MAX: Final = 1_000
-NO_END: Final = 2**62  # ms; later than every instant
 _TYPE_NOT_RUN: Final = (NO_WORKER, Reason.TYPE_NOT_RUN.value)
 ANY_QUEUE: Final = ""  # of a job whose type is unknown and that names no queue
 

@@ -25,7 +25,7 @@ Cause = tuple[str, int, int]
 class Submit:
     """Accept a request. `job_id` is the request's own or the one derived from its origin."""
 
-    __slots__ = ("cause", "decoded", "ended", "job_id", "row_key")
+    __slots__ = ("cause", "decoded", "ended", "job_id", "row_key", "said")
 
     def __init__(
         self,
@@ -34,12 +34,14 @@ class Submit:
         cause: Cause | None,  # None: a schedule's tick
         row_key: bytes | None = None,
         ended: Ended | None = None,
+        said: dict[str, Verdict] | None = None,
     ) -> None:
         self.decoded = decoded
         self.job_id = job_id
         self.cause = cause
         self.row_key = row_key  # of the job's state row, when it has been made already
         self.ended = ended  # what is remembered of the job, when it has ended
+        self.said = said  # by id, answers of policies that need not be asked
 
 
 @dataclass(slots=True)

@@ -207,7 +207,7 @@ def _submit(job: Job | None, command: Submit, turn: Turn) -> Decision:
     story = EventBuilder(job, now, command.cause)
     kept = turn.kept_cancel(spec.key)
     policies = turn.policies.of_unknown if job_type is None else job_type.policies_for(spec)
-    verdict = ask_door(policies, turn, spec, job_type)
+    verdict = ask_door(policies, turn, spec, job_type, command.said)
     is_let_in = kept is None and verdict.kind is not _SKIPPED and not verdict.joins
     holds_limit = is_let_in and job_type is not None and job_type.has_skip_limit
     story.begin(spec, admission.requested_data(spec, holds_limit=holds_limit))

@@ -33,6 +33,7 @@ from tidemill.streams.job import UNKNOWN_TYPE, Job, JobKey
 from tidemill.streams.job_type import JobType
 from tidemill.streams.lifecycle import NOTES
 from tidemill.streams.output import Output
+from tidemill.streams.policies.base import Verdict
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import KeptCancel
 from tidemill.streams.store.rows import job_key
@@ -68,8 +69,11 @@ class Processor:
             self.drain()
         return is_accepted
 
-    def submit(self, decoded: Decoded, job_id: str, cause: Cause | None) -> None:
-        """A request that can be taken, by a record or by time."""
+    def submit(
+        self, decoded: Decoded, job_id: str, cause: Cause | None,
+        said: dict[str, Verdict] | None = None,
+    ) -> None:
+        """A request that can be taken, by a record or by time. `said`: see `Turn.submit`."""
         key = (decoded.request.user_id, job_id)
         job = self.state.jobs.get(key)
         row_key: bytes | None = None
@@ -80,7 +84,7 @@ class Processor:
             if ended is not None and ended.is_refused:
                 job = Job.refused(key, ended.finished_at, row_key)
                 ended = None
-        self.decide(key, job, Submit(decoded, job_id, cause, row_key, ended))
+        self.decide(key, job, Submit(decoded, job_id, cause, row_key, ended, said))
 
     def drain(self) -> None:
         """Decides what follows, until nothing does."""

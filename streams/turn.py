@@ -15,6 +15,7 @@ from tidemill.streams.commands import Cause, CoreCommand, Redrive
 from tidemill.streams.dispatch.schedule import Schedule, is_waiting
 from tidemill.streams.job import Job, JobKey, WaitKey
 from tidemill.streams.job_type import JobType
+from tidemill.streams.policies.base import Verdict
 from tidemill.streams.policies.expiry import is_too_late
 from tidemill.streams.policies.registry import Policies
 from tidemill.streams.store.finished import Ended
@@ -93,10 +94,13 @@ class Turn:
         """The same at once. Only where no other decision goes on: by a timer, or by time."""
         self._around().decide(key, job, command)
 
-    def submit(self, decoded: Decoded, job_id: str, cause: Cause | None = None) -> None:
+    def submit(
+        self, decoded: Decoded, job_id: str, cause: Cause | None = None,
+        said: dict[str, Verdict] | None = None,
+    ) -> None:
         """A request that time or a message brings, decided at once. Only where no other decision
-        goes on."""
-        self._around().submit(decoded, job_id, cause)
+        goes on. `said`: by id, what policies answer that are not asked then."""
+        self._around().submit(decoded, job_id, cause, said)
 
     def redrive(self, key: JobKey, job: Job, command: Redrive) -> bool:
         """The same of a dead letter that is to run again. False: it must not."""

@@ -32,7 +32,9 @@ LIMITED: Final = "2/h"  # long enough that what waits for its limit still waits 
 RETRY_SECONDS: Final = 3_600.0  # until the next attempt: the job is still retrying when one looks
 EXPORT_PARTS: Final = 60
 EXPORT_PART_SECONDS: Final = 1.0  # the export runs for a minute and tells of its progress
-LATER: Final = timedelta(hours=6)  # until the scheduled job is due
+LATER: Final = timedelta(hours=6)  # until the scheduled jobs are due
+PAUSE: Final = "12h"  # for which the awaiting job sleeps
+CANCELLED: Final = ("dan", "demo-greet-cancelled")  # user and id of the job that is cancelled
 
 
 class Person(BaseModel):
@@ -95,6 +97,18 @@ async def export(payload: Person, ctx: Context) -> int:
     return EXPORT_PARTS
 
 
+def greeting_of(name: str) -> str:
+    return f"Hello, {name}!"
+
+
+@job("demo.trial", timeout_seconds=30)
+async def trial(payload: Person, ctx: Context) -> list[str]:
+    """Awaits: it does a step, sleeps for half a day without a slot, and goes on where it was."""
+    welcome = await ctx.step("welcome", greeting_of, payload.name)
+    await ctx.sleep("half a day", PAUSE)
+    return [welcome, await ctx.step("ask", greeting_of, f"{payload.name}, how was it")]
+
+
 @schedule("demo.clock", every="1min", first="now", overlap="skip")
 async def clock(tick: Tick) -> dict[str, str]:
     """The schedule asks for this job every minute while the demo runs."""
@@ -102,7 +116,8 @@ async def clock(tick: Tick) -> dict[str, str]:
 
 
 def seeds(at: datetime) -> Iterator[Request]:
-    """One job or more of every fate. The same instant gives the same requests, ids and all."""
+    """One job or more of every fate, before `CANCELLED` is cancelled. The same instant gives the
+    same requests, ids and all."""
     for number in range(GREETINGS):
         yield greet.request(
             Person(name=f"visitor {number + 1}"), user_id=f"visitor-{number % 4 + 1}",
@@ -122,6 +137,11 @@ def seeds(at: datetime) -> Iterator[Request]:
     yield export.request(Person(name="eve"), user_id="eve", job_id="demo-export-running")
     yield greet.request(
         Person(name="tomorrow"), user_id="dan", job_id="demo-greet-scheduled", run_at=at + LATER
+    )
+    yield trial.request(Person(name="finn"), user_id="finn", job_id="demo-trial-awaiting")
+    user_id, job_id = CANCELLED
+    yield greet.request(
+        Person(name="nobody"), user_id=user_id, job_id=job_id, run_at=at + LATER
     )
     yield greet.request(
         Person(name="too late"), user_id="eve", job_id="demo-greet-expired",

@@ -44,7 +44,7 @@ def seed(kafka: str, topic_prefix: str, data: Path) -> str:
     Raises ClientError, and OSError for a note that cannot be written.
     """
     from tidemill.client import Client
-    from tidemill.demo_jobs import seeds
+    from tidemill.demo_jobs import CANCELLED, seeds
 
     note = _read(data / NOTE, topic_prefix)
     at = str(note["at"])
@@ -53,6 +53,7 @@ def seed(kafka: str, topic_prefix: str, data: Path) -> str:
     _write(data / NOTE, note)
     with Client(kafka, topic_prefix=topic_prefix, timeout_seconds=SEND_SECONDS) as client:
         handles = client.enqueue_many(seeds(datetime.fromisoformat(at)))
+        client.cancel(*CANCELLED, actor="demo", reason="so that one is cancelled")
     _write(data / NOTE, {**note, "is_done": True})
     return f"{len(handles)} jobs of every fate were asked for"
 

@@ -1,6 +1,6 @@
-"""`tidemill new NAME`: a module with a job, and its test, that run as they are.
+"""`tidemill new NAME`: a module with a job, its test and its settings, which run as they are.
 
-Owns the two texts and the check of the name. Refuses to overwrite anything.
+Owns the three texts and the check of the name. Refuses to overwrite anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 MODULE: Final = '''\
-"""Jobs of {name}. Run them with `tidemill dev {name}`."""
+"""Jobs of {name}. `tidemill dev {name}` runs them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ class Greeted(BaseModel):
     attempt: int
 
 
+async def compose(name: str) -> str:
+    """The work itself: a model, a mail server, a database would be asked here."""
+    return f"Hello, {{name}}!"
+
+
 @job(
     "{name}.greet",
     max_attempts=5,
@@ -50,7 +55,7 @@ async def greet(payload: Greeting, ctx: Context) -> Greeted:
     if not payload.name.strip():
         raise NonRetryable("nobody to greet", code="NO_NAME")
     ctx.log.info("greeting", name=payload.name)
-    return Greeted(text=f"Hello, {{payload.name}}!", attempt=ctx.attempt)
+    return Greeted(text=await compose(payload.name), attempt=ctx.attempt)
 
 
 if __name__ == "__main__":
@@ -61,43 +66,68 @@ if __name__ == "__main__":
 '''
 
 TEST: Final = '''\
-"""A handler is a function: a test calls it. `pytest` runs this without Kafka."""
+"""The jobs of {name}, run by the engine itself: no Kafka, and a clock that tests move."""
 
 from __future__ import annotations
-
-import asyncio
-import logging
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from {name} import Greeting, greet
 
-from tidemill import Context, InvalidRequest, NonRetryable
+from tidemill import InvalidRequest
+from tidemill.testing import Engine
 
 
-def context() -> Context:
-    """As much of a context as the handler asks for."""
-
-    def note(event: str, **fields: Any) -> None:
-        logging.getLogger("{name}").info("%s %s", event, fields)
-
-    return cast(Context, SimpleNamespace(attempt=1, log=SimpleNamespace(info=note)))
+def test_somebody_is_greeted(tidemill_engine: Engine) -> None:
+    job = tidemill_engine.enqueue(greet, Greeting(name="Ada"))
+    tidemill_engine.run()
+    assert job.status == "succeeded"
+    assert job.result == {{"text": "Hello, Ada!", "attempt": 1}}
 
 
-def test_somebody_is_greeted() -> None:
-    done = asyncio.run(greet(Greeting(name="Ada"), context()))
-    assert (done.text, done.attempt) == ("Hello, Ada!", 1)
+def test_an_error_is_tried_again(
+    tidemill_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_down(name: str) -> str:
+        raise ConnectionError("the server is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("{name}.compose", is_down)
+        job = tidemill_engine.enqueue(greet, Greeting(name="Ada"))
+        tidemill_engine.run()
+        assert (job.status, job.attempts) == ("retrying", 1)
+    tidemill_engine.advance("3s")  # of virtual time
+    assert (job.status, job.attempts) == ("succeeded", 2)
 
 
-def test_nobody_is_not_greeted() -> None:
-    with pytest.raises(NonRetryable):
-        asyncio.run(greet(Greeting(name=" "), context()))
+def test_nobody_is_not_greeted(tidemill_engine: Engine) -> None:
+    job = tidemill_engine.enqueue(greet, Greeting(name=" "))
+    tidemill_engine.run()
+    assert (job.status, job.attempts) == ("failed", 1)
+    assert job.error is not None
+    assert job.error.code == "NO_NAME"
 
 
-def test_a_wrong_payload_is_refused_before_it_is_sent() -> None:
+def test_a_wrong_payload_is_refused_before_it_is_sent(tidemill_engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="name"):
-        greet.request(cast(Greeting, {{"nmae": "Ada"}}), user_id="ada")
+        tidemill_engine.enqueue(greet, {{"nmae": "Ada"}})
+'''
+
+SETTINGS: Final = '''\
+# Settings of {name} as variables. A shell takes them by `set -a; . ./{name}.env; set +a`;
+# systemd (EnvironmentFile) and containers (--env-file) read the same file.
+# `tidemill config` shows all settings, and where each is from.
+# As they stand here they fit `tidemill dev` on this machine.
+TIDEMILL_KAFKA=127.0.0.1:9092
+TIDEMILL_CLICKHOUSE=http://127.0.0.1:8123
+# In front of every topic: several installations on one Kafka.
+TIDEMILL_TOPIC_PREFIX=
+# json for machines.
+TIDEMILL_LOG_FORMAT=console
+# Handlers of a worker at once: `async def`, `def`.
+TIDEMILL_CONCURRENCY=100
+TIDEMILL_THREADS=32
+# Seconds that running jobs have to finish when a worker is stopped.
+TIDEMILL_STOP_GRACE_SECONDS=25
 '''
 
 
@@ -106,11 +136,12 @@ class CannotWrite(Exception):
 
 
 def write_new(name: str, folder: Path) -> Sequence[Path]:
-    """The module and its test in this folder. Raises CannotWrite."""
+    """Module, test and settings in this folder. Raises CannotWrite."""
     _check_name(name)
     texts = {
         folder / f"{name}.py": MODULE.format(name=name),
         folder / f"test_{name}.py": TEST.format(name=name),
+        folder / f"{name}.env": SETTINGS.format(name=name),
     }
     taken = [path for path in (*texts, folder / name) if os.path.lexists(path)]
     if taken:

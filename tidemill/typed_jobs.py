@@ -34,6 +34,7 @@ from tidemill.agents.worker.handlers import REGISTRY, Handler
 from tidemill.agents.worker.results import told_type
 from tidemill.agents.worker.signature import base_of, is_coroutine, place_of
 from tidemill.requests import ClientError, InvalidRequest, Request, encode
+from tidemill.schemas.first_problem import first_input, first_problem
 from tidemill.schemas.portable import Reader
 
 if TYPE_CHECKING:
@@ -236,9 +237,9 @@ def _class_of(member: Any) -> Any:
 
 def _first_problem(root: str, error: ValidationError) -> tuple[str, str, str]:
     """The field, what is wrong with it, and what was given."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join([root, *(str(part) for part in first["loc"])])
-    return field, first["msg"], _shown(first["input"])
+    first = first_problem(error)
+    field = f"{root}.{first.path}" if first.path else root
+    return field, first.message, _shown(first_input(error))
 
 
 def _shown(value: object) -> str:

@@ -10,6 +10,8 @@ Each file is plain ClickHouse SQL with `{name:Type}` parameters and begins with 
     -- unit: jobs/s
     -- params: since, until, step_seconds
 
+A line `-- include: NAME` in it stands for what is in NAME.inc, which several files share.
+
 `tidemill.agents.queries.grafana` turns a file's parameters into Grafana's macros.
 """
 
@@ -40,6 +42,7 @@ SETTINGS: Final[dict[str, object]] = {
 """Settings that every panel's query runs with, so that JSON looks the same from both engines."""
 
 _PARAM: Final = re.compile(r"\{(?P<name>[a-z_]+):(?P<type>[^{}]+)\}")
+_INCLUDE: Final = re.compile(r"^ *-- include: ([a-z_]+)\n", re.MULTILINE)
 _HEADER: Final = re.compile(r"^-- (?P<key>[a-z]+):[ ]?(?P<value>.*)$")
 
 
@@ -107,7 +110,12 @@ def load(name: str) -> Query:
     """The query of a panel; UnknownQuery names the ones that there are."""
     if name not in names():
         raise UnknownQuery(f"no query {name!r}; there are: {', '.join(names())}")
-    return parse(name, files(__package__).joinpath(f"{name}.sql").read_text(encoding="utf-8"))
+    text = _INCLUDE.sub(lambda found: _text(f"{found[1]}.inc"), _text(f"{name}.sql"))
+    return parse(name, text)
+
+
+def _text(file_name: str) -> str:
+    return files(__package__).joinpath(file_name).read_text(encoding="utf-8")
 
 
 def parse(name: str, text: str) -> Query:

@@ -3,16 +3,7 @@
 -- unit: records
 -- params: limit
 SELECT
-    refused_at AS at,
-    concat(toString(kafka_partition), '/', toString(kafka_offset)) AS id,
-    stage,
-    code,
-    field,
-    message,
-    user_id,
-    job_id,
-    if(source_topic = '', '', concat(source_topic, '/', toString(source_partition), '/', toString(source_offset))) AS source,
-    value_bytes
+    -- include: refused_columns
 FROM refused_requests
 ORDER BY refused_at DESC, kafka_partition, kafka_offset DESC
 LIMIT {limit:UInt32}

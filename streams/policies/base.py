@@ -169,13 +169,15 @@ class Policy:
 
 
 def ask_door(
-    policies: Iterable[Policy], turn: Turn, spec: Spec, job_type: JobType | None
+    policies: Iterable[Policy], turn: Turn, spec: Spec, job_type: JobType | None,
+    said: dict[str, Verdict] | None = None,
 ) -> Verdict:
     """What all of them say of a request: the first end, else the first wait. A request that shares
-    another one's run takes nothing of what the policies behind keep."""
+    another one's run takes nothing of what the policies behind keep. `said`: see `Turn.submit`."""
     found = GO
     for policy in policies:
-        verdict = policy.admit(turn, spec, job_type)
+        known = None if said is None else said.get(policy.id)
+        verdict = policy.admit(turn, spec, job_type) if known is None else known
         if verdict.is_end or verdict.joins:
             return verdict
         if found is GO:

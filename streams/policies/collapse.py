@@ -61,6 +61,11 @@ class Collapse(Policy):
         super().__init__(ID)
         self.winners: dict[Thing, JobKey] = {}  # whom the next request joins
         self.things: dict[JobKey, Thing] = {}  # of living jobs that joined nobody
+        # The last payload that was read, its path and the value there: the door reads it, and
+        # `place` of the same job asks again.
+        self._payload = b""
+        self._path: tuple[str, ...] = ()
+        self._value: bytes | None = None
 
     def concerns(self, job_type: JobType | None) -> bool:
         return job_type is not None and len(job_type.collapse_by) > 0
@@ -98,8 +103,11 @@ class Collapse(Policy):
             return known
         if job_type is None or not job_type.collapse_by:
             return None
-        value = value_at(spec.payload, job_type.collapse_by)
-        return None if value is None else (spec.user_id, spec.type, value)
+        payload, path = spec.payload, job_type.collapse_by
+        if payload is not self._payload or path is not self._path:
+            self._value = value_at(payload, path)
+            self._payload, self._path = payload, path
+        return None if self._value is None else (spec.user_id, spec.type, self._value)
 
     # --- the winner's end ---
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 ID: Final = "schedules"
 QUEUED_MAX: Final = 1_000  # ticks of a schedule that wait for an earlier one
+#: Ticks that have not ended, before one that still waits for them.
+EARLIER_MAX: Final[dict[str, int]] = {
+    "skip": 0, "queue_one": 1, "queue_all": QUEUED_MAX, "cancel_old": QUEUED_MAX,
+}
 LOOK_AGAIN_MS: Final = 60_000  # ms until a list is looked at that nobody has woken
 OVERLAPS: Final = skip(Reason.OVERLAP)
 _OVER: Final = TERMINAL_STATES
@@ -52,36 +56,38 @@ class Schedules(Policy):
         spec = None if row is None else row.spec
         return "allow" if spec is None else spec.overlap
 
-    def _earlier(self, name: str, spec: Spec) -> int:
+    def _earlier(self, name: str, number: int) -> int:
         """How many before it have not ended."""
-        number = spec.number
         return sum([1 for other in self.open.get(name, {}).values() if other < number])
 
     def admit(self, turn: Turn, spec: Spec, job_type: JobType | None) -> Verdict:
         name = _name_of(spec)
         if name is None:
             return GO
-        said = self.ticking.verdicts.get(spec.job_id)
-        if said is not None:
-            return said
-        earlier = self._earlier(name, spec)
-        if not earlier:
-            return GO
+        is_later = spec.run_at is not None and spec.run_at > turn.now_ms
+        return self._answer(name, spec.number, self._overlap(name), is_later=is_later)
+
+    def of_late(self, turn: Turn, name: str, *, is_later: bool) -> Verdict:
+        """What is said of a tick that is caught up, or that somebody asked for: it waits for the
+        earlier ones where others are skipped. `is_later`: it is not due before its jitter."""
         overlap = self._overlap(name)
-        if overlap == "allow":
-            return GO
-        if overlap == "skip" and spec.job_id == self.ticking.late_id:
+        if overlap == "skip":
             overlap = "queue_all"
-        most = {"skip": 0, "queue_one": 1, "queue_all": QUEUED_MAX, "cancel_old": QUEUED_MAX}
-        if earlier > most[overlap]:
+        return self._answer(name, turn.accepted, overlap, is_later=is_later)
+
+    def _answer(self, name: str, number: int, overlap: Overlap, *, is_later: bool) -> Verdict:
+        earlier = self._earlier(name, number)
+        if not earlier or overlap == "allow":
+            return GO
+        if earlier > EARLIER_MAX[overlap]:
             return OVERLAPS
-        return GO if spec.run_at is not None and spec.run_at > turn.now_ms else _waits(name)
+        return GO if is_later else _waits(name)
 
     def may_start(self, turn: Turn, job: Job) -> Verdict:
         name = _name_of(job.spec)
-        if name is None or self._overlap(name) == "allow" or not self._earlier(name, job.spec):
+        if name is None or self._overlap(name) == "allow":
             return GO
-        return _waits(name)
+        return _waits(name) if self._earlier(name, job.spec.number) else GO
 
     def cancel_old(self, turn: Turn, name: str) -> None:
         """A tick is due: those before it are asked to end."""

@@ -65,9 +65,6 @@ class Ticking:
         self.zone_of: Callable[[str], Zone] = only_utc
         self.zone_data = ""  # the version of what `zone_of` reads
         self.has_more = False
-        #: What is said of a job that a tick asks for, before any other question.
-        self.verdicts: dict[str, Verdict] = {}
-        self.late_id = ""  # the job of a tick that is caught up, while it is asked for
         self._definitions = definitions
         self._number = 0
         self._partitioner = Partitioner(1)
@@ -322,15 +319,17 @@ class Ticking:
         if isinstance(decoded, Refusal):
             row.problem = decoded.message
             return
+        policy = turn.policies.schedules
+        said: dict[str, Verdict] | None = None
         if tick.missed:
-            self.verdicts[job_id] = _MISSED
+            said = {policy.id: _MISSED}
         elif spec.overlap == "cancel_old" and not tick.suffix:
-            turn.policies.schedules.cancel_old(turn, row.name)
-        waits = bool(tick.suffix) or (tick.is_catch_up and spec.catch_up == "all")
-        self.late_id = job_id if waits else ""
-        turn.submit(decoded, job_id)
-        self.late_id = ""
-        self.verdicts.clear()
+            policy.cancel_old(turn, row.name)
+        if tick.suffix or (tick.is_catch_up and spec.catch_up == "all"):
+            run_at = decoded.request.run_at
+            is_later = run_at is not None and run_at.timestamp() * 1000 > turn.now_ms
+            said = said or {policy.id: policy.of_late(turn, row.name, is_later=is_later)}
+        turn.submit(decoded, job_id, said=said)
 
 
 def _plans_of(

@@ -36,7 +36,8 @@ class Jobs(AnyTable):
         self._dedupe_retention_ms = dedupe_retention_ms
         self._before: dict[JobKey, Job | None] = {}
         self._forgotten: list[bytes] = []
-        self._buried: list[JobKey] = []
+        #: Dead letters that this group forgets.
+        self.buried: list[JobKey] = []
 
     def ended(self, key: JobKey) -> Ended | None:
         """What is remembered of an ended job whose row is packed."""
@@ -67,24 +68,24 @@ class Jobs(AnyTable):
         )
         self._forgotten += forgotten
         self._forget_dead_letters(now_ms)
-        return max(len(forgotten), len(self._buried)) >= FORGET_AT_ONCE_MAX
+        return max(len(forgotten), len(self.buried)) >= FORGET_AT_ONCE_MAX
 
     def _forget_dead_letters(self, now_ms: int) -> None:
         for key in self.dead_letters:
             job = self.live[key]
-            too_many = len(self.dead_letters) - len(self._buried) > DEAD_LETTERS_MAX
+            too_many = len(self.dead_letters) - len(self.buried) > DEAD_LETTERS_MAX
             if not too_many and (job.finished_at or 0) > now_ms - DEAD_RETENTION_MS:
                 break
             if key in self._before:
                 break  # this group changes it
-            self._buried.append(key)
-            if len(self._buried) >= FORGET_AT_ONCE_MAX:
+            self.buried.append(key)
+            if len(self.buried) >= FORGET_AT_ONCE_MAX:
                 break
 
     # --- the group's end ---
 
     def has_changes(self) -> bool:
-        return bool(self._before or self._forgotten or self._buried)
+        return bool(self._before or self._forgotten or self.buried)
 
     def write(self, pages: BatchBuilder) -> None:
         for key in self._before:
@@ -100,7 +101,7 @@ class Jobs(AnyTable):
                 pages.add(row_key, rows.live_value(job))
         for digest in self._forgotten:
             pages.add(rows.KIND + digest, None)
-        for key in self._buried:
+        for key in self.buried:
             dead = self.live[key]
             left = rows.ended_value(dead) if self._is_remembered(dead) else None
             pages.add(rows.key_of(dead.spec), left)
@@ -118,7 +119,7 @@ class Jobs(AnyTable):
             if job.state in _OVER:
                 self._remember(job)
                 del self.live[key]
-        for key in self._buried:
+        for key in self.buried:
             self.dead_letters.pop(key, None)
             job = self.live.pop(key)
             if self._is_remembered(job):
@@ -148,7 +149,7 @@ class Jobs(AnyTable):
     def _drop_before(self) -> None:
         self._before = {}
         self._forgotten = []
-        self._buried = []
+        self.buried = []
 
     # --- restore ---
 

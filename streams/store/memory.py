@@ -50,6 +50,7 @@ class Memory(Table[Name, Entry]):
         self._jobs = jobs
         self.by_job: dict[JobKey, dict[str, Entry]] = {}
         self._sizes: dict[JobKey, int] = {}
+        self._left: list[JobKey] = []  # of jobs that were gone already when rows were loaded
 
     # --- what is asked ---
 
@@ -73,7 +74,6 @@ class Memory(Table[Name, Entry]):
         mine = [one.json for one in found.values() if one.incarnation == begun]
         return mine + self.gathers.entries(job) if self.gathers.by_job else mine
 
-
     # --- what changes ---
 
     def remember(self, job: Job, data: Mapping[str, Any]) -> None:
@@ -88,16 +88,18 @@ class Memory(Table[Name, Entry]):
         self.put((job.key[0], job.key[1], name), entry)
 
     def forget_job(self, key: JobKey) -> None:
-        """The job has ended for good."""
+        """The job has ended for good, or is a dead letter that is forgotten."""
         for name in list(self.by_job.get(key, ())):
             self.put((key[0], key[1], name), None)
 
     def forget(self, now_ms: int) -> bool:
-        """Drops what is left of dead letters that were forgotten themselves."""
-        gone = [key for key in self.by_job if key not in self._jobs][:FORGET_AT_ONCE_MAX]
-        for key in gone:
+        """Drops what an earlier version has left of dead letters that were forgotten."""
+        if not self._left:
+            return False
+        self._left = [key for key in self._left if key in self.by_job and key not in self._jobs]
+        for key in self._left[:FORGET_AT_ONCE_MAX]:
             self.forget_job(key)
-        return len(gone) >= FORGET_AT_ONCE_MAX
+        return len(self._left) > 0
 
     # --- rows ---
 
@@ -118,6 +120,9 @@ class Memory(Table[Name, Entry]):
             )
         name, kind, result = row[4]
         return (row[1], row[2], name), Entry(name, kind, orjson.dumps(result), row[3])
+
+    def loaded(self) -> None:
+        self._left = [key for key in self.by_job if key not in self._jobs]
 
     def follow(self, key: Name, value: Entry | None) -> None:
         job: JobKey = (key[0], key[1])

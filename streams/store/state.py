@@ -134,6 +134,8 @@ class PartitionState:
         has_more = False
         for table in self._tables:
             has_more = table.forget(now_ms) or has_more
+        for key in self._jobs.buried:
+            self.memory.forget_job(key)
         return has_more
 
     # --- the group's end ---

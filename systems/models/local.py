@@ -49,8 +49,8 @@ def default_folder() -> Path:
 def local_address(folder: Path | None = None) -> str:
     """The base address of the server, such as http://127.0.0.1:1234/v1; starts one if needed.
 
-    Blocks for seconds at the first call. The server lives as long as this process. Raises
-    LocalModelError.
+    Blocks for seconds at the first call. The server lives until this process ends or `leave`s.
+    Raises LocalModelError.
     """
     folder = (default_folder() if folder is None else folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,14 @@ def local_address(folder: Path | None = None) -> str:
             _held[folder] = users
         address = _running(folder)
         return _start(folder) if address is None else address
+
+
+def leave(folder: Path) -> None:
+    """This process uses the server no more. It ends by itself once nobody does."""
+    with _lock:
+        users = _held.pop(folder.resolve(), None)
+    if users is not None:
+        users.close()
 
 
 def _running(folder: Path) -> str | None:

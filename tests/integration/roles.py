@@ -5,12 +5,18 @@ Owns their start, their folder and their end with the test. Refuses to know what
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos.engine import Role
+from tests.tidy.sources import ROOT
+
+LEDGER = ("ledger", "--instance-id", "one")
+"""A ledger whose next process has its partitions at once."""
 
 
 class Roles:
@@ -44,3 +50,21 @@ class Roles:
         self._ending.callback(role.process.wait)
         self._ending.callback(role.process.kill)
         return role
+
+
+@contextmanager
+def ledger_and_worker(
+    kafka: str, prefix: str, folder: Path, module: str, *, seconds: float
+) -> Iterator[Roles]:
+    """An installation of two partitions, whose worker runs the module in `folder`."""
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "TIDEMILL_KAFKA": kafka,
+        "TIDEMILL_TOPIC_PREFIX": prefix, "TIDEMILL_PARTITIONS": "2",
+    }
+    with ExitStack() as ending:
+        roles = Roles(folder, env, ending, command_seconds=seconds)
+        applied = roles.tidemill("topics", "apply")
+        assert applied.returncode == 0, applied.stderr
+        roles.begin("ledger", *LEDGER)
+        roles.begin("worker", "worker", module)
+        yield roles

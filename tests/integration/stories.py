@@ -8,6 +8,7 @@ error code.
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,10 +17,12 @@ from typing import Any, Final, Protocol
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
+from tests.chaos.engine import Role
 from tests.chaos.rawlog import reader
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
 from tidemill import Client
+from tidemill.schemas.schedules import USER_PREFIX
 from tidemill.schemas.topics import Topics
 from tidemill.testing import Engine
 
@@ -40,6 +43,12 @@ class Stage(Protocol):
         """One of these events was told of the job so often."""
     def replace_worker(self) -> None:
         """kill -9, and another process of the same name."""
+    def watch(self, schedule: str, *, is_new: bool = True) -> None:
+        """Its ticks are the story, from the first one on or, if it is not new, from here on."""
+    def until_ticks(self, schedule: str, ended: int) -> None:
+        """So many of these have ended: they are what is told of it."""
+    def ledger_is_away(self, seconds: float) -> None:
+        """kill -9, and another process so much later."""
 
 
 def told(event: dict[str, Any]) -> Told:
@@ -58,12 +67,43 @@ def is_noise(event: dict[str, Any]) -> bool:
     return is_of_members or kind == "outcome_ignored"
 
 
+class Ticks:
+    """Which ticks of schedules a stage tells of, by number in place of their instants."""
+
+    def __init__(self, of: Callable[[str], Story]) -> None:
+        self._of = of  # what there is of a user, by id
+        self._seen: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
+
+    def watch(self, schedule: str, *, is_new: bool) -> list[str]:
+        self._seen[schedule] = 0 if is_new else len(self._of(USER_PREFIX + schedule))
+        return list(self._seen)
+
+    def have_ended(self, schedule: str, count: int) -> bool:
+        self._counts[schedule] = count
+        found = self._told(schedule)
+        return len(found) == count and all(story[-1][0] in ENDS for story in found)
+
+    def _told(self, schedule: str) -> list[list[Told]]:
+        story = self._of(USER_PREFIX + schedule)
+        begun = self._seen[schedule]
+        ids = sorted(story)[begun:begun + self._counts.get(schedule, 0)]
+        return [story[job_id] for job_id in ids]
+
+    def story(self) -> Story:
+        return {
+            f"{schedule} {number}": told
+            for schedule in self._seen for number, told in enumerate(self._told(schedule), 1)
+        }
+
+
 class EngineStage:
     """An `Engine` of the scenario's own."""
 
     def __init__(self) -> None:
         self._engine = Engine()
         self._user = "user"
+        self._ticks = Ticks(self._of)
 
     def now(self) -> datetime:
         return self._engine.now
@@ -78,25 +118,45 @@ class EngineStage:
         self._engine.redrive((self._user, job_id))
 
     def until(self, job_id: str, *events: str, times: int = 1) -> None:
+        def is_told() -> bool:
+            found = self._engine.events((self._user, job_id))
+            return sum(found.count(event) for event in events) >= times
+
+        self._go_on_until(is_told, f"{events} of {job_id}")
+
+    def _go_on_until(self, is_there: Callable[[], bool], what: str) -> None:
         self._engine.run()
         for _ in range(2_000):
-            found = self._engine.events((self._user, job_id))
-            if sum(found.count(event) for event in events) >= times:
+            if is_there():
                 return
             self._engine.advance("100ms")
-        raise AssertionError(f"{events} of {job_id} never came: {found}")
+        raise AssertionError(f"{what}: {self.story()}")
 
     def replace_worker(self) -> None:
         self._engine.restart_worker()
 
-    def story(self) -> Story:
+    def watch(self, schedule: str, *, is_new: bool = True) -> None:
+        self._engine.announce_schedules(*self._ticks.watch(schedule, is_new=is_new))
+
+    def until_ticks(self, schedule: str, ended: int) -> None:
+        self._go_on_until(lambda: self._ticks.have_ended(schedule, ended), f"{ended} ticks")
+
+    def ledger_is_away(self, seconds: float) -> None:
+        self._engine.kill_ledger()
+        self._engine.advance(seconds)
+        self._engine.restart_ledger()
+
+    def _of(self, user_id: str) -> Story:
         return {
             job.job_id: [
                 told(event) for event in (one.model_dump(mode="json") for one in job.story)
                 if not is_noise(event)
             ]
-            for job in self._engine.jobs
+            for job in self._engine.jobs if job.user_id == user_id
         }
+
+    def story(self) -> Story:
+        return self._of(self._user) | self._ticks.story()
 
     def close(self) -> None:
         self._engine.close()
@@ -142,6 +202,7 @@ class RealStage:
         self._feed = feed
         self._roles = roles
         self._user = user
+        self._ticks = Ticks(self._of)
 
     def now(self) -> datetime:
         return datetime.now().astimezone()
@@ -165,19 +226,40 @@ class RealStage:
         )
 
     def replace_worker(self) -> None:
-        worker = self._roles.roles["worker"]
-        worker.kill()
-        assert worker.process is not None
-        worker.process.wait(SECONDS)
-        worker.env = self._roles.env
-        worker.start()
+        self._kill("worker").start()
 
-    def story(self) -> Story:
+    def _kill(self, name: str) -> Role:
+        role = self._roles.roles[name]
+        role.kill()
+        assert role.process is not None
+        role.process.wait(SECONDS)
+        role.env = self._roles.env
+        return role
+
+    def watch(self, schedule: str, *, is_new: bool = True) -> None:
+        self._ticks.watch(schedule, is_new=is_new)
+
+    def until_ticks(self, schedule: str, ended: int) -> None:
+        wait_until(
+            lambda: self._ticks.have_ended(schedule, ended), SECONDS,
+            lambda: f"{ended} ticks of {schedule}: {self.story()}",
+        )
+
+    def ledger_is_away(self, seconds: float) -> None:
+        ledger = self._kill("ledger")
+        back_at = time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() >= back_at, SECONDS, "time stands still")
+        ledger.start()
+
+    def _of(self, user_id: str) -> Story:
         found: Story = {}
-        for event in self._feed.of(self._user):
+        for event in self._feed.of(user_id):
             if not is_noise(event):
                 found.setdefault(event["job_id"], []).append(told(event))
         return found
+
+    def story(self) -> Story:
+        return self._of(self._user) | self._ticks.story()
 
 
 # --- the scenarios --------------------------------------------------------------------------------
@@ -363,7 +445,48 @@ def crash_in_the_middle(stage: Stage) -> None:
     stage.until("j", *ENDS)
 
 
-ALONE: Final = {"crash_in_the_middle": crash_in_the_middle}
+def collapse(stage: Stage) -> None:
+    stage.ask("story.shared", {"thing": 1, "seconds": 3}, job_id="first")
+    stage.until("first", "attempt_started")
+    stage.ask("story.shared", {"thing": 1, "seconds": 0}, job_id="joiner")
+    stage.ask("story.shared", {"thing": 2, "seconds": 0}, job_id="another")
+    stage.ask("story.shared", {"thing": 1, "seconds": 0}, job_id="leaves")
+    stage.until("leaves", "deferred")
+    stage.cancel("leaves")
+    for job_id in ("leaves", "another", "first", "joiner"):
+        stage.until(job_id, *ENDS)
+
+
+def collapse_with_a_winner_that_is_cancelled(stage: Stage) -> None:
+    stage.ask("story.shared", {"thing": 1, "seconds": 60}, job_id="first")
+    stage.until("first", "attempt_started")
+    stage.ask("story.shared", {"thing": 1, "seconds": 0}, job_id="joiner")
+    stage.until("joiner", "deferred")
+    stage.cancel("first")
+    for job_id in ("first", "joiner"):
+        stage.until(job_id, *ENDS)
+
+
+def _ticks(schedule: str, count: int) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.watch(schedule)
+        stage.until_ticks(schedule, count)
+
+    return play
+
+
+def catch_up(stage: Stage) -> None:
+    schedules = ("story.catches_up_last", "story.catches_up_all")
+    for name in schedules:
+        stage.watch(name, is_new=False)
+    for name in schedules:
+        stage.until_ticks(name, 2)
+    stage.ledger_is_away(9)
+    for name in schedules:
+        stage.until_ticks(name, 5)
+
+
+ALONE: Final = {"crash_in_the_middle": crash_in_the_middle, "catch_up": catch_up}
 """These disturb the others."""
 
 SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
@@ -386,6 +509,11 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
     "a gather that does not": _type("story.gathers", members=3, failing=[0, 2], tolerate=1),
     "a swallowed suspension": _type("story.swallows"),
     "a name used twice": _type("story.twice"),
+    "ticks of an interval": _ticks("story.often", 3),
+    "ticks of a cron": _ticks("story.by_cron", 2),
+    "overlap skip": _ticks("story.skips", 3),
+    "overlap queue one": _ticks("story.queues", 3),
+    "overlap cancel old": _ticks("story.cancels", 3),
     **{
         each.__name__: each
         for each in (
@@ -394,7 +522,7 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
             cancel_running, cancel_running_with_context, cancel_between_attempts,
             cancel_before_request, expiry, run_at, children, bad_payload, a_thread, a_process,
             cancel_awaiting, time_out_then_success, time_out_to_the_end, redrive_of_a_gather,
-            cancel_of_a_gather,
+            cancel_of_a_gather, collapse, collapse_with_a_winner_that_is_cancelled,
         )
     },
     **ALONE,

@@ -19,7 +19,9 @@ from tidemill import (
     Request,
     Retry,
     Skip,
+    Tick,
     job,
+    schedule,
 )
 
 SOON = Backoff.fixed("200ms")
@@ -160,3 +162,31 @@ async def swallows(payload: dict[str, Any], ctx: Context) -> str:
 async def twice(payload: dict[str, Any], ctx: Context) -> None:
     await ctx.step("same", len, "a")
     await ctx.step("same", len, "a")
+
+
+@job("story.shared", collapse_by="payload.thing")
+async def shared(payload: dict[str, Any]) -> Any:
+    await asyncio.sleep(payload["seconds"])
+    return payload["thing"]
+
+
+# Periods and runs are seconds apart, so that a busy machine tells no other story.
+
+
+@schedule("story.often", every="4s", first="now")
+@schedule("story.by_cron", cron="*/4 * * * * *", zone="Europe/Berlin")
+async def often(tick: Tick, ctx: Context) -> dict[str, Any]:
+    return {"at": tick.scheduled_for.isoformat(), "attempt": ctx.attempt}
+
+
+@schedule("story.skips", every="4s", first="now", overlap="skip")
+@schedule("story.queues", every="4s", first="now", overlap="queue_one")
+@schedule("story.cancels", every="4s", first="now", overlap="cancel_old")
+async def long(tick: Tick) -> None:
+    await asyncio.sleep(6)
+
+
+@schedule("story.catches_up_last", every="4s", first="now", catch_up="last")
+@schedule("story.catches_up_all", every="4s", first="now", catch_up="all", overlap="allow")
+async def quick(tick: Tick) -> bool:
+    return tick.is_catch_up

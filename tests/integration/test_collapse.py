@@ -3,15 +3,12 @@ ledger killed between."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.integration.roles import Roles
-from tests.tidy.sources import ROOT
+from tests.integration.roles import LEDGER, Roles, ledger_and_worker
 from tests.waiting import wait_until
 from tidemill import Client, JobHandle, Request
 
@@ -39,16 +36,9 @@ async def report(payload: dict) -> dict:
 @pytest.fixture
 def roles(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Roles]:
     (tmp_path / "reports.py").write_text(MODULE)
-    env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "TIDEMILL_KAFKA": kafka,
-        "TIDEMILL_TOPIC_PREFIX": topic_prefix, "TIDEMILL_PARTITIONS": "2",
-    }
-    with ExitStack() as ending:
-        made = Roles(tmp_path, env, ending, command_seconds=SECONDS)
-        applied = made.tidemill("topics", "apply")
-        assert applied.returncode == 0, applied.stderr
-        made.begin("ledger", "ledger", "--instance-id", "one")
-        made.begin("worker", "worker", "reports.py")
+    with ledger_and_worker(
+        kafka, topic_prefix, tmp_path, "reports.py", seconds=SECONDS
+    ) as made:
         yield made
 
 
@@ -73,7 +63,7 @@ def test_one_run_and_each_end_has_its_result_though_the_ledger_is_killed(
         ledger.process.wait(SECONDS)
         handles += ask(JOBS // 2, JOBS)
         client.cancel("u", "job-01")
-        roles.begin("ledger", "ledger", "--instance-id", "one")
+        roles.begin("ledger", *LEDGER)
         assert client.wait(handles[1], timeout=SECONDS).status == "cancelled"
         (tmp_path / "go").touch()
         ends = [client.wait(handle, timeout=SECONDS) for handle in handles]

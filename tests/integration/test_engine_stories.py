@@ -43,7 +43,8 @@ def real(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
         client = ending.enter_context(Client(kafka, topic_prefix=PREFIX))
         roles.begin("ledger", "ledger")
         roles.begin("worker", "worker", str(Path(story_jobs.__file__)), "--worker-id", "stories")
-        ending.callback(_end, roles.roles["worker"])  # the last process of that name
+        for name in ("worker", "ledger"):
+            ending.callback(_end, roles.roles[name])  # the last process of that name
         first = RealStage(client, feed, roles, "first")
         first.ask("story.process", job_id="j")  # all is up, a child process too
         first.until("j", *ENDS)

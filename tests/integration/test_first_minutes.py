@@ -37,7 +37,10 @@ def has_every_fate(clickhouse: str) -> dict[str, dict[str, Any]] | None:
     """The demo's jobs once each has come as far as it comes by itself within seconds."""
     rows = rows_of(clickhouse)
     status = Counter(row["status"] for row in rows.values())
-    expected = {"succeeded", "retrying", "failed", "skipped", "scheduled", "expired"}
+    expected = {
+        "succeeded", "retrying", "failed", "skipped", "scheduled", "expired", "awaiting",
+        "cancelled",
+    }
     flaky = rows.get("demo-flaky", {}).get("status")
     delayed = [row for row in rows.values() if row["reason"] == "rate_limited"]
     return rows if expected <= set(status) and flaky == "succeeded" and len(delayed) == 3 else None
@@ -62,6 +65,8 @@ def test_new_and_demo_from_nothing_to_a_second_start(tmp_path: Path) -> None:
         assert rows["demo-fetch-retrying"]["status"] == "retrying"
         assert rows["demo-digest-skipped"]["reason"] == "nothing_new"
         assert rows["demo-greet-scheduled"]["status"] == "scheduled"
+        assert rows["demo-trial-awaiting"]["status"] == "awaiting"
+        assert rows["demo-greet-cancelled"]["reason"] == "cancelled_by_command"
         ran = wait_until(
             lambda: query_rows(
                 clickhouse, "SELECT job_id FROM jobs WHERE type = 'demo.clock' "

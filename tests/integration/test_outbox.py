@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from tests.integration import outbox_relay
 from tests.integration.outbox_relay import STEPS
-from tests.integration.roles import Roles
+from tests.integration.roles import ledger_and_worker
 from tests.postgres_server import postgres_server
 from tests.tidy.sources import ROOT
 from tests.waiting import wait_until
@@ -318,16 +317,7 @@ def test_jobs_of_rows_that_were_sent_twice_run_once(
     engine: Engine, dsn: str, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     (tmp_path / "once.py").write_text(MODULE)
-    env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "TIDEMILL_KAFKA": kafka,
-        "TIDEMILL_TOPIC_PREFIX": topic_prefix, "TIDEMILL_PARTITIONS": "2",
-    }
-    with ExitStack() as ending:
-        roles = Roles(tmp_path, env, ending, command_seconds=SECONDS)
-        applied = roles.tidemill("topics", "apply")
-        assert applied.returncode == 0, applied.stderr
-        roles.begin("ledger", "ledger")
-        roles.begin("worker", "worker", "once.py")
+    with ledger_and_worker(kafka, topic_prefix, tmp_path, "once.py", seconds=SECONDS):
         with Session(engine) as session, session.begin():
             handles = [
                 outbox.add(session, Request(

@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 # Most of it goes by while pip unpacks a gigabyte.
 pytestmark = pytest.mark.timeout(600)
 
+LOCK = ROOT / "locks" / "dev.txt"
 HANDLERS = '''
 from pydantic import BaseModel
 
@@ -126,6 +127,24 @@ def test_wheel_alone_runs_a_job(installed: Path, tmp_path: Path) -> None:
         finally:
             if dev.poll() is None:
                 dev.kill()
+
+
+def test_what_new_writes_is_tested_at_once(installed: Path, tmp_path: Path) -> None:
+    """With no more than the wheel, what the lock names, and pytest."""
+    python = installed / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", "pytest", "-c",
+        pytest_alone(tmp_path), cwd=tmp_path, timeout=120)
+    run(installed / "tidemill", "new", "first_jobs", cwd=tmp_path, timeout=60)
+    told = run(installed / "pytest", "-q", cwd=tmp_path, timeout=60)
+    assert "4 passed" in told
+
+
+def pytest_alone(folder: Path) -> Path:
+    """The lock's version of pytest, as constraints without hashes."""
+    versions = re.findall(r"^(?:pytest|pluggy|iniconfig)==\S+", LOCK.read_text(), re.MULTILINE)
+    path = folder / "constraints.txt"
+    path.write_text("\n".join(versions))
+    return path
 
 
 def ready_kafka(dev: subprocess.Popen[str], log: Path) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from systems.models import LOCAL_MODEL, Call, Message, Model, ModelUnavailable, Provider
 from systems.models.calls import FREE
-from systems.models.local import local_address
+from systems.models.local import leave, local_address
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -44,8 +44,11 @@ class Mentions(BaseModel):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("model")
     yield folder
+    leave(folder)
     if (folder / "server.json").exists():
-        os.kill(pid_of(folder), signal.SIGKILL)
+        pid = pid_of(folder)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(pid), 10, "nobody takes the server's end")
 
 
 def pid_of(folder: Path) -> int:

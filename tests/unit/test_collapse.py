@@ -169,6 +169,21 @@ def test_what_is_asked_for_a_later_instant_takes_part_when_it_is_due() -> None:
 
 
 @pytest.mark.interpreted
+def test_a_payload_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+
+    def noting(payload: bytes, path: tuple[str, ...]) -> bytes | None:
+        read.append(payload)
+        return value_at(payload, path)
+
+    monkeypatch.setattr(collapse, "value_at", noting)
+    shared = Shared()
+    shared.ask("a", "b", payload=SAME)
+    shared.ask("c", payload={"x": None})
+    assert len(read) == 3
+
+
+@pytest.mark.interpreted
 def test_a_winner_takes_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse, "JOINERS_MAX", 2)
     shared = Shared()

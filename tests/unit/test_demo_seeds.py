@@ -24,6 +24,7 @@ class Kafka:
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.cancelled: list[tuple[str, str]] = []
         self.is_down = False
 
     def __call__(self, *_: Any, **__: Any) -> Self:
@@ -40,6 +41,9 @@ class Kafka:
         if self.is_down:
             raise ClientError("no broker")
         return [str(json.loads(body)["job_id"]) for body in bodies]
+
+    def cancel(self, user_id: str, job_id: str, **_: Any) -> None:
+        self.cancelled.append((user_id, job_id))
 
 
 @pytest.fixture
@@ -62,8 +66,10 @@ def test_a_second_start_asks_for_nothing(kafka: Kafka, tmp_path: Path) -> None:
     count = len(list(seeds(AT)))
     assert f"{count} jobs" in told
     assert len(kafka.asked) == count
+    assert {(each.user_id, each.job_id) for each in seeds(AT)}.issuperset(kafka.cancelled)
+    assert len(kafka.cancelled) == 1
     assert "none is asked for twice" in seed("k", "", tmp_path)
-    assert len(kafka.asked) == count
+    assert (len(kafka.asked), len(kafka.cancelled)) == (count, 1)
     assert (tmp_path / NOTE).stat().st_mode & 0o077 == 0
 
 

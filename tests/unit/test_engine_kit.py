@@ -148,6 +148,17 @@ async def long(tick: Tick) -> None:
     await asyncio.sleep(90)
 
 
+@schedule("kit.caught_up", every="1min", first="now", overlap="allow", catch_up="all")
+async def caught_up(tick: Tick) -> bool:
+    return tick.is_catch_up
+
+
+@job("kit.shared", collapse_by="payload.thing")
+async def shared(payload: dict[str, Any]) -> dict[str, Any]:
+    await asyncio.sleep(30)
+    return {"thing": payload["thing"]}
+
+
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     with Engine(start=START) as made:
@@ -208,6 +219,17 @@ def test_a_running_job_is_cancelled(engine: Engine, gives_in: bool) -> None:
     engine.advance("10s")
     assert (found.status, found.events[-3:]) == (
         "cancelled", ["cancel_requested", "attempt_failed", "cancelled"]
+    )
+
+
+def test_a_job_tells_its_story(engine: Engine) -> None:
+    found = engine.enqueue("kit.hopeless", {"n": 1}, user_id="u", job_id="j")
+    assert "engine.run()" in repr(found)
+    engine.run()
+    assert (found.type, found.payload) == ("kit.hopeless", {"n": 1})
+    assert repr(found) == (
+        "<kit.hopeless job 'j' of 'u': failed (not_retryable; never): "
+        "requested, dispatched, attempt_failed, failed>"
     )
 
 
@@ -388,6 +410,35 @@ def test_a_tick_that_overlaps_is_skipped(engine: Engine) -> None:
     assert [(tick.status, tick.reason) for tick in engine.ticks("kit.long")] == [
         ("succeeded", None), ("skipped", "overlap"), ("dispatched", None)
     ]
+
+
+def test_ticks_of_a_ledgers_down_time_are_caught_up(engine: Engine) -> None:
+    engine.announce_schedules("kit.caught_up")
+    engine.run()
+    engine.kill_ledger()
+    with pytest.raises(EngineError, match="restart_ledger"):
+        engine.kill_ledger()
+    asked = engine.enqueue(add, Sum(of=[1]))
+    engine.advance("150s")
+    assert (asked.status, len(engine.ticks("kit.caught_up"))) == (None, 1)
+    engine.restart_ledger()
+    engine.run()
+    assert asked.status == "succeeded"
+    # One instant was missed; the next one is late by less than a minute.
+    assert [tick.result for tick in engine.ticks("kit.caught_up")] == [False, True, False]
+
+
+def test_requests_for_the_same_thing_share_a_run(engine: Engine) -> None:
+    first, joiner = (engine.enqueue(shared, {"thing": 1}) for _ in range(2))
+    another = engine.enqueue(shared, {"thing": 2})
+    engine.advance("1s")
+    assert (first.status, another.status, joiner.status) == ("running", "running", "scheduled")
+    engine.restart_ledger()
+    engine.advance("30s")
+    assert (joiner.status, joiner.reason, joiner.result) == ("skipped", "collapsed", {"thing": 1})
+    assert joiner.completed is not None
+    assert joiner.completed.collapsed_into is not None
+    assert joiner.completed.collapsed_into.job_id == first.job_id
 
 
 def test_a_schedule_that_nobody_has_is_told(engine: Engine) -> None:

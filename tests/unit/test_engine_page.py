@@ -20,7 +20,7 @@ NEVER_LOADED: Final = ("confluent_kafka", "faust", "aiokafka", "clickhouse_conne
 
 def test_the_examples_of_the_page_pass(tmp_path: Path) -> None:
     blocks = BLOCK.findall(PAGE.read_text())
-    assert len(blocks) == PAGE.read_text().count("```python") == 4
+    assert len(blocks) == PAGE.read_text().count("```python") == 5
     for name, text in blocks:
         (tmp_path / name).write_text(text)
     done = subprocess.run(
@@ -31,7 +31,7 @@ def test_the_examples_of_the_page_pass(tmp_path: Path) -> None:
         text=True, timeout=SECONDS, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 def test_the_plugin_is_declared_and_loads_nothing_of_the_engine() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.tidy.sources import ROOT
 from tidemill.agents import exit_codes
+from tidemill.agents.settings import ENV_PREFIX, WorkerSettings
 from tidemill.new_module import CannotWrite, write_new
 
 SECONDS = 120.0
@@ -26,7 +27,9 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_it_wrote_and_what_comes_next(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "tidemill", "new", "my_jobs")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"my_jobs.py", "test_my_jobs.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "my_jobs.py", "test_my_jobs.py", "my_jobs.env"
+    }
     assert "tidemill dev my_jobs" in done.stdout
     again = run(tmp_path, "-m", "tidemill", "new", "my_jobs")
     assert again.returncode == exit_codes.USAGE
@@ -37,10 +40,20 @@ def test_its_test_runs(tmp_path: Path) -> None:
     write_new("my_jobs", tmp_path)
     done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_jobs.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
-@pytest.mark.parametrize("taken", ["my_jobs.py", "test_my_jobs.py", "my_jobs"])
+def test_its_settings_are_settings_and_say_what_holds_without_them(tmp_path: Path) -> None:
+    write_new("my_jobs", tmp_path)
+    lines = (tmp_path / "my_jobs.env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    known = WorkerSettings.model_fields
+    for name, text in given.items():
+        field = known[name.removeprefix(ENV_PREFIX).lower()]
+        assert text == str(field.default).removesuffix(".0"), name
+
+
+@pytest.mark.parametrize("taken", ["my_jobs.py", "test_my_jobs.py", "my_jobs.env", "my_jobs"])
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).write_text("mine")
     with pytest.raises(CannotWrite, match="is there already"):

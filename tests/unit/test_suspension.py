@@ -216,15 +216,41 @@ def test_rows_of_jobs_that_were_never_suspended_are_as_before() -> None:
     assert row.startswith(b"[3,")
 
 
-def test_what_a_forgotten_dead_letter_remembered_goes() -> None:
+MONTH_MS = 31 * 86_400_000
+
+
+def dead() -> Scene:
+    """A dead letter that remembers a step."""
     scene = begun()
     fatal = {"code": "X", "message": "no", "retryable": False}
     scene.group(NOW + 1, told("started"), step("a", 1), told("failed", error=fatal))
-    month_ms = 31 * 86_400_000
-    scene.group(NOW + month_ms)
-    scene.group(NOW + month_ms + 10_000)
+    assert scene.state.memory.by_job
+    return scene
+
+
+def remembered(scene: Scene) -> list[bytes]:
+    """Rows of what jobs remember."""
+    return [key for key in scene.rows if key[:1] == b"m"]
+
+
+def test_what_a_forgotten_dead_letter_remembered_goes_with_it() -> None:
+    scene = dead()
+    scene.group(NOW + MONTH_MS, is_committed=False)
+    assert scene.state.memory.by_job
+    scene.group(NOW + MONTH_MS + 10_000)
     assert not scene.state.memory.by_job
-    assert [key for key in scene.rows if key[:1] == b"m"] == []
+    assert remembered(scene) == []
+
+
+def test_what_an_earlier_version_has_left_of_a_forgotten_one_goes() -> None:
+    scene = dead()
+    for key in [key for key in scene.rows if key[:1] == b"j"]:
+        del scene.rows[key]
+    scene.restore(NOW + 2)
+    assert remembered(scene)
+    scene.group(NOW + 10_000)
+    assert not scene.state.memory.by_job
+    assert remembered(scene) == []
 
 
 def test_memory_is_a_table_of_its_own() -> None:

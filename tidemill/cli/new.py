@@ -20,7 +20,7 @@ app = typer.Typer()
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the module, such as my_jobs.")],
 ) -> None:
-    """Write NAME.py with a job, and its test; nothing is overwritten."""
+    """Write NAME.py with a job, its test and NAME.env; nothing is overwritten."""
     from tidemill.new_module import CannotWrite, write_new
 
     try:
@@ -32,5 +32,5 @@ def new(
     typer.echo(
         f"next:  tidemill dev {name}    runs its jobs\n"
         f"       python {name}.py         asks for one and waits for its end\n"
-        f"       pytest test_{name}.py    tests it (pip install pytest)"
+        f"       pytest test_{name}.py    tests it without Kafka (pip install pytest)"
     )

@@ -257,8 +257,18 @@ class Engine:
             self.kill_worker()
         self._start_worker()
 
+    def kill_ledger(self) -> None:
+        """The ledger's process dies: until `restart_ledger` nothing is decided, and no schedule
+        has ticks.
+
+        Raises EngineError when there is none.
+        """
+        if not self._ledger.is_alive:
+            raise EngineError("there is no ledger: engine.restart_ledger() starts one")
+        self._ledger.kill()
+
     def restart_ledger(self) -> None:
-        """The ledger's process is replaced: the next one knows what the log holds."""
+        """A new process of the ledger, which knows what the log holds; a living one is gone."""
         self._ledger.restart()
 
     def _start_worker(self) -> None:

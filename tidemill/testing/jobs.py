@@ -34,8 +34,12 @@ class EngineJob:
         self._end = end
 
     def __repr__(self) -> str:
-        events = ", ".join(self.events) or "no event yet"
-        return f"<job {self.job_id!r} of {self.user_id!r}: {events}>"
+        named = f"job {self.job_id!r} of {self.user_id!r}"
+        if not self.events:
+            return f"<{named}: no event yet; engine.run() lets it run>"
+        why = [word for word in (self.reason, self.error and self.error.message) if word]
+        told = f" ({'; '.join(why)})" if why else ""
+        return f"<{self.type} {named}: {self.status}{told}: {', '.join(self.events)}>"
 
     @property
     def story(self) -> list[JobEvent]:
@@ -46,6 +50,18 @@ class EngineJob:
     def events(self) -> list[str]:
         """The kinds of these events."""
         return [event.event.value for event in self._story()]
+
+    @property
+    def type(self) -> str | None:
+        """Its type; None before the first event."""
+        last = self._last()
+        return None if last is None else last.type
+
+    @property
+    def payload(self) -> Any:
+        """What was asked for, as JSON gives it back; None before the first event."""
+        asked = [e.data for e in self._story() if e.event is EventKind.REQUESTED]
+        return None if not asked or asked[-1] is None else asked[-1]["payload"]
 
     @property
     def status(self) -> str | None:
@@ -79,13 +95,14 @@ class EngineJob:
 
     @property
     def result(self) -> Any:
-        """What the handler returned, as JSON gives it back; None unless it succeeded."""
+        """What the handler returned, as JSON gives it back; of a job that was collapsed, what the
+        winner's did. None where there is none."""
         end = self._end()
         return None if end is None else end.result
 
     @property
     def error(self) -> JobError | None:
-        """Why the last attempt failed; None when none has."""
+        """Why an attempt failed, the last one that did; None when none has."""
         found = [event.error for event in self._story() if event.error is not None]
         return found[-1] if found else None
 

@@ -41,10 +41,16 @@ class Ledger:
         self._topics = topics
         self._clock = clock
         self._fleet = fleet
+        self.is_alive = False
         self.restart()
+
+    def kill(self) -> None:
+        """The process is gone: until `restart` nothing is decided."""
+        self.is_alive = False
 
     def restart(self) -> None:
         """A new owner, which knows what the log holds."""
+        self.is_alive = True
         state = PartitionState()
         for key, value in self._log.rows.items():
             state.load(key, value)
@@ -57,7 +63,9 @@ class Ledger:
         }
 
     def group(self) -> None:
-        """One group, committed."""
+        """One group, committed; none while there is no process."""
+        if not self.is_alive:
+            return
         partition, fleet, now_ms = self.partition, self._fleet, self._clock.now_ms
         partition.begin(now_ms)
         partition.set_workers(fleet.alive())
@@ -76,11 +84,15 @@ class Ledger:
 
     @property
     def has_input(self) -> bool:
-        """Whether there is anything that has not been read."""
-        return any(self._log.end(topic) > at for topic, at in self._positions.items())
+        """Whether there is anything that has not been read, and somebody to read it."""
+        return self.is_alive and any(
+            self._log.end(topic) > at for topic, at in self._positions.items()
+        )
 
     def next_due_ms(self) -> int | None:
         """Epoch ms at which time alone brings something; None when nothing waits for time."""
+        if not self.is_alive:
+            return None
         partition = self.partition
         jobs = partition.state.jobs.values()
         if any(job.due_at is None and job.state not in TERMINAL_STATES for job in jobs):
