@@ -10,13 +10,13 @@ message alone, which only ledgers write; nothing in a request makes a job a memb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from tidemill.schemas.codec import Decoded, Refusal, decode_request
+from tidemill.schemas.codec import Decoded, Refusal, check_parsed
 from tidemill.schemas.event_writer import Event
+from tidemill.schemas.instants import InstantCache, instant_text
 from tidemill.schemas.words import TERMINAL_STATES, ErrorCode, Reason, State
 from tidemill.streams.commands import Cancel, Redrive
 from tidemill.streams.gathers import wire
@@ -29,7 +29,6 @@ from tidemill.streams.gathers.watchers import (
     Watching,
 )
 from tidemill.streams.job import Job, JobKey
-from tidemill.streams.schedules.tick import text_of
 
 if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 ID: Final = "gather"
 NOBODY: Final[Watching] = ()
 _OVER: Final = TERMINAL_STATES
-_Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Members:
@@ -45,6 +43,7 @@ class Members:
 
     def __init__(self) -> None:
         self.table = Watchers()
+        self._asked, self._ended = InstantCache(), InstantCache()
         self.ends: dict[Membership, list[wire.Entry]] = {}  # told when the group is sealed
 
     # --- a release ---
@@ -53,18 +52,16 @@ class Members:
         self, turn: Turn, of: Membership, members: list[list[Any]], traceparent: object
     ) -> None:
         """Takes requests, each as if it had come as a record."""
-        headers: _Headers = ()
-        if isinstance(traceparent, str):
-            headers = (("traceparent", traceparent.encode()),)
+        trace = traceparent if isinstance(traceparent, str) else None
         for index, request, again in members:
-            self._take(turn, of, index, request, again, headers)
+            self._take(turn, of, index, request, again, trace)
 
     def _take(
         self, turn: Turn, of: Membership, index: int, request: dict[str, Any], again: str | None,
-        headers: _Headers,
+        trace: str | None,
     ) -> None:
         turn.spend(1)
-        decoded = decode_request(orjson.dumps(request), headers)
+        decoded = check_parsed(request, trace)
         if isinstance(decoded, Refusal):
             self._answer(of, index, turn, request, decoded.code, decoded.message)
             return
@@ -78,11 +75,11 @@ class Members:
             message = f"more than {WATCHERS_MAX} gathers wait for this job; ask for another one"
             self._answer(of, index, turn, request, ErrorCode.TOO_MANY_WATCHERS, message)
             return
-        self._meet(turn, Watcher(of, index, is_own=False), key, request, decoded, again, headers)
+        self._meet(turn, Watcher(of, index, is_own=False), key, request, decoded, again, trace)
 
     def _meet(
         self, turn: Turn, watcher: Watcher, key: JobKey, request: dict[str, Any],
-        decoded: Decoded, again: str | None, headers: _Headers,
+        decoded: Decoded, again: str | None, trace: str | None,
     ) -> None:
         """What becomes of the request, by what is known of its job."""
         job = turn.job(key)
@@ -112,20 +109,20 @@ class Members:
             self._watch(key, watcher)
             turn.submit(decoded, key[1], turn.cause)
         elif again is not None and state is not None and state.value not in SUCCESSES:
-            self._run_again(turn, watcher, key, request, job, again, headers)
+            self._run_again(turn, watcher, key, request, job, again, trace)
         else:
             turn.submit(decoded, key[1], turn.cause)
             self._tell(watcher.of, watcher.index, _known_end(turn, key, request, state, job))
 
     def _run_again(
         self, turn: Turn, watcher: Watcher, key: JobKey, request: dict[str, Any], job: Job | None,
-        again: str, headers: _Headers,
+        again: str, trace: str | None,
     ) -> None:
         """A member that did not succeed: a dead letter is redriven, others begin anew under another
         id."""
         if job is None or not job.is_dead_letter:
             request["job_id"] = again
-            self._take(turn, watcher.of, watcher.index, request, None, headers)
+            self._take(turn, watcher.of, watcher.index, request, None, trace)
             return
         self._watch(key, watcher.owning())
         if not turn.redrive(key, job, Redrive(key, ID, "its gather runs again", turn.cause)):
@@ -182,7 +179,7 @@ class Members:
             self._tell(of, index, orjson.dumps({
                 "user_id": key[0], "job_id": key[1], "type": job.spec.type,
                 "status": State.CANCELLED.value, "reason": Reason.NO_LONGER_AWAITED.value,
-                "attempts": job.attempt, "finished_at": text_of(turn.now_ms),
+                "attempts": job.attempt, "finished_at": instant_text(turn.now_ms),
             }))
         return True
 
@@ -197,10 +194,36 @@ class Members:
         known = self.table.get(job.key)
         if known is None:
             return
-        text = _end_of(job, event)
+        text = self._end_of(job, event)
         for watcher in known:
             self._tell(watcher.of, watcher.index, text)
         self.table.put(job.key, None)
+
+    def _end_of(self, job: Job, event: Event) -> bytes:
+        """What jobs.completed says of an end, without what is null."""
+        spec, data = job.spec, event.data
+        end: dict[str, Any] = {
+            "user_id": spec.user_id, "job_id": spec.job_id, "type": spec.type, "queue": spec.queue,
+            "status": job.state.value, "attempts": event.attempt, "run": event.run,
+            "sequence": event.sequence, "requested_at": self._asked.text(spec.requested_at),
+            "finished_at": self._ended.text(event.occurred_at),
+        }
+        if event.reason is not None:
+            end["reason"] = event.reason
+        if event.error is not None:
+            end["error"] = event.error
+        if job.started_at is not None:
+            end["started_at"] = self._asked.text(job.started_at)
+        if event.wait_ms is not None:
+            end["wait_ms"] = event.wait_ms
+        if event.run_ms is not None:
+            end["run_ms"] = event.run_ms
+        if data is not None:
+            if data.get("result") is not None:
+                end["result"] = data["result"]
+            if event.reason == Reason.COLLAPSED:
+                end["collapsed_into"] = data["collapsed_into"]
+        return orjson.dumps(end)
 
     def _answer(
         self, of: Membership, index: int, turn: Turn, request: dict[str, Any], code: ErrorCode,
@@ -212,7 +235,7 @@ class Members:
             "type": request.get("type"), "status": State.FAILED.value,
             "reason": Reason.NOT_RETRYABLE.value, "attempts": 0,
             "error": {"code": code.value, "message": message, "retryable": False},
-            "finished_at": text_of(turn.now_ms),
+            "finished_at": instant_text(turn.now_ms),
         }))
 
     def _tell(self, of: Membership, index: int, end: bytes) -> None:
@@ -231,33 +254,6 @@ def _is_same(watcher: Watcher, of: Membership, index: int) -> bool:
     return watcher.index == index and watcher.of == of
 
 
-def _end_of(job: Job, event: Event) -> bytes:
-    """What jobs.completed says of an end, without what is null."""
-    spec, data = job.spec, event.data
-    end: dict[str, Any] = {
-        "user_id": spec.user_id, "job_id": spec.job_id, "type": spec.type, "queue": spec.queue,
-        "status": job.state.value, "attempts": event.attempt, "run": event.run,
-        "sequence": event.sequence, "requested_at": text_of(spec.requested_at),
-        "finished_at": text_of(event.occurred_at),
-    }
-    if event.reason is not None:
-        end["reason"] = event.reason
-    if event.error is not None:
-        end["error"] = event.error
-    if job.started_at is not None:
-        end["started_at"] = text_of(job.started_at)
-    if event.wait_ms is not None:
-        end["wait_ms"] = event.wait_ms
-    if event.run_ms is not None:
-        end["run_ms"] = event.run_ms
-    if data is not None:
-        if data.get("result") is not None:
-            end["result"] = data["result"]
-        if event.reason == Reason.COLLAPSED:
-            end["collapsed_into"] = data["collapsed_into"]
-    return orjson.dumps(end)
-
-
 def _known_end(
     turn: Turn, key: JobKey, request: dict[str, Any], state: State | None, job: Job | None
 ) -> bytes:
@@ -272,7 +268,7 @@ def _known_end(
     if job is not None:
         end |= {
             "queue": job.spec.queue, "attempts": job.attempt, "run": job.run,
-            "sequence": job.sequence, "requested_at": text_of(job.spec.requested_at),
+            "sequence": job.sequence, "requested_at": instant_text(job.spec.requested_at),
         }
         if job.reason is not None:
             end["reason"] = job.reason
@@ -281,5 +277,5 @@ def _known_end(
     finished_at = job.finished_at if job is not None else None
     if finished_at is None:
         finished_at = turn.now_ms if ended is None else ended.finished_at
-    end["finished_at"] = text_of(finished_at)
+    end["finished_at"] = instant_text(finished_at)
     return orjson.dumps(end)

@@ -32,8 +32,8 @@ from tidemill.streams.gathers.table import (
     Gather,
     Gathers,
     Header,
-    Part,
     dumped,
+    part_of,
 )
 from tidemill.streams.gathers.watchers import Membership
 from tidemill.streams.job import SUSPENSION, Job, JobKey
@@ -89,8 +89,8 @@ class Parents:
         if gather is None or number != gather.head.parts:
             return
         first = gather.head.members
-        part = Part(first, [
-            dumped(_filled(one, job, name, first + at)) for at, one in enumerate(requests)
+        part = part_of(first, [
+            _filled(one, job, name, first + at) for at, one in enumerate(requests)
         ])
         has_room = (
             first + len(requests) <= GATHER_MEMBERS_MAX
@@ -170,13 +170,13 @@ class Parents:
             if gather.counts(index):
                 continue
             released += 1
-            request = gather.request_at(index)
-            again = _next_id(header, request)
-            last = gather.ends.get(index)
-            if last is not None:
-                request["job_id"] = orjson.loads(last.json)["job_id"]
-            home = turn.partition_of(request["user_id"])
-            text = orjson.dumps([index, request, again])
+            part = gather.part_at(index)
+            at = index - part.first
+            if header.run == header.first_run:
+                text = b"[%d,%b,null]" % (index, part.requests[at])
+            else:
+                text = _asked_again(gather, header, index)
+            home = turn.partition_of(part.users[at])
             by_home.setdefault(home, []).append((index, text))
         self.table.put_header(header)
         job = turn.job(header.key)
@@ -314,6 +314,16 @@ def default_id(parent: JobKey, name: str, index: int) -> str:
         return job_id
     digest = blake2b(parent[1].encode(), digest_size=16).hexdigest()
     return f"{digest}.{name}.{index}"
+
+
+def _asked_again(gather: Gather, header: Header, index: int) -> bytes:
+    """A member of an earlier run: by the id that it had last, and the one that it may have now."""
+    request = gather.request_at(index)
+    again = _next_id(header, request)
+    last = gather.ends.get(index)
+    if last is not None:
+        request["job_id"] = orjson.loads(last.json)["job_id"]
+    return orjson.dumps([index, request, again])
 
 
 def _next_id(header: Header, request: dict[str, Any]) -> str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from tidemill.schemas.instants import instant_text
 from tidemill.streams.commands import Tell
 from tidemill.streams.gathers.table import GATHER, Gather, Gathers
 from tidemill.streams.job import SUSPENSION
-from tidemill.streams.schedules.tick import text_of
 
 if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
@@ -72,11 +72,11 @@ def progress_of(gather: Gather, now_ms: int) -> dict[str, Any]:
         message += f", {failed:,} failed"
     ends_at = ends_about(gather, now_ms)
     if ends_at is not None:
-        message += f", ends about {text_of(ends_at)[11:19]} UTC"
+        message += f", ends about {instant_text(ends_at)[11:19]} UTC"
     return {
         "percent": round(100 * ended / members, 1), "stage": header.name, "message": message,
         "members": members, "released": header.released, "ended": ended, "failed": failed,
-        "ends_at": None if ends_at is None else text_of(ends_at),
+        "ends_at": None if ends_at is None else instant_text(ends_at),
     }
 
 

@@ -10,6 +10,7 @@ which were. An end counts in the run in which it came; one that succeeded counts
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -18,10 +19,10 @@ from typing import Any, Final
 
 import orjson
 
+from tidemill.schemas.instants import instant_text
 from tidemill.schemas.requests import GATHER_PART_BYTES_MAX
 from tidemill.schemas.words import Reason, State
 from tidemill.streams.job import Job, JobKey
-from tidemill.streams.schedules.tick import text_of
 from tidemill.streams.store.table import Table, UnknownRow
 
 KIND: Final = b"g"
@@ -111,9 +112,10 @@ def _header_of(row: list[Any]) -> Header:
 class Part(Row):
     """Some of the requests, each as JSON; `first`: the index of the first one."""
 
-    def __init__(self, first: int, requests: list[bytes]) -> None:
+    def __init__(self, first: int, requests: list[bytes], users: list[str]) -> None:
         self.first = first
         self.requests = requests
+        self.users = users  # whose each is
         self.size = sum([len(one) for one in requests])
 
     def value(self) -> bytes:
@@ -198,12 +200,16 @@ class Gather:
 
     def request_at(self, index: int) -> dict[str, Any]:
         """What was asked for; only while its part is kept."""
+        part = self.part_at(index)
+        found: dict[str, Any] = orjson.loads(part.requests[index - part.first])
+        return found
+
+    def part_at(self, index: int) -> Part:
+        """Where that stands."""
         if self._order is None:
             self._order = sorted(self.parts.values(), key=_first_of)
             self._firsts = [part.first for part in self._order]
-        part = self._order[bisect_right(self._firsts, index) - 1]
-        found: dict[str, Any] = orjson.loads(part.requests[index - part.first])
-        return found
+        return self._order[bisect_right(self._firsts, index) - 1]
 
     # --- what follows from a changed row ---
 
@@ -346,7 +352,7 @@ class Gathers(Table[RowKey, Row]):
         if form == HEADER:
             return (digest, form, 0), _header_of(row)
         if form == PART:
-            return (digest, form, number), Part(row[1], [dumped(one) for one in row[2]])
+            return (digest, form, number), part_of(row[1], row[2])
         return (digest, form, number), End(row[1], row[2]["status"], dumped(row[2]))
 
     def follow(self, key: RowKey, value: Row | None) -> None:
@@ -382,6 +388,12 @@ def dumped(value: object) -> bytes:
     return b"%b" % orjson.dumps(value)
 
 
+def part_of(first: int, requests: list[dict[str, Any]]) -> Part:
+    """The part of those requests."""
+    texts = [dumped(one) for one in requests]
+    return Part(first, texts, [sys.intern(one["user_id"]) for one in requests])
+
+
 def _entries_of(gather: Gather) -> list[bytes]:
     header = gather.head
     name = orjson.dumps(header.name)
@@ -411,5 +423,5 @@ def unreleased_end(gather: Gather, index: int) -> bytes:
         "user_id": request["user_id"], "job_id": request["job_id"],
         "type": request.get("type") or "",
         "status": State.CANCELLED.value, "reason": Reason.NOT_RELEASED.value, "attempts": 0,
-        "finished_at": text_of(gather.head.over_at),
+        "finished_at": instant_text(gather.head.over_at),
     })
