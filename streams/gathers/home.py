@@ -71,6 +71,10 @@ class Members:
             self._answer(of, index, turn, request, ErrorCode.MISSING_FIELD, message)
             return
         key = (decoded.request.user_id, job_id)
+        if key == of[:2]:
+            message = "field 'job_id': a job cannot wait for itself; ask for another one"
+            self._answer(of, index, turn, request, ErrorCode.INVALID_FIELD, message)
+            return
         if len(self.table.get(key) or NOBODY) >= WATCHERS_MAX:
             message = f"more than {WATCHERS_MAX} gathers wait for this job; ask for another one"
             self._answer(of, index, turn, request, ErrorCode.TOO_MANY_WATCHERS, message)

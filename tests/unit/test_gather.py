@@ -199,6 +199,12 @@ def test_a_request_that_its_home_refuses_makes_that_member_failed() -> None:
     assert end["job_id"] == "parent.g.1"
 
 
+def test_a_job_that_asks_for_itself_does_not_wait_for_ever() -> None:
+    cluster = awaiting([{"type": "t", "user_id": "u", "job_id": "parent", "payload": {}}])
+    assert cluster.verdict() == {"members": 1, "failed": 1, "is_tolerated": False}
+    assert cluster.ends()[0]["error"]["code"] == "INVALID_FIELD"
+
+
 def test_the_same_body_joins_a_known_job_and_another_body_fails() -> None:
     cluster = Cluster()
     body = {"type": "m", "payload": {"n": 1}}
