@@ -114,9 +114,7 @@ def test_ten_thousand_members_through_deaths(kafka: str, tmp_path: Path) -> None
             if each["job_id"].startswith("shared-") and each["event"] == "requested"
         ]
         assert len(shared) == len(set(shared)) == TWICE
-    report = check_installation(
-        kafka, prefix=PREFIX, expectations=Expectations()
-    )
+    report = check_installation(kafka, prefix=PREFIX, expectations=Expectations())
     assert report.is_clean, report.text()
     assert report.checked["members"] == MEMBERS + 2 * TWICE
 

@@ -16,7 +16,7 @@ from tidemill.streams.gathers.parent import Parents
 from tidemill.streams.gathers.table import OPEN, STOPPING, Gather
 from tidemill.streams.turn import Turn
 
-RUNS: Final = 5
+RUNS: Final = 4
 SEEDS_PER_RUN: Final = 4
 
 
