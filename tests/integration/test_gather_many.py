@@ -79,7 +79,9 @@ def test_ten_thousand_members_through_deaths(kafka: str, tmp_path: Path) -> None
                 for number in range(USERS) for each in feed.of(f"user-{number}")
             )
 
-        body: dict[str, object] = {"count": MEMBERS, "users": USERS, "parallel": PARALLEL, "is_shared": False}
+        body: dict[str, object] = {
+            "count": MEMBERS, "users": USERS, "parallel": PARALLEL, "is_shared": False
+        }
         begun = time.monotonic()
         handle = client.enqueue("fan", user_id="p", job_id="parent", payload=body)
         for share, name in ((0.1, "ledger 1"), (0.3, "worker 1"), (0.5, "ledger 2"),
@@ -117,6 +119,7 @@ def test_ten_thousand_members_through_deaths(kafka: str, tmp_path: Path) -> None
     report = check_installation(kafka, prefix=PREFIX, expectations=Expectations())
     assert report.is_clean, report.text()
     assert report.checked["members"] == MEMBERS + 2 * TWICE
+    assert report.checked["members at once"] >= PARALLEL // 2
 
 
 def _wait_for(is_so: Callable[[], bool], what: str) -> None:
