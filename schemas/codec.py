@@ -215,7 +215,10 @@ def parse_json(value: bytes | None, depth_max: int = DEPTH_MAX) -> Any | Refusal
             "the record has no value (a tombstone); send a JSON object as the value",
         )
     if value.count(b"[") + value.count(b"{") > depth_max and depth_of(value) > depth_max:
-        return _too_deep(depth_max)
+        return Refusal(
+            ErrorCode.TOO_DEEP,
+            f"the JSON is nested more than {depth_max} deep; flatten it or send it as a string",
+        )
     parsed: Any = None
     try:
         parsed = _loads(value)
@@ -235,13 +238,6 @@ def parse_json(value: bytes | None, depth_max: int = DEPTH_MAX) -> Any | Refusal
             ErrorCode.UNDECODABLE, f"not UTF-8 JSON: {error}; send a JSON object as the value"
         )
     return parsed
-
-
-def _too_deep(depth_max: int) -> Refusal:
-    return Refusal(
-        ErrorCode.TOO_DEEP,
-        f"the JSON is nested more than {depth_max} deep; flatten it or send it as a string",
-    )
 
 
 def _endless_number(value: bytes) -> Refusal | None:
@@ -409,21 +405,17 @@ def decode_request(value: bytes | None, headers: Headers) -> Decoded | Refusal:
     if attributes:
         body = _fill_from_cloudevent(body, attributes)
     if value is not None and len(value) > REQUEST_BYTES_MAX:
-        return _too_large(len(value), body)
+        user_id, job_id, type_name = owner_of(body)
+        return Refusal(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the request has {len(value)} bytes, at most {REQUEST_BYTES_MAX} are taken; store the "
+            "data elsewhere and send a reference",
+            user_id=user_id, job_id=job_id, type=type_name,
+        )
     traceparent = attributes.get("traceparent")
     if headers and traceparent is None:
         traceparent = _header(headers, "traceparent")
     return check_request(body, traceparent)
-
-
-def _too_large(length: int, body: dict[str, Any]) -> Refusal:
-    user_id, job_id, type_name = owner_of(body)
-    return Refusal(
-        ErrorCode.REQUEST_TOO_LARGE,
-        f"the request has {length} bytes, at most {REQUEST_BYTES_MAX} are taken; store the data "
-        "elsewhere and send a reference",
-        user_id=user_id, job_id=job_id, type=type_name,
-    )
 
 
 def _unusable_payload(problem: str, body: dict[str, Any]) -> Refusal:
@@ -479,22 +471,6 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
     if len(payload_json) > REQUEST_BYTES_MAX:
         return _grown_payload(len(payload_json), body)
     return Decoded(request, _fitted(payload_json), zlib.crc32(canonical), traceparent)
-
-
-def check_parsed(
-    body: dict[str, Any], traceparent: str | None = None
-) -> Decoded | Refusal:
-    """A body that was parsed as a part of something larger: all that a record's is checked for but
-    its integers, which are what the parser has made of them."""
-    try:
-        text = _dumps(body)
-    except TypeError as error:
-        return _unusable_payload(str(error), body)
-    if len(text) > REQUEST_BYTES_MAX:
-        return _too_large(len(text), body)
-    if text.count(b"[") + text.count(b"{") > DEPTH_MAX and depth_of(text) > DEPTH_MAX:
-        return _too_deep(DEPTH_MAX)
-    return check_request(body, traceparent)
 
 
 def decode_command(value: bytes | None) -> Command | ScheduleCommand | Refusal:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from tidemill.schemas.codec import Decoded, Refusal, check_parsed
+from tidemill.schemas.codec import Decoded, Refusal
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.instants import InstantCache, instant_text
 from tidemill.schemas.words import TERMINAL_STATES, ErrorCode, Reason, State
@@ -61,7 +61,7 @@ class Members:
         trace: str | None,
     ) -> None:
         turn.spend(1)
-        decoded = check_parsed(request, trace)
+        decoded = wire.check_member(request, trace)
         if isinstance(decoded, Refusal):
             self._answer(of, index, turn, request, decoded.code, decoded.message)
             return

@@ -18,7 +18,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from tidemill.schemas.requests import GATHER_MEMBERS_MAX, STEP_NAME_PATTERN
+import orjson
+
+from tidemill.schemas.codec import DEPTH_MAX, Decoded, Refusal, check_request, depth_of
+from tidemill.schemas.requests import GATHER_MEMBERS_MAX, REQUEST_BYTES_MAX, STEP_NAME_PATTERN
+from tidemill.schemas.words import ErrorCode
 from tidemill.streams.gathers.table import GATHER
 from tidemill.streams.gathers.watchers import Membership
 from tidemill.streams.policies.base import CannotTake
@@ -81,6 +85,26 @@ def tolerated(tolerate: object, members: int) -> int | None:
     if count is not None or isinstance(share, bool) or not isinstance(share, int | float):
         return None
     return math.floor(share * members + SHARE_SLACK) if 0 <= share <= 1 else None
+
+
+def check_member(body: dict[str, Any], traceparent: str | None) -> Decoded | Refusal:
+    """The request of a member, as it was parsed with the message that it came in."""
+    try:
+        text = orjson.dumps(body)
+    except TypeError as error:
+        return Refusal(ErrorCode.TOO_DEEP, f"{error}; flatten it")
+    if len(text) > REQUEST_BYTES_MAX:
+        return Refusal(
+            ErrorCode.REQUEST_TOO_LARGE,
+            f"the request has {len(text)} bytes, at most {REQUEST_BYTES_MAX} are taken; store the "
+            "data elsewhere and send a reference",
+        )
+    if text.count(b"[") + text.count(b"{") > DEPTH_MAX and depth_of(text) > DEPTH_MAX:
+        return Refusal(
+            ErrorCode.TOO_DEEP,
+            f"the request is nested more than {DEPTH_MAX} deep; flatten it or send it as a string",
+        )
+    return check_request(body, traceparent)
 
 
 def membership_of(body: dict[str, Any]) -> Membership:

@@ -199,6 +199,14 @@ def test_a_request_that_its_home_refuses_makes_that_member_failed() -> None:
     assert end["job_id"] == "parent.g.1"
 
 
+def test_a_member_that_is_nested_too_deep_has_failed() -> None:
+    deep: Any = 1
+    for _ in range(40):
+        deep = [deep]
+    cluster = awaiting(requests(1, payload={"deep": deep}))
+    assert cluster.ends()[0]["error"]["code"] == "TOO_DEEP"
+
+
 def test_a_job_that_asks_for_itself_does_not_wait_for_ever() -> None:
     cluster = awaiting([{"type": "t", "user_id": "u", "job_id": "parent", "payload": {}}])
     assert cluster.verdict() == {"members": 1, "failed": 1, "is_tolerated": False}
