@@ -70,6 +70,7 @@ class Ticking:
         self._partitioner = Partitioner(1)
         self._announced: Announced = NOTHING
         self._unseen: deque[str] = deque()  # names whose announcement is to be looked at
+        self._untold: deque[str] = deque()  # names that are told again
         self._absent_since: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []
         self._is_stale = True
@@ -93,13 +94,17 @@ class Ticking:
             self._look_at_all()
 
     def clear(self) -> None:
-        """After a restore or an undo: the index is made anew, announcements are looked at again."""
+        """After a restore or an undo: the index is made anew, announcements are looked at again.
+
+        All schedules are told again: their topic may have been made anew since the last owner.
+        """
         self._is_stale = True
+        self._untold = deque(sorted(self.table.values))
         self._look_at_all()
 
     def next_at(self) -> int:
         """Epoch ms at which `work` has something to do."""
-        if self._is_stale or self._unseen:
+        if self._is_stale or self._unseen or self._untold:
             return 0
         orphan_at = min(self._absent_since.values(), default=NEVER) + ORPHAN_AFTER_MS
         return min(self._heap[0][0] if self._heap else NEVER, orphan_at)
@@ -111,6 +116,8 @@ class Ticking:
         if self._is_stale:
             self._rebuild()
         now_ms = turn.now_ms
+        for _ in range(min(FOLLOWED_MAX, len(self._untold))):
+            self._tell_again(turn, self._untold.popleft())
         # What was due before a plan changed is dealt with by the plan that it was due by.
         spent = self._fire_due(turn, at_most)
         for _ in range(min(FOLLOWED_MAX, len(self._unseen))):
@@ -121,7 +128,8 @@ class Ticking:
                 self._follow(turn, name, now_ms)
         self._orphan_absent(turn, now_ms)
         spent += self._fire_due(turn, at_most - spent)
-        self.has_more = bool(self._unseen) or bool(self._heap and self._heap[0][0] <= now_ms)
+        is_due = bool(self._heap) and self._heap[0][0] <= now_ms
+        self.has_more = is_due or bool(self._unseen) or bool(self._untold)
         return spent
 
     def _fire_due(self, turn: Turn, at_most: int) -> int:
@@ -159,6 +167,12 @@ class Ticking:
         self.table.put(row.name, row)
         if row.next_ms is not None:
             heapq.heappush(self._heap, (row.next_ms, row.name))
+
+    def _tell_again(self, turn: Turn, name: str) -> None:
+        row = self.table.get(name)
+        spec = None if row is None else row.spec
+        if row is not None and spec is not None:
+            turn.tell_schedule(name, told(row, spec))
 
     def drop(self, turn: Turn, name: str) -> None:
         """The schedule is gone."""

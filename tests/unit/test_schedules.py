@@ -428,6 +428,17 @@ def test_what_changes_is_told_and_a_tick_is_not() -> None:
     assert told(scene.group(NOW + 2_000)) == []
 
 
+def test_a_new_owner_tells_all_again() -> None:
+    """The topic may have been deleted and made anew."""
+    scene = Clockwork(every_ms=2_000)
+    (first,) = told(scene.group(NOW))
+    assert told(scene.group(NOW + 2_000)) == []
+    scene.restore(NOW + 2_100)
+    (again,) = told(scene.group(NOW + 2_100))
+    assert again == first | {"next_at": NOW + 4_000}
+    assert told(scene.group(NOW + 4_000)) == []
+
+
 def test_set_makes_a_schedule_of_any_type() -> None:
     scene = Clockwork()
     scene.definitions = [Definition(schema_version=1, type="t")]
