@@ -55,8 +55,9 @@ class CommandReceipt:
 
 @dataclass(frozen=True, slots=True)
 class CommandAnswer:
-    """What the ledger did. `event`: cancelled, cancel_requested, redriven, cancel_kept, or
-    command_refused with its `reason`. `until`: RFC 3339, until when a cancel is kept."""
+    """What the ledger did. `event`: cancelled, cancel_requested, redriven, cancel_kept, resumed,
+    signal_kept, or command_refused with its `reason`. `until`: RFC 3339, until when a cancel or a
+    signal is kept."""
 
     event: str
     reason: str | None = None
@@ -70,8 +71,13 @@ class CommandAnswer:
 
     @property
     def is_done(self) -> bool:
-        """The command was carried out, or passed on to the worker."""
+        """The command was carried out, passed on to the worker, or is kept as a signal."""
         return self.event not in (EventKind.CANCEL_KEPT, EventKind.COMMAND_REFUSED)
+
+    @property
+    def is_kept(self) -> bool:
+        """A signal that nobody waits for yet; whoever waits by its name within `until` gets it."""
+        return self.event == EventKind.SIGNAL_KEPT
 
 
 def wait_for_answer(
@@ -162,7 +168,8 @@ def _of_event(value: bytes, topics: Topics, receipt: CommandReceipt) -> CommandA
     }
     if event["cause"] != place:
         return None
-    until = event["due_at"] if event["event"] == EventKind.CANCEL_KEPT else None
+    is_kept = event["event"] in (EventKind.CANCEL_KEPT, EventKind.SIGNAL_KEPT)
+    until = event["due_at"] if is_kept else None
     return CommandAnswer(event["event"], event["reason"], until)
 
 

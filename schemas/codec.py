@@ -27,6 +27,7 @@ from tidemill.schemas.requests import (
     TYPE_PATTERN,
     Command,
     JobRequest,
+    SignalCommand,
 )
 from tidemill.schemas.schedules import ScheduleCommand
 from tidemill.schemas.words import ErrorCode, Priority
@@ -473,14 +474,21 @@ def check_request(body: dict[str, Any], traceparent: str | None = None) -> Decod
     return Decoded(request, _fitted(payload_json), zlib.crc32(canonical), traceparent)
 
 
-def decode_command(value: bytes | None) -> Command | ScheduleCommand | Refusal:
+def decode_command(
+    value: bytes | None,
+) -> Command | SignalCommand | ScheduleCommand | Refusal:
     """A record of `jobs.commands` -> the checked command, or why it is refused."""
     body = parse_json(value)
     if isinstance(body, Refusal):
         return body
     if not isinstance(body, dict):
         return Refusal(ErrorCode.NOT_AN_OBJECT, "the command is not a JSON object; send {…}")
-    model = ScheduleCommand if body.get("command") == "schedule" else Command
+    word = body.get("command")
+    model: type[Command | SignalCommand | ScheduleCommand] = Command
+    if word == "signal":
+        model = SignalCommand
+    elif word == "schedule":
+        model = ScheduleCommand
     try:
         return model.model_validate(body)
     except ValidationError as error:

@@ -64,8 +64,8 @@ class JobEvent(BaseModel):
     occurred_at: str = Field(description="RFC 3339, UTC, ms. Never goes back in a partition.")
     state_before: State | None = Field(description="null before the first event.")
     state_after: State | None = Field(
-        description="null for a cancel of a job that nobody has asked for yet: `cancel_kept`, and "
-        "`command_refused` when it is forgotten."
+        description="null for a command about a job that nobody has asked for yet: `cancel_kept`, "
+        "`signal_kept`, and `command_refused` when it is forgotten."
     )
     reason: str | None = Field(
         description="A word of `tidemill.schemas.words.Reason`, or a handler's own."
@@ -73,8 +73,8 @@ class JobEvent(BaseModel):
     error: JobError | None
     worker_id: str | None
     due_at: str | None = Field(
-        description="When it goes on: scheduled, deferred, retry_scheduled. cancel_kept: until "
-        "when the cancel waits for the request."
+        description="When it goes on: scheduled, deferred, retry_scheduled, suspended. "
+        "cancel_kept, signal_kept: until when the command waits."
     )
     wait_ms: int | None = Field(
         description="Terminal events and attempt events: from requested to the last start."

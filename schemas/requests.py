@@ -13,7 +13,15 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+import orjson
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
 
 from tidemill.schemas.words import Priority
 
@@ -32,7 +40,8 @@ MEMORY_BYTES_MAX: Final = 16 * 1_048_576
 GATHER_MEMBERS_MAX: Final = 20_000  # jobs that a handler may ask for and wait for at once
 GATHER_BYTES_MAX: Final = 16 * 1_048_576  # bytes of their requests as JSON: the ledger keeps them
 GATHER_PART_BYTES_MAX: Final = 262_144  # bytes of those in one record, unless it is a single one
-SLEEP_MS_MAX: Final = 366 * 86_400_000  # ms of one sleep, a year
+SLEEP_MS_MAX: Final = 366 * 86_400_000  # ms of one sleep, or of a wait's time-out, a year
+SIGNAL_BYTES_MAX: Final = 65_536  # bytes of a signal's value as JSON: an answer, not a document
 STEP_NAME_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,128}$"  # 128 characters, none of control
 NESTED_MAX: Final = 200  # nested values of a result; orjson itself stops at 254
 # One bound for every instant: of a request, of an event, of a row.
@@ -58,6 +67,7 @@ QueueName = Annotated[
         min_length=1, max_length=QUEUE_LENGTH_MAX, pattern=QUEUE_PATTERN, strict=True
     ),
 ]
+WaitName = Annotated[str, StringConstraints(pattern=STEP_NAME_PATTERN, strict=True)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=TAG_LENGTH_MAX, strict=True)]
 
 
@@ -170,3 +180,32 @@ class Command(BaseModel):
     command_id: Id | None = Field(default=None, description="Kept in the event as causation.")
     actor: Tag | None = Field(default=None, description="Who asks.")
     reason: Tag | None = Field(default=None, description="Why, free text.")
+
+
+class SignalCommand(BaseModel):
+    """A record on `jobs.commands` for a handler that waits, key = user_id. The first signal of a
+    name counts; one that nobody waits for yet is kept for a day. The answer is the event that it
+    causes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Literal["signal"]
+    user_id: Id = Field(description="Whose job.")
+    job_id: Id = Field(description="Which job.")
+    name: WaitName = Field(description="The name under which the handler waits.")
+    value: Any = Field(
+        default=None, description="What the handler gets: any JSON of at most 64 KiB."
+    )
+    command_id: Id | None = Field(default=None, description="For the sender's own records.")
+    actor: Tag | None = Field(default=None, description="Who signals; kept in the job's history.")
+
+    @field_validator("value")
+    @classmethod
+    def _fits(cls, value: Any) -> Any:
+        size = len(orjson.dumps(value))
+        if size > SIGNAL_BYTES_MAX:
+            raise ValueError(
+                f"it has {size} bytes of JSON, at most {SIGNAL_BYTES_MAX} are taken; store the "
+                "data elsewhere and send a reference"
+            )
+        return value

@@ -62,8 +62,9 @@ class ReadyJob(BaseModel):
     )
     memory: list[list[Any]] | None = Field(
         default=None,
-        description="What the job remembers: [name, kind, value] each. kind: step, sleep, "
-        "gather, or ends: some ends of members, [index, end] each, under the gather's name.",
+        description="What the job remembers: [name, kind, value] each. kind: step, sleep, signal, "
+        "timed_out (no signal came), gather, or ends: some ends of members, [index, end] each, "
+        "under the gather's name.",
     )
 
 
@@ -114,9 +115,12 @@ class Waits(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    kind: Literal["sleep", "gather"]
+    kind: Literal["sleep", "signal", "gather"]
     name: str
     for_ms: int | None = Field(default=None, description="sleep: how long.")
+    timeout_ms: int | None = Field(
+        default=None, description="signal: how long at most; None: for ever."
+    )
     parts: int | None = Field(default=None, description="gather: in how many parts members came.")
     members: int | None = Field(default=None, description="gather: how many there are.")
     parallel: int | None = Field(default=None, description="gather: at a time; None: all.")

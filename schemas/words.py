@@ -35,7 +35,8 @@ class State(StrEnum):
     DISPATCHED = "dispatched"  # written to `jobs.ready.<queue>`
     RUNNING = "running"  # a worker said that it started
     RETRYING = "retrying"  # an attempt failed; waits for its backoff
-    AWAITING = "awaiting"  # its handler waits for an instant or for members, and holds no slot
+    # Its handler waits for an instant, a signal or members, and holds no slot.
+    AWAITING = "awaiting"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -84,6 +85,7 @@ class EventKind(StrEnum):
     OUTCOME_IGNORED = "outcome_ignored"
     COMMAND_REFUSED = "command_refused"
     CANCEL_KEPT = "cancel_kept"  # of a job that nobody has asked for yet: the state is null
+    SIGNAL_KEPT = "signal_kept"  # for a job whose handler does not wait for it yet
 
 
 AUDIT_KINDS: Final = frozenset(
@@ -93,6 +95,7 @@ AUDIT_KINDS: Final = frozenset(
         EventKind.OUTCOME_IGNORED,
         EventKind.COMMAND_REFUSED,
         EventKind.CANCEL_KEPT,
+        EventKind.SIGNAL_KEPT,
     }
 )
 TERMINAL_KINDS: Final = frozenset(
@@ -156,6 +159,14 @@ class Reason(StrEnum):
     MISSING_PARTS = "missing_parts"  # of the list of members that it waits for
     NOT_RELEASED = "not_released"  # a member that its gather had no use for any more
     NO_LONGER_AWAITED = "no_longer_awaited"  # a member that is somebody else's job too
+    SIGNAL_AWAITED = "signal_awaited"
+    SIGNAL_CAME = "signal_came"
+    TIMED_OUT = "timed_out"  # no signal came in time
+    # Why a signal is refused.
+    ALREADY_SIGNALLED = "already_signalled"  # the first signal of a name counts
+    NAME_TAKEN = "name_taken"  # by a step or a sleep of the job
+    NOT_AWAITED = "not_awaited"  # kept for a day, and no handler has waited for it
+    TOO_MANY_SIGNALS = "too_many_signals"  # that nobody waits for yet
     TOO_LARGE = "too_large"  # a step's result, or all that its job remembers
 
 
@@ -190,6 +201,8 @@ class ErrorCode(StrEnum):
     SUSPENSION_SWALLOWED = "SUSPENSION_SWALLOWED"  # the handler caught what ends its attempt
     TOO_MANY_SUSPENSIONS = "TOO_MANY_SUSPENSIONS"
     MEMBERS_FAILED = "MEMBERS_FAILED"  # more of a gather than it tolerates
+    SIGNAL_TIMEOUT = "SIGNAL_TIMEOUT"  # no signal came in time, and the handler let that pass
+    INVALID_SIGNAL = "INVALID_SIGNAL"  # its value is not what the handler reads it as
     UNKNOWN_JOB = "UNKNOWN_JOB"  # a command about a job that this log does not know
     ANOTHER_BODY = "ANOTHER_BODY"  # a member's job_id is that of a job with another body
     TOO_MANY_WATCHERS = "TOO_MANY_WATCHERS"  # gathers that wait for one job

@@ -115,8 +115,19 @@ class Redrive:
 
 
 @dataclass(slots=True)
+class Signal:
+    """Somebody has a value for the handler that waits by that name, or will wait."""
+
+    key: JobKey
+    name: str
+    value: bytes  # JSON text
+    actor: str | None
+    cause: Cause
+
+
+@dataclass(slots=True)
 class Resume:
-    """The instant is there for which the handler of an awaiting job sleeps."""
+    """The instant is there for which an awaiting job sleeps, or until which it waits at most."""
 
 
 @dataclass(slots=True)
@@ -135,13 +146,15 @@ class Tell:
 
 @dataclass(slots=True)
 class Forget:
-    """A kept cancel goes, for `reason`: nobody asked for its job in time, or too many are kept."""
+    """A kept cancel or signal goes, for `reason`: nobody asked for it in time, or too many are
+    kept."""
 
     reason: Reason
     cause: Cause
+    data: dict[str, Any] | None = None  # of what is forgotten, for readers
 
 
 CoreCommand = (
     Submit | Refuse | Resolve | Dispatch | Obey | Rescue | Report | Cancel | Redrive | Forget
-    | Resume | Gathered | Tell
+    | Resume | Signal | Gathered | Tell
 )

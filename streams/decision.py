@@ -7,7 +7,7 @@ a bug. Refuses to know how they are reached.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.words import EventKind, Reason, State, direct
@@ -39,11 +39,14 @@ class Accepted:
 class Rejected:
     """The command changes nothing. `audit` is how it is recorded, None when it is not."""
 
-    __slots__ = ("audit", "reason", "state", "type")
+    __slots__ = ("audit", "data", "reason", "state", "type")
 
-    def __init__(self, reason: Reason, audit: EventKind | None) -> None:
+    def __init__(
+        self, reason: Reason, audit: EventKind | None, data: dict[str, Any] | None = None
+    ) -> None:
         self.reason = reason
         self.audit = audit
+        self.data = data  # of the record, for readers
         # Of a job that is not alive, as far as they are known.
         self.state: State | None = None
         self.type = ""
@@ -56,7 +59,7 @@ class Rejected:
 
 
 class Kept:
-    """A cancel that waits for the request of its job."""
+    """A cancel that waits for the request of its job, or a signal for somebody who waits."""
 
     __slots__ = ()
 

@@ -27,6 +27,7 @@ from tidemill.streams.commands import (
     Rescue,
     Resolve,
     Resume,
+    Signal,
     Submit,
     Tell,
 )
@@ -68,6 +69,10 @@ class EventBuilder:
         self.job = job
         self.events: list[Event] = []
         self._now = now
+        self._cause = cause
+
+    def is_caused_by(self, cause: Cause) -> None:
+        """What follows is the answer to an earlier input."""
         self._cause = cause
 
     def begin(self, spec: Spec, data: dict[str, Any] | None) -> None:
@@ -184,8 +189,11 @@ def decide(job: Job | None, command: CoreCommand, turn: Turn) -> Decision:
             return deciding.gathered(EventBuilder(job, turn.now_ms, None), command, turn)
         case Tell():
             return deciding.progressed(EventBuilder(job, turn.now_ms, None), command)
+        case Signal():
+            story = EventBuilder(job, turn.now_ms, command.cause)
+            return suspensions.signalled(story, command, turn)
         case Forget():
-            return Rejected(command.reason, _E.COMMAND_REFUSED)
+            return Rejected(command.reason, _E.COMMAND_REFUSED, command.data)
         case Redrive():
             return _redrive(job, command, turn)
         case _:

@@ -18,7 +18,7 @@ from tidemill.schemas.codec import (
     decode_command,
     decode_request,
 )
-from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX
+from tidemill.schemas.requests import ID_LENGTH_MAX, REQUEST_BYTES_MAX, SignalCommand
 from tidemill.schemas.schedules import USER_PREFIX, ScheduleCommand
 from tidemill.schemas.topics import Topics
 from tidemill.schemas.words import ErrorCode, Reason, State
@@ -29,6 +29,7 @@ from tidemill.streams.commands import (
     Redrive,
     Refuse,
     Report,
+    Signal,
 )
 from tidemill.streams.envelope import COMMAND, REQUEST, read_envelope
 from tidemill.streams.job import Job
@@ -202,6 +203,11 @@ class Intake:
             return
         key = (command.user_id, command.job_id)
         job = self._state.jobs.get(key)
+        if isinstance(command, SignalCommand):
+            value = orjson.dumps(command.value)
+            signal = Signal(key, command.name, value, command.actor, origin)
+            self._processor.decide(key, job, signal)
+            return
         made = Cancel if command.command == "cancel" else Redrive
         if self._processor.decide(key, job, made(key, command.actor, command.reason, origin)):
             self._processor.resolve_known(key)

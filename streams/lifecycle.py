@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from tidemill.schemas.event_writer import Event
-from tidemill.schemas.words import TERMINAL_KINDS, EventKind, Reason, State
+from tidemill.schemas.words import TERMINAL_KINDS, TERMINAL_STATES, EventKind, Reason, State
 from tidemill.streams.decision import InvalidTransition
 from tidemill.streams.job import Job
 
@@ -88,6 +88,8 @@ NOTES: Final[dict[EventKind, tuple[State | None, ...]]] = {
     _E.COMMAND_REFUSED: (None, *_ALL),
     # The cancel of a job that nobody knows yet waits for its request.
     _E.CANCEL_KEPT: (None,),
+    # A signal waits for its job's handler, or for the request of its job.
+    _E.SIGNAL_KEPT: (None, *(state for state in State if state not in TERMINAL_STATES)),
 }
 """Events that change no job, each with the states in which it may be told; None: no such job."""
 

@@ -231,7 +231,7 @@ class Partition:
         if now_ms - self._swept_at >= SWEEP_EVERY_MS:
             self._sweep(now_ms)
         if now_ms - self._forgot_at >= FORGET_EVERY_MS:
-            has_more = self._forget_cancels(now_ms)
+            has_more = self._forget_kept(now_ms)
             has_more = self.state.forget_old(now_ms) or has_more
             self._forgot_at = now_ms - (FORGET_EVERY_MS - FORGET_AGAIN_MS if has_more else 0)
         self._absences.work(self._turn)
@@ -291,13 +291,17 @@ class Partition:
 
     # --- time ---
 
-    def _forget_cancels(self, now_ms: int) -> bool:
-        """Forgets cancels whose request has not come within their day. True: there may be more."""
-        old = self.state.cancels.too_old(now_ms, at_most=FORGET_AT_ONCE_MAX)
+    def _forget_kept(self, now_ms: int) -> bool:
+        """Forgets cancels and signals that nobody asked for in their day. True: there may be more.
+        """
         self._processor.audits = 0
-        for kept in old:
-            self._processor.forget(kept, Reason.UNKNOWN_JOB)
-        return len(old) >= FORGET_AT_ONCE_MAX
+        cancels = self.state.cancels.too_old(now_ms, at_most=FORGET_AT_ONCE_MAX)
+        for cancel in cancels:
+            self._processor.forget(cancel, Reason.UNKNOWN_JOB)
+        signals = self.state.signals.too_old(now_ms, at_most=FORGET_AT_ONCE_MAX)
+        for signal in signals:
+            self._processor.forget_signal(signal)
+        return max(len(cancels), len(signals)) >= FORGET_AT_ONCE_MAX
 
     def _rebuild(self) -> None:
         self._processor.rebuild()

@@ -8,13 +8,14 @@ bring them.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from tidemill.schemas.codec import Decoded
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.topics import Topics
-from tidemill.schemas.words import EventKind, Reason
-from tidemill.streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve, Submit
+from tidemill.schemas.words import EventKind, Reason, State
+from tidemill.streams import suspensions
+from tidemill.streams.commands import Cancel, Cause, CoreCommand, Forget, Resolve, Signal, Submit
 from tidemill.streams.decision import (
     DECISION_BYTES,
     Accepted,
@@ -36,6 +37,8 @@ from tidemill.streams.output import Output
 from tidemill.streams.policies.base import Verdict
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.kept_cancels import KeptCancel
+from tidemill.streams.store.kept_signals import KeptSignal
+from tidemill.streams.store.memory import SIGNAL
 from tidemill.streams.store.rows import job_key
 from tidemill.streams.store.state import PartitionState
 from tidemill.streams.turn import NO_CAUSE, Turn
@@ -124,6 +127,8 @@ class Processor:
                 self._record_rejection(key, job, command, decision)
             elif isinstance(command, Cancel):
                 self._keep(command)
+            elif isinstance(command, Signal):
+                self._keep_signal(job, command)
             return False
         after = decision.job
         self.state.put(job, after)
@@ -158,13 +163,16 @@ class Processor:
                 if self.state.memory.by_job and not job.is_dead_letter:
                     self.state.memory.forget_job(job.key)
                 self._policies.gather.job_ended(self.turn, job, event)
+                # One that has failed may run again: signals wait for it as long as they do.
+                if self.state.signals.by_job and job.state is not State.FAILED:
+                    self.state.signals.forget_job(job.key)
             case Effect.DEAD_LETTER:
                 if job.is_dead_letter:
                     self.output.dead_job(job, event)
             case Effect.ANNOUNCE_RETRY:
                 self.output.retry(job, event)
             case Effect.REMEMBER:
-                self.state.memory.remember(job, event.data or {})
+                self._remember(job, event.data or {})
             case Effect.GATHER:
                 data = event.data or {}
                 if data["kind"] == GATHER:
@@ -174,28 +182,43 @@ class Processor:
             case Effect.MAKE_READY | Effect.SET_TIMER:
                 pass  # `schedule.place` does it, once, from the job's last state
 
+    def _remember(self, job: Job, data: dict[str, Any]) -> None:
+        self.state.memory.remember(job, data)
+        if data["kind"] == SIGNAL:
+            self.state.signals.drop(job.key, data["name"])
+
     def _record_rejection(
         self, key: JobKey, job: Job | None, command: CoreCommand, rejected: Rejected
     ) -> None:
         """An event that changes no job, where the law has one for it."""
         kind = rejected.audit
-        if kind is None:
-            return
-        state = job.state if job is not None else rejected.state
+        if kind is not None:
+            state = job.state if job is not None else rejected.state
+            self._note(
+                kind, key, job, state, rejected.type, reason=rejected.reason,
+                cause=getattr(command, "cause", None), data=rejected.data,
+            )
+
+    def _note(
+        self, kind: EventKind, key: JobKey, job: Job | None, state: State | None, type: str, *,
+        cause: Cause | None, reason: Reason | None = None, due_at: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """An event that changes no job. `state` and `type`: of one that is not alive."""
         if state not in NOTES[kind]:
             raise InvalidTransition(job, kind)
         spec = job.spec if job is not None else None
         self.audits += 1
         self.output.event(
             Event(
-                kind, key[0], key[1], spec.type if spec is not None else rejected.type,
+                kind, key[0], key[1], spec.type if spec is not None else type,
                 spec.queue if spec is not None else "",
                 spec.priority if spec is not None else "medium",
                 spec.requested_at if spec is not None else 0,
                 job.run if job is not None else 0, None,
                 job.attempt if job is not None else 0, job.epoch if job is not None else 0,
-                self.state.clock_ms, state, state, reason=rejected.reason,
-                cause=getattr(command, "cause", None), index=self.audits,
+                self.state.clock_ms, state, state, reason=reason, due_at=due_at, cause=cause,
+                data=data, index=self.audits,
             )
         )
 
@@ -205,13 +228,9 @@ class Processor:
         key = command.key
         kept = KeptCancel(key, now_ms, command.actor, command.reason, command.cause or NO_CAUSE)
         cancels.keep(kept)
-        self.audits += 1
-        self.output.event(
-            Event(
-                EventKind.CANCEL_KEPT, key[0], key[1], "", "", "medium", 0, 0, None, 0, 0, now_ms,
-                None, None, due_at=kept.kept_until, cause=kept.cause,
-                data={"actor": kept.actor, "reason": kept.reason}, index=self.audits,
-            )
+        self._note(
+            EventKind.CANCEL_KEPT, key, None, None, "", due_at=kept.kept_until, cause=kept.cause,
+            data={"actor": kept.actor, "reason": kept.reason},
         )
         while (surplus := cancels.too_many(key[0])) is not None:
             self.forget(surplus, Reason.TOO_MANY_CANCELS)
@@ -221,6 +240,34 @@ class Processor:
         """A kept cancel goes, and the log says so."""
         self.state.cancels.drop(kept.key)
         self.decide(kept.key, None, Forget(reason, kept.cause))
+
+    def _keep_signal(self, job: Job | None, command: Signal) -> None:
+        """The signal waits for somebody who waits for it, and the log says so."""
+        signals, key = self.state.signals, command.key
+        kept = KeptSignal(
+            (key[0], key[1], command.name), self.state.clock_ms, command.value, command.actor,
+            command.cause,
+        )
+        state = None if job is None else job.state
+        if signals.has_room(kept):
+            signals.keep(kept)
+            self._note(
+                EventKind.SIGNAL_KEPT, key, job, state, "", due_at=kept.kept_until,
+                cause=kept.cause, data=suspensions.signal_data(kept.key[2], kept.value, kept.actor),
+            )
+        else:
+            self._note(
+                EventKind.COMMAND_REFUSED, key, job, state, "", reason=Reason.TOO_MANY_SIGNALS,
+                cause=kept.cause, data={"name": command.name, "actor": command.actor},
+            )
+
+    def forget_signal(self, kept: KeptSignal) -> None:
+        """Nobody has waited for it within its day, and the log says so."""
+        self.state.signals.drop(kept.job, kept.key[2])
+        job = self.state.jobs.get(kept.job)
+        reason = Reason.UNKNOWN_JOB if job is None else Reason.NOT_AWAITED
+        data = {"name": kept.key[2], "actor": kept.actor}
+        self.decide(kept.job, job, Forget(reason, kept.cause, data))
 
     def rebuild(self) -> None:
         """Makes all indices anew, after a restore or an undo."""

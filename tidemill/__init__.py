@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from tidemill.client_schedules import ScheduleInfo, ScheduleRefused, UnknownSchedule
     from tidemill.context import Context
-    from tidemill.errors import NonRetryable, Retry, Skip
+    from tidemill.errors import NonRetryable, Retry, SignalTimeout, Skip
     from tidemill.job_types import Job
     from tidemill.jobs import job
     from tidemill.policies import Backoff, Concurrency, RateLimit
@@ -54,6 +54,7 @@ _HOMES: Final = {
     "Request": "tidemill.requests",
     "ResultMismatch": "tidemill.completed",
     "Retry": "tidemill.errors",
+    "SignalTimeout": "tidemill.errors",
     "Skip": "tidemill.errors",
     "ScheduleInfo": "tidemill.client_schedules",
     "ScheduleRefused": "tidemill.client_schedules",
@@ -101,6 +102,7 @@ __all__ = [
     "Retry",
     "ScheduleInfo",
     "ScheduleRefused",
+    "SignalTimeout",
     "Skip",
     "Tick",
     "TypedHandle",

@@ -15,8 +15,6 @@ import asyncio
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -25,7 +23,6 @@ from typing import Any, Final, Literal, Self, overload
 from confluent_kafka import Message
 from pydantic import BaseModel
 
-from tidemill.agents import clocks
 from tidemill.agents.settings import CommonSettings, load
 from tidemill.answers import (
     ANSWER_SECONDS,
@@ -49,22 +46,13 @@ from tidemill.requests import (
     encode_command,
 )
 from tidemill.schemas.topics import Topics
-from tidemill.sending import (
-    CLOSE_SLACK_SECONDS,
-    DELIVERY_SECONDS,
-    ROOM_SECONDS,
-    Compression,
-    EnqueueFailed,
-    Record,
-    Sender,
-)
+from tidemill.sending import DELIVERY_SECONDS, Compression, EnqueueFailed, Record, Sender
+from tidemill.sent import CommandWord, Sending, sent, sent_async
 from tidemill.waiting import WAIT_SECONDS, WaitTimeout, wait, wait_async
 
 CLOCK_SLACK_MS: Final = 10_000  # our clock may be ahead of the ledger's by this much
 
 Payload = Mapping[str, Any] | BaseModel | None
-Sending = partial[bool]
-"""Sends when there is room, and tells the promise; False when there is none."""
 
 
 def records_of(
@@ -133,13 +121,10 @@ class _Core:
         self._sender.send_many(topic, records)
         return handles
 
-    def command(
-        self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
-        reason: str | None, actor: str | None,
-    ) -> Sending:
+    def command(self, word: CommandWord, user_id: str, job_id: str, **said: Any) -> Sending:
         body = {
             "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self._ids.next(), "actor": actor, "reason": reason,
+            "command_id": self._ids.next(), **said,
         }
 
         def receipt(message: Message) -> CommandReceipt:
@@ -182,37 +167,6 @@ class _Core:
             self._history.close()
         self._completions.close(seconds)
         self._sender.close(seconds)
-
-
-def _sent(try_send: Sending, seconds: float) -> Any:
-    """Send, when there is room, and wait for the answer: `seconds` each at most."""
-    answer: Future[Any] = Future()
-    deadline = clocks.monotonic() + seconds
-    while not try_send(answer):
-        if clocks.monotonic() > deadline:
-            raise _unanswered(try_send, seconds)
-        clocks.sleep(ROOM_SECONDS)
-    try:
-        # librdkafka's own bound is shorter: this one is for a thread that is not there any more.
-        return answer.result(seconds + CLOSE_SLACK_SECONDS)
-    except FutureTimeout:
-        raise _unanswered(try_send, seconds) from None
-
-
-def _unanswered(try_send: Sending, seconds: float) -> EnqueueFailed:
-    return EnqueueFailed([str(try_send.args[2])], f"no room or no answer within {seconds:g} s")
-
-
-async def _sent_async(try_send: Sending, answer: LoopPromise, seconds: float) -> Any:
-    """The same on a loop, which goes on meanwhile. Who comes first is sent first."""
-    if answer.bridge.queue.locked() or not try_send(answer):
-        async with answer.bridge.queue:
-            deadline = clocks.monotonic() + seconds
-            while not try_send(answer):  # librdkafka tells nobody of room
-                if clocks.monotonic() > deadline:
-                    raise _unanswered(try_send, seconds)
-                await asyncio.sleep(ROOM_SECONDS)
-    return await answer.future
 
 
 class Client:
@@ -269,7 +223,7 @@ class Client:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        handle: JobHandle = _sent(self._core.enqueue(request), self._core.timeout_seconds)
+        handle: JobHandle = sent(self._core.enqueue(request), self._core.timeout_seconds)
         return handle
 
     def enqueue_many(self, requests: Iterable[Request]) -> list[JobHandle]:
@@ -307,8 +261,8 @@ class Client:
         A job that nobody has asked for yet ends as soon as its request comes: the cancel is kept
         for a day.
         """
-        receipt: CommandReceipt = _sent(
-            self._core.command("cancel", user_id, job_id, reason, actor),
+        receipt: CommandReceipt = sent(
+            self._core.command("cancel", user_id, job_id, reason=reason, actor=actor),
             self._core.timeout_seconds,
         )
         return receipt
@@ -317,8 +271,24 @@ class Client:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """Ask to run a failed job again, as its next run."""
-        receipt: CommandReceipt = _sent(
-            self._core.command("redrive", user_id, job_id, reason, actor),
+        receipt: CommandReceipt = sent(
+            self._core.command("redrive", user_id, job_id, reason=reason, actor=actor),
+            self._core.timeout_seconds,
+        )
+        return receipt
+
+    def signal(
+        self, user_id: str, job_id: str, name: str, value: Any = None, *,
+        actor: str | None = None,
+    ) -> CommandReceipt:
+        """Give a value to the handler that waits by that name (`ctx.wait`), or will wait.
+
+        `value`: JSON, a pydantic model or a dataclass, at most 64 KiB. The first signal of a name
+        counts; later ones are refused. One that comes before its wait, or before the job's request,
+        is kept for a day. `answer` says what became of it. Raises InvalidRequest, EnqueueFailed.
+        """
+        receipt: CommandReceipt = sent(
+            self._core.command("signal", user_id, job_id, name=name, value=value, actor=actor),
             self._core.timeout_seconds,
         )
         return receipt
@@ -388,7 +358,7 @@ class AsyncClient:
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, source=source, tags=tags,
             batch_id=batch_id, parent_job_id=parent_job_id,
         )
-        handle: JobHandle = await _sent_async(
+        handle: JobHandle = await sent_async(
             self._core.enqueue(request), self._core.promise(), self._core.timeout_seconds
         )
         return handle
@@ -417,8 +387,8 @@ class AsyncClient:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.cancel`."""
-        command = self._core.command("cancel", user_id, job_id, reason, actor)
-        receipt: CommandReceipt = await _sent_async(
+        command = self._core.command("cancel", user_id, job_id, reason=reason, actor=actor)
+        receipt: CommandReceipt = await sent_async(
             command, self._core.promise(), self._core.timeout_seconds
         )
         return receipt
@@ -427,8 +397,21 @@ class AsyncClient:
         self, user_id: str, job_id: str, *, reason: str | None = None, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.redrive`."""
-        command = self._core.command("redrive", user_id, job_id, reason, actor)
-        receipt: CommandReceipt = await _sent_async(
+        command = self._core.command("redrive", user_id, job_id, reason=reason, actor=actor)
+        receipt: CommandReceipt = await sent_async(
+            command, self._core.promise(), self._core.timeout_seconds
+        )
+        return receipt
+
+    async def signal(
+        self, user_id: str, job_id: str, name: str, value: Any = None, *,
+        actor: str | None = None,
+    ) -> CommandReceipt:
+        """As `Client.signal`."""
+        command = self._core.command(
+            "signal", user_id, job_id, name=name, value=value, actor=actor
+        )
+        receipt: CommandReceipt = await sent_async(
             command, self._core.promise(), self._core.timeout_seconds
         )
         return receipt
@@ -460,14 +443,14 @@ class AsyncClient:
 def enqueue_and_wait(client: Client | AsyncClient, request: Request) -> JobHandle:
     """As `Client.enqueue`, whichever client it is."""
     core = client._core
-    handle: JobHandle = _sent(core.enqueue(request), core.timeout_seconds)
+    handle: JobHandle = sent(core.enqueue(request), core.timeout_seconds)
     return handle
 
 
 async def enqueue_on_loop(client: Client | AsyncClient, request: Request) -> JobHandle:
     """As `AsyncClient.enqueue`, whichever client it is."""
     core = client._core
-    handle: JobHandle = await _sent_async(
+    handle: JobHandle = await sent_async(
         core.enqueue(request), core.promise(), core.timeout_seconds
     )
     return handle

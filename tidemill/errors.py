@@ -11,6 +11,7 @@ from tidemill.agents.worker.errors import (
     ModuleLoadError,
     NonRetryable,
     Retry,
+    SignalTimeout,
     Skip,
     TidemillError,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "ModuleLoadError",
     "NonRetryable",
     "Retry",
+    "SignalTimeout",
     "Skip",
     "TidemillError",
 ]

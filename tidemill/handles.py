@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from typing_extensions import TypeVar
 
+from tidemill.answers import CommandReceipt
 from tidemill.completed import CompletedJob
 from tidemill.requests import ClientError
+from tidemill.sent import sent, sent_async
 from tidemill.waiting import WAIT_SECONDS, Connection, wait, wait_async
 
 if TYPE_CHECKING:
@@ -63,6 +65,28 @@ class JobHandle(_Bound):
     def result_sync(self, timeout: float = WAIT_SECONDS, *, run: int = 1) -> CompletedJob[Any]:
         """As `result`, for programs without an event loop."""
         return self.read(wait(self._connection(), self, timeout, run))
+
+    async def signal(
+        self, name: str, value: Any = None, *, actor: str | None = None
+    ) -> CommandReceipt:
+        """As `Client.signal` for this job, with the client that `result` waits with."""
+        core = self._connection()
+        command = core.command(
+            "signal", self.user_id, self.job_id, name=name, value=value, actor=actor
+        )
+        receipt: CommandReceipt = await sent_async(command, core.promise(), core.timeout_seconds)
+        return receipt
+
+    def signal_sync(
+        self, name: str, value: Any = None, *, actor: str | None = None
+    ) -> CommandReceipt:
+        """As `signal`, for programs without an event loop."""
+        core = self._connection()
+        command = core.command(
+            "signal", self.user_id, self.job_id, name=name, value=value, actor=actor
+        )
+        receipt: CommandReceipt = sent(command, core.timeout_seconds)
+        return receipt
 
     def read(self, end: CompletedJob) -> CompletedJob[Any]:
         """The end as this handle types it: here, as it is."""

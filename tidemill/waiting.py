@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tidemill.agents import clocks
 from tidemill.completed import CompletedJob
 from tidemill.requests import ClientError
 
 if TYPE_CHECKING:
+    from tidemill.bridge import LoopPromise
     from tidemill.completions import Waiter
     from tidemill.handles import JobHandle
+    from tidemill.sent import CommandWord, Sending
 
 WAIT_SECONDS: Final = 60.0  # seconds that a wait lasts unless told otherwise
 ASK_CLICKHOUSE_SECONDS: Final = 2.0  # between two looks into ClickHouse for a job that had ended
@@ -27,8 +29,12 @@ class WaitTimeout(ClientError, TimeoutError):
 
 
 class Connection(Protocol):
-    """What a wait needs of a client."""
+    """What a handle needs of its client."""
 
+    @property
+    def timeout_seconds(self) -> float: ...
+    def command(self, word: CommandWord, user_id: str, job_id: str, **said: Any) -> Sending: ...
+    def promise(self) -> LoopPromise: ...
     def waiter(self, job: JobHandle, run: int) -> Waiter: ...
     def forget(self, waiter: Waiter) -> None: ...
     def ask_clickhouse(self, waiter: Waiter, seconds: float) -> None: ...

@@ -1,4 +1,4 @@
-"""Cancel and redrive over HTTP: send the command, wait for the ledger's answer, say it.
+"""Cancel, redrive and signal over HTTP: send the command, wait for the ledger's answer, say it.
 
 Owns the way from a request to the answer's words. Refuses to know what a command may do to a job
 (`tidemill.streams.lifecycle`). The answer is read from the log itself, so it needs no ClickHouse
@@ -10,25 +10,34 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, Field, ValidationError
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
 
 from tidemill.agents.answers import CommandAnswer, CommandReceipt
 from tidemill.agents.answers import wait_for_answer as wait
-from tidemill.agents.api.problems import Problem, answer_problems, invalid_parameter
+from tidemill.agents.api.problems import Problem, answer_problems
 from tidemill.agents.api.producer import Enqueuer
 from tidemill.agents.api.reader import Reader
-from tidemill.agents.api.routes import Text, job_path, no_such_job
-from tidemill.schemas.requests import ID_LENGTH_MAX, Command
+from tidemill.agents.api.routes import (
+    Text,
+    job_path,
+    no_such_job,
+    read_body,
+    refused_request,
+)
+from tidemill.schemas.doors import Refused, encode_command
+from tidemill.schemas.requests import ID_LENGTH_MAX, SignalCommand
 from tidemill.schemas.topics import Topics
 
 THREADS: Final = 8  # answers that are waited for at once; each has a consumer of its own
 USERS_MAX: Final = 2  # with the same job id: one is meant, two are not
 REASON_LENGTH_MAX: Final = 200  # characters of a reason that somebody gives
 
-Word = Literal["cancel", "redrive"]
+SIGNAL_FIELDS: Final = ("name", "value", "actor")  # what a signal's body may say
+
+Word = Literal["cancel", "redrive"]  # those that are asked for without a body
 Why = Annotated[
     str, Query(max_length=REASON_LENGTH_MAX, description="Why; kept in the job's history.")
 ]
@@ -40,8 +49,13 @@ class Commanded(BaseModel):
     job_id: str
     user_id: str
     command: str
-    event: str = Field(description="cancelled, cancel_requested or redriven.")
+    event: str = Field(
+        description="cancelled, cancel_requested, redriven, resumed or signal_kept."
+    )
     reason: str | None
+    until: str | None = Field(
+        default=None, description="signal_kept: until when the signal waits for the handler."
+    )
     links: dict[str, str]
 
 
@@ -64,7 +78,21 @@ class Commander:
     ) -> Commanded:
         """The answer; Problem for one that is no, or none."""
         user_id = user_id or await self._owner_of(job_id)
-        answer = await self._ask(word, job_id, user_id, reason, actor)
+        return await self._obeyed(
+            {"command": word, "user_id": user_id, "job_id": job_id, "actor": actor,
+             "reason": reason or None}
+        )
+
+    async def signal(self, job_id: str, user_id: str, given: dict[str, Any]) -> Commanded:
+        """The same for a signal. `given`: some of SIGNAL_FIELDS."""
+        user_id = user_id or await self._owner_of(job_id)
+        return await self._obeyed(
+            {"actor": "api", **given, "command": "signal", "user_id": user_id, "job_id": job_id}
+        )
+
+    async def _obeyed(self, body: dict[str, Any]) -> Commanded:
+        answer = await self._ask(body)
+        word, user_id, job_id = body["command"], body["user_id"], body["job_id"]
         if answer.is_unknown_job:
             raise _unknown(job_id, user_id, answer)
         if not answer.is_done:
@@ -75,7 +103,7 @@ class Commander:
             )
         return Commanded(
             job_id=job_id, user_id=user_id, command=word, event=answer.event,
-            reason=answer.reason,
+            reason=answer.reason, until=answer.until,
             links={
                 "job": job_path(job_id, user_id, prefix="/api"), "page": job_path(job_id, user_id)
             },
@@ -93,20 +121,19 @@ class Commander:
             )
         return str(users.pop())
 
-    async def _ask(
-        self, word: Word, job_id: str, user_id: str, reason: str, actor: str
-    ) -> CommandAnswer:
+    async def _ask(self, body: dict[str, Any]) -> CommandAnswer:
+        given = {name: each for name, each in body.items() if each is not None}
         try:
-            command = Command(
-                command=word, user_id=user_id, job_id=job_id, actor=actor, reason=reason or None
-            )
-        except ValidationError as error:
-            raise invalid_parameter(error) from None
+            value = encode_command(given)
+        except Refused as error:
+            raise refused_request(error.refusal) from None
         sent_at = int(time.time() * 1000)
         partition, offset = await self._enqueuer.send_to(
-            self._topics.commands, user_id, command.model_dump_json(exclude_none=True).encode(), []
+            self._topics.commands, body["user_id"], value, []
         )
-        receipt = CommandReceipt(word, user_id, job_id, partition, offset, sent_at)
+        receipt = CommandReceipt(
+            body["command"], body["user_id"], body["job_id"], partition, offset, sent_at
+        )
         loop = asyncio.get_running_loop()
         with answer_problems():
             return await loop.run_in_executor(
@@ -145,3 +172,48 @@ def add_commands(router: APIRouter, commander: Commander) -> None:
 
     add("cancel", "End a waiting job, or ask a running one to stop")
     add("redrive", "Run a failed job again, as its next run")
+    _add_signal(router, commander)
+
+
+def _add_signal(router: APIRouter, commander: Commander) -> None:
+    """The body has the signal's name, and its value and actor where they are given."""
+    schema = SignalCommand.model_json_schema()
+    told = {name: schema["properties"][name] for name in SIGNAL_FIELDS}
+    body = {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "properties": told, "required": ["name"]}
+                }
+            },
+        }
+    }
+
+    async def signal(request: Request, job_id: str, user_id: str) -> Commanded:
+        given = await read_body(request)
+        for field in given:
+            if field not in SIGNAL_FIELDS:
+                raise Problem(
+                    422, "invalid-request",
+                    f"unknown field {field!r}; known fields: {', '.join(SIGNAL_FIELDS)}; put your "
+                    "own data in value", field=field,
+                )
+        return await commander.signal(job_id, user_id, given)
+
+    @router.post(
+        "/job/signal", openapi_extra=body, summary="Give a value to a handler that waits, by an id "
+        "that does not fit a path",
+    )
+    async def by_query(request: Request, job_id: Text, user_id: Text = "") -> Commanded:
+        return await signal(request, job_id, user_id)
+
+    @router.post(
+        "/jobs/{job_id:path}/signal", openapi_extra=body,
+        summary="Give a value to a handler that waits; waits for the answer",
+    )
+    async def by_path(
+        request: Request, job_id: Annotated[str, Path(max_length=ID_LENGTH_MAX)],
+        user_id: Text = "",
+    ) -> Commanded:
+        return await signal(request, job_id, user_id)

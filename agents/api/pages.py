@@ -292,6 +292,7 @@ class Pages:
         if job is None:
             raise no_such_job(job_id)
         story = view.build_story(events, job["incarnation"])
+        wait = story.wait if job["status"] == State.AWAITING else None
         here = job_path(job["job_id"], job["user_id"])
         join = "&" if "?" in here else "?"
         return {
@@ -300,6 +301,9 @@ class Pages:
             "story": story,
             "is_ended": job["status"] in {state.value for state in TERMINAL_STATES},
             "cli_show": self._ports.show(job["job_id"], job["user_id"]),
+            "cli_signal": self._ports.signal(job, wait["name"]) if wait is not None
+            and wait.get("kind") == "signal" else None,
+            "wait": wait,
             "cli_again": self._ports.again(job, story.payload) if story.has_payload else None,
             "ids": urlencode({"job_id": job["job_id"], "user_id": job["user_id"]}),
             "api_path": job_path(job["job_id"], job["user_id"], prefix="/api"),

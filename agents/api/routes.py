@@ -268,12 +268,12 @@ def _add_enqueue(router: APIRouter, enqueuer: Enqueuer, metrics: Metrics) -> Non
     async def enqueue(
         request: Request, idempotency_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
-        body = await _read_body(request)
+        body = await read_body(request)
         job_id = _job_id(body, idempotency_key)
         try:
             value = encode_request(body | {"job_id": job_id})
         except Refused as error:
-            raise _refused(error.refusal) from None
+            raise refused_request(error.refusal) from None
         traceparent = request.headers.get("traceparent")
         headers: list[tuple[str, str | bytes | None]] = (
             [("traceparent", traceparent)] if traceparent else []
@@ -289,7 +289,8 @@ def _add_enqueue(router: APIRouter, enqueuer: Enqueuer, metrics: Metrics) -> Non
         return JSONResponse(answer.model_dump(), 202, headers={"Location": path})
 
 
-async def _read_body(request: Request) -> dict[str, Any]:
+async def read_body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request, within the bounds of every door. Raises Problem."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise Problem(
@@ -307,7 +308,7 @@ async def _read_body(request: Request) -> dict[str, Any]:
             )
     body = parse_json(bytes(value))
     if isinstance(body, Refusal):
-        raise _refused(body, status=400)
+        raise refused_request(body, status=400)
     if not isinstance(body, dict):
         raise Problem(400, "not-an-object", "the body is not a JSON object; send {…}")
     return body
@@ -326,7 +327,8 @@ def _job_id(body: dict[str, Any], key: str | None) -> Any:
     return str(uuid.uuid4()) if given is None else given
 
 
-def _refused(refusal: Refusal, status: int = 422) -> Problem:
+def refused_request(refusal: Refusal, status: int = 422) -> Problem:
+    """What the ledger would refuse."""
     return Problem(
         status, "invalid-request", refusal.message, field=refusal.field, code=refusal.code.value
     )

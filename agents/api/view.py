@@ -74,12 +74,14 @@ EVENT_WORDS: Final[dict[str, str]] = {
     EventKind.OUTCOME_IGNORED: "Late outcome ignored",
     EventKind.COMMAND_REFUSED: "Command refused",
     EventKind.CANCEL_KEPT: "Cancel kept for the request to come",
+    EventKind.SIGNAL_KEPT: "Signal kept until the handler waits for it",
 }
 
 
 WAITS_OF_HANDLERS: Final = (
-    EventKind.STEP_COMPLETED, EventKind.SUSPENDED, EventKind.RESUMED,
+    EventKind.STEP_COMPLETED, EventKind.SUSPENDED, EventKind.RESUMED, EventKind.SIGNAL_KEPT,
 )
+KEPT: Final = (EventKind.CANCEL_KEPT, EventKind.SIGNAL_KEPT)
 
 MISSING_WORDS: Final[dict[str, str]] = {
     Reason.QUEUE_NOT_SERVED: "no living worker serves its queue",
@@ -201,6 +203,16 @@ class Story:
     has_payload: bool
     has_result: bool
 
+    @property
+    def wait(self) -> dict[str, Any] | None:
+        """What the handler waits for: `kind` and `name`; None when it does not wait."""
+        for step in reversed(self.steps):
+            if step.event["event"] == EventKind.SUSPENDED:
+                return step.data
+            if not step.is_audit and step.event["event"] != EventKind.PROGRESSED:
+                return None
+        return None
+
 
 def parse_data(text: str) -> dict[str, Any] | None:
     """The `data` column; what is no JSON object is kept as it is, under "text"."""
@@ -271,6 +283,8 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
         parts += ([f"{percent_done} %"] if percent_done is not None else []) + told
     if event["event"] in WAITS_OF_HANDLERS and data and data.get("name"):
         parts.append(f"{data.get('kind', '')} {data['name']}".strip())
+        if data.get("actor"):
+            parts.append(f"by {data['actor']}")
     if event["run_ms"] is not None and event["event"] in (
         EventKind.ATTEMPT_SUCCEEDED,
         EventKind.ATTEMPT_FAILED,
@@ -278,7 +292,7 @@ def _note(event: dict[str, Any], data: dict[str, Any] | None) -> str:
         parts.append(f"ran {duration(event['run_ms'])}")
     if event["due_at"]:
         rest_ms = milliseconds_between(event["occurred_at"], event["due_at"])
-        word = "for" if event["event"] == EventKind.CANCEL_KEPT else "goes on in"
+        word = "for" if event["event"] in KEPT else "goes on in"
         if event["reason"] in MISSING_WORDS:
             word = "given up in"
         parts += [f"{word} {duration(rest_ms)}"] if rest_ms > 0 else []
@@ -319,6 +333,11 @@ class Ports:
         """The command line that shows a job."""
         words = ["tidemill", "jobs", "show", job_id, "--user", user_id]
         return shlex.join([*words, *self.clickhouse])
+
+    def signal(self, job: dict[str, Any], name: str) -> str:
+        """The command line that gives a value to a handler that waits."""
+        words = ["tidemill", "signal", job["user_id"], job["job_id"], name, "true"]
+        return shlex.join([*words, *self.kafka])
 
     def again(self, job: dict[str, Any], payload: Any) -> str:
         """The command line that asks for the same work anew."""

@@ -69,7 +69,12 @@ _BOUNDS: Final = {
 }
 _NOT_EMPTY: Final = ("event_id", "job_id", "user_id")
 # Events that may tell of a job that nobody has asked for: it has no state.
-_STATELESS: Final = frozenset({EventKind.CANCEL_KEPT.value, EventKind.COMMAND_REFUSED.value})
+_STATELESS: Final = frozenset(
+    {
+        EventKind.CANCEL_KEPT.value, EventKind.SIGNAL_KEPT.value,
+        EventKind.COMMAND_REFUSED.value,
+    }
+)
 # A row's `occurred_at` is later than this instant by a constraint of the table.
 _NO_INSTANT: Final = INSTANT_MIN
 

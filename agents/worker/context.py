@@ -177,6 +177,18 @@ class Context:
         self._refuse_in_copy()
         return self._suspending.gather(Gather(name, requests, parallel, tolerate, self.user_id))
 
+    def wait(self, name: str, model: Any = None, *, timeout: Duration | None = None) -> Any:
+        """Wait without a slot for a signal: its value, read as `model`.
+
+        `model`: a pydantic model, a dataclass or any type that pydantic reads; None: plain JSON.
+        `timeout`: "24h", seconds or a timedelta, at most 366 days, from the first call on; None:
+        for ever. The first signal of a name counts; one that came before the call is there at once.
+        Awaited in an `async def` handler. Raises SignalTimeout, which is final when it is not
+        caught. A value that does not fit fails the job as INVALID_SIGNAL.
+        """
+        self._refuse_in_copy()
+        return self._suspending.wait(name, model, timeout)
+
     def step_key(self, name: str) -> str:
         """The idempotency key of one step: the same in every attempt and every run of this job."""
         return f"{self.idempotency_key}/{name}"

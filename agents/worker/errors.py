@@ -91,6 +91,14 @@ class MembersFailed(NonRetryable):
         self.failed: list[CompletedJob] = list(failed)
 
 
+class SignalTimeout(NonRetryable, TimeoutError):
+    """No signal came within the time-out of `ctx.wait`. A handler that lets it pass has failed;
+    one that catches it may go on. It comes again in every later attempt and run of the job."""
+
+    def __init__(self, message: str = "", *, code: str = ErrorCode.SIGNAL_TIMEOUT) -> None:
+        super().__init__(message or "no signal came in time", code=code)
+
+
 class Skip(Steer):
     """There is nothing to do: the job ends as `skipped` with this reason."""
 

@@ -1,4 +1,4 @@
-"""What a handler may wait for and remember: steps and sleeps, by name.
+"""What a handler may wait for and remember: steps, sleeps and signals, by name.
 
 Owns the rules of one attempt: a name is used once, and nothing else is asked for while it waits.
 Refuses to know how a result becomes durable (`Keep`), and what comes of a suspension
@@ -20,12 +20,15 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 import orjson
+from pydantic import ValidationError
 
 from tidemill.agents.worker import gathering, results
 from tidemill.agents.worker.completed import CompletedJob
 from tidemill.agents.worker.durations import Duration, seconds_of
-from tidemill.agents.worker.errors import JobDefinitionError, NonRetryable
+from tidemill.agents.worker.errors import JobDefinitionError, NonRetryable, SignalTimeout
 from tidemill.agents.worker.gathering import Ends, Gather
+from tidemill.schemas.first_problem import first_problem
+from tidemill.schemas.portable import Reader, reader_of
 from tidemill.schemas.requests import MEMORY_BYTES_MAX, STEP_BYTES_MAX, STEP_NAME_PATTERN
 from tidemill.schemas.words import ErrorCode
 
@@ -83,10 +86,7 @@ class Suspending:
 
     def sleep(self, name: str, duration: Duration) -> Any:
         """See `Context.sleep`."""
-        try:
-            for_ms = round(seconds_of(duration) * 1000)
-        except JobDefinitionError as error:
-            raise ValueError(f"sleep {name!r}: {error}") from None
+        for_ms = _ms_of(duration, f"sleep {name!r}: duration")
         known = self._begin(name, "sleep")
         if _has_loop():
             return self._sleep_async(name, for_ms, known)
@@ -98,6 +98,16 @@ class Suspending:
         """See `Context.gather`."""
         ends = self._ends_of(asked.name, self._begin(asked.name, gathering.KIND))
         return self._gather_async(asked, ends) if _has_loop() else self._gather(asked, ends)
+
+    def wait(self, name: str, model: Any, timeout: Duration | None) -> Any:
+        """See `Context.wait`."""
+        reader = _reader_of(name, model)
+        timeout_ms = None if timeout is None else _ms_of(timeout, f"wait {name!r}: timeout")
+        known = self._begin(name, "wait")
+        waits = {"kind": "signal", "name": name, "timeout_ms": timeout_ms}
+        if _has_loop():
+            return self._wait_async(waits, reader, known)
+        return self._waited(waits, reader, known)
 
     def refuse_in_step(self) -> None:
         """`enqueue` of a step that comes back from memory would ask for nothing."""
@@ -230,6 +240,33 @@ class Suspending:
         if known is None:
             self._suspend({"kind": "sleep", "name": name, "for_ms": for_ms})
 
+    async def _wait_async(
+        self, waits: dict[str, Any], reader: Reader | None, known: tuple[str, Any] | None
+    ) -> Any:
+        return self._waited(waits, reader, known)
+
+    def _waited(
+        self, waits: dict[str, Any], reader: Reader | None, known: tuple[str, Any] | None
+    ) -> Any:
+        """What the signal has brought, when it is there."""
+        if known is None:
+            self._suspend(waits)
+        name, (kind, value) = waits["name"], known or ("", None)
+        if kind == "timed_out":
+            raise SignalTimeout(f"signal {name!r} did not come in time")
+        if kind != "signal":
+            raise self._misuse(
+                ErrorCode.NAME_USED_TWICE,
+                f"the job remembers a {kind} by the name {name!r} of a wait: give the wait a name "
+                "of its own",
+            )
+        if reader is None:
+            return value
+        try:
+            return reader.read(value)
+        except ValidationError as error:
+            raise _unreadable(name, reader, error) from None
+
     def _suspend(self, waits: dict[str, Any]) -> None:
         raise self._hold(waits)
 
@@ -281,6 +318,36 @@ class Suspending:
             await asyncio.gather(*told)
             raise suspended
         return []
+
+
+def _ms_of(duration: Duration, what: str) -> int:
+    try:
+        return round(seconds_of(duration, what) * 1000)
+    except JobDefinitionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _reader_of(name: str, model: Any) -> Reader | None:
+    """How the value of a signal is read; None: as it is."""
+    if model is None or model is Any or model is object:
+        return None
+    try:
+        return reader_of(model)
+    except Exception as error:  # noqa: BLE001  # pydantic and what a type does raise many kinds
+        raise TypeError(
+            f"wait {name!r}: {model!r} is no type that JSON can be read as ({error}); give a "
+            "pydantic model, a dataclass or a type such as bool"
+        ) from None
+
+
+def _unreadable(name: str, reader: Reader, error: ValidationError) -> NonRetryable:
+    """The value does not fit: another attempt would read the same one."""
+    problem = first_problem(error)
+    path = f"value.{problem.path}" if problem.path else "value"
+    return NonRetryable(
+        f"signal {name!r}: field {path!r}: {problem.message}; send what {reader.name} takes",
+        code=ErrorCode.INVALID_SIGNAL,
+    )
 
 
 def _has_loop() -> bool:

@@ -1,4 +1,4 @@
-"""What jobs remember from one attempt to the next: results of steps, and sleeps that are over.
+"""What jobs remember from one attempt to the next: results of steps, and waits that are over.
 
 Owns the rows, by job and name, and how long they are kept: as long as the job may run again, a dead
 letter too. Refuses to know what a handler does with them.
@@ -22,6 +22,8 @@ VERSION: Final = 1  # first element of a row
 SINCE: Final = "0.1.0"  # first version of Tidemill that reads these rows
 STEP: Final = "step"
 SLEEP: Final = "sleep"
+SIGNAL: Final = "signal"
+TIMED_OUT: Final = "timed_out"  # a signal that did not come in time
 OVERHEAD_BYTES: Final = 32  # what an entry costs beside its name and value, where it is sent
 FORGET_AT_ONCE_MAX: Final = 1_000  # jobs looked at in one group
 
@@ -35,7 +37,7 @@ class Entry:
     __slots__ = ("incarnation", "json", "kind", "size")
 
     def __init__(self, name: str, kind: str, value: bytes, incarnation: int) -> None:
-        self.kind = kind  # STEP or SLEEP
+        self.kind = kind  # STEP, SLEEP, SIGNAL or TIMED_OUT
         self.incarnation = incarnation  # of its job
         self.json = b"[%b,%b,%b]" % (orjson.dumps(name), orjson.dumps(kind), value)
         self.size = len(self.json) + OVERHEAD_BYTES
@@ -56,8 +58,14 @@ class Memory(Table[Name, Entry]):
 
     def has(self, job: Job, name: str) -> bool:
         """Whether the job, and not an earlier one of its id, remembers something by that name."""
+        return self.kind_of(job, name) is not None
+
+    def kind_of(self, job: Job, name: str) -> str | None:
+        """The kind of what the job remembers by that name; None when it remembers nothing."""
         entry = self.by_job.get(job.key, {}).get(name)
-        return entry is not None and entry.incarnation == job.spec.requested_at
+        if entry is None or entry.incarnation != job.spec.requested_at:
+            return None
+        return entry.kind
 
     def size_of(self, key: JobKey) -> int:
         """Bytes of all that a job remembers, as they are sent."""
@@ -83,7 +91,7 @@ class Memory(Table[Name, Entry]):
         name: str = data["name"]
         if self.has(job, name):
             return
-        value = orjson.dumps(data.get("result"))
+        value = orjson.dumps(data.get("value" if data["kind"] == SIGNAL else "result"))
         entry = Entry(name, data["kind"], value, job.spec.requested_at)
         self.put((job.key[0], job.key[1], name), entry)
 

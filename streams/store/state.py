@@ -22,6 +22,7 @@ from tidemill.streams.store.definitions import Definitions
 from tidemill.streams.store.finished import Ended
 from tidemill.streams.store.jobs import DEDUPE_RETENTION_MS, Jobs
 from tidemill.streams.store.kept_cancels import KeptCancels
+from tidemill.streams.store.kept_signals import KeptSignals
 from tidemill.streams.store.memory import Memory
 from tidemill.streams.store.position import KIND as POSITION_KEY
 from tidemill.streams.store.position import Position, needs_in
@@ -46,6 +47,7 @@ class PartitionState:
         gathers = self.policies.gather.parents
         gathers.table.jobs = self._jobs.live
         gathers.memory = self.memory = Memory(self._jobs.live, gathers.table)
+        self.signals = KeptSignals()
         self._tables: list[AnyTable] = []
         self._by_kind: dict[bytes, AnyTable] = {}
         # The registry: a new table is one line here. Rows are written in this order.
@@ -56,6 +58,7 @@ class PartitionState:
         self.add(self._definitions)
         self.add(self.cancels)
         self.add(self.memory)
+        self.add(self.signals)
         self.jobs = self._jobs.live
         self.finished = self._jobs.finished
         self.definitions = self._definitions.values

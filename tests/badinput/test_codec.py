@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.badinput.mutants import FIELDS, Headers, mutant, random_bytes
 from tidemill.schemas.codec import Decoded, Refusal, decode_command, decode_request
+from tidemill.schemas.requests import SIGNAL_BYTES_MAX, Command, SignalCommand
 from tidemill.schemas.words import ErrorCode
 
 pytestmark = pytest.mark.timeout(300)
@@ -140,3 +141,56 @@ def test_each_refusal_has_its_code(value: bytes | None, code: ErrorCode, is_know
 def test_hostile_megabytes_are_refused_in_linear_time(value: bytes) -> None:
     # Backtracking made the first of these take minutes: the test's own time-out is the measure.
     assert isinstance(check(value, []), Refusal)
+
+
+def signal(**fields: Any) -> bytes:
+    body = {"command": "signal", "user_id": "u", "job_id": "j", "name": "go", "value": 1, **fields}
+    return json.dumps({name: each for name, each in body.items() if each is not ...}).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "field"),
+    [
+        (signal(name=...), ErrorCode.MISSING_FIELD, "name"),
+        (signal(name=None), ErrorCode.INVALID_FIELD, "name"),
+        (signal(name=""), ErrorCode.INVALID_FIELD, "name"),
+        (signal(name=7), ErrorCode.INVALID_FIELD, "name"),
+        (signal(name="x" * 129), ErrorCode.INVALID_FIELD, "name"),
+        (signal(name="a\x00"), ErrorCode.INVALID_FIELD, "name"),
+        (signal(name="go\n"), ErrorCode.INVALID_FIELD, "name"),
+        (signal(value="x" * SIGNAL_BYTES_MAX), ErrorCode.INVALID_FIELD, "value"),
+        (signal(value=["ü" * 40_000]), ErrorCode.INVALID_FIELD, "value"),
+        (signal(user_id=...), ErrorCode.MISSING_FIELD, "user_id"),
+        (signal(job_id=7), ErrorCode.INVALID_FIELD, "job_id"),
+        (signal(actor="a" * 200), ErrorCode.INVALID_FIELD, "actor"),
+        (signal(nmae="go"), ErrorCode.UNKNOWN_FIELD, "nmae"),
+        (signal(command="cancel"), ErrorCode.UNKNOWN_FIELD, "name"),
+        (signal(command=["signal"]), ErrorCode.INVALID_FIELD, "command"),
+        (signal(value=2**70), ErrorCode.INTEGER_TOO_LARGE, None),
+        (signal(value=float("nan")), ErrorCode.UNDECODABLE, None),
+    ],
+    ids=str,
+)
+def test_each_wrong_signal_names_its_field(
+    value: bytes, code: ErrorCode, field: str | None
+) -> None:
+    refused = decode_command(value)
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.field) == (code, field)
+
+
+@pytest.mark.parametrize(
+    "value", [None, False, 0, "", [], {}, {"deep": [[[1]]]}, "x" * (SIGNAL_BYTES_MAX - 2)], ids=str
+)
+def test_any_json_may_be_a_signals_value(value: Any) -> None:
+    read = decode_command(signal(value=value))
+    assert isinstance(read, SignalCommand)
+    assert read.value == value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(tuple(SignalCommand.model_fields)), JSON))
+def test_any_values_in_any_fields_of_a_signal(body: dict[str, Any]) -> None:
+    value = json.dumps({"command": "signal", **body}).encode("utf-8", "surrogatepass")
+    read = decode_command(value)
+    assert isinstance(read, SignalCommand | Refusal | Command)

@@ -42,6 +42,8 @@ class History:
         self.sent = 0  # messages of the one partition, to itself
         self.rows: dict[bytes, bytes] = {}
         self.cancels: dict[tuple[str, str], list[Any]] = {}
+        self.signals: dict[tuple[str, str], list[Any]] = {}
+        self.memory: dict[tuple[str, str], list[Any]] = {}
         self.expectations = Expectations()
         self.now_ms = 0
         self._last: dict[tuple[str, str], Body] = {}
@@ -99,6 +101,41 @@ class History:
             self.cancels[(user, job)] = [1, user, job, START_MS, None, None, *place.values()]
         else:
             self.cancels.pop((user, job), None)
+
+    def note_signal(
+        self, user: str, job: str, offset: int, event: str = "signal_kept",
+        reason: str | None = None,
+    ) -> None:
+        """The signal `go` of that command is kept, forgotten or refused."""
+        place = {"topic": "jobs.commands", "partition": 0, "offset": offset}
+        last = self._last.get((user, job))
+        told: Body = {"sequence": None, "reason": reason}
+        if last is None:
+            told |= {"incarnation": 0, "run": 0, "type": ""}
+        data = {"name": "go", "kind": "signal", "value": 1, "actor": None}
+        state = None if last is None else last["state_after"]
+        self.tell(user, job, event, state or "", cause=place, data=data, **told)
+        self.events[-1]["state_after"] = state
+        if event == "signal_kept":
+            self.signals[(user, job)] = [1, user, job, "go", START_MS, None, *place.values(), 1]
+        elif reason in ("not_awaited", "unknown_job"):
+            self.signals.pop((user, job), None)
+
+    def wait(self, user: str, job: str, due_at: str | None = None) -> None:
+        """The handler of a dispatched job waits for `go`."""
+        data = {"name": "go", "kind": "signal"}
+        self.tell(user, job, "suspended", "awaiting", data=data, due_at=due_at)
+
+    def resume(self, user: str, job: str, offset: int | None, kind: str = "signal") -> None:
+        """It goes on: with the signal of that command, or late."""
+        data: Body = {"name": "go", "kind": kind}
+        cause = None
+        if offset is not None:
+            data |= {"value": 1, "actor": None}
+            cause = {"topic": "jobs.commands", "partition": 0, "offset": offset}
+        self.tell(user, job, "resumed", "pending", data=data, cause=cause)
+        self.signals.pop((user, job), None)
+        self.memory[(user, job)] = [1, user, job, START_MS, ["go", kind, data.get("value")]]
 
     def _end(self, event: Body) -> None:
         body = {
@@ -180,6 +217,11 @@ class History:
         for key, cancel in self.cancels.items():
             if key not in self._last:
                 self.rows[b"c" + digest_of(key)] = json.dumps(cancel).encode()
+        for key, signal in self.signals.items():
+            self.rows[b"e" + digest_of(key) + b"go"] = json.dumps(signal).encode()
+        for key, known in self.memory.items():
+            if self._last[key]["state_after"] not in TERMINAL - {"failed"}:
+                self.rows[b"m" + digest_of(key) + b"go"] = json.dumps(known).encode()
         causes = [e["cause"]["offset"] for e in self.events if e["cause"] is not None]
         applied = {name: max(causes, default=-1) for name in ("jobs.requested", "jobs.commands")}
         applied["jobs.internal"] = len(self.internal) - 1

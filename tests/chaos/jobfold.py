@@ -14,6 +14,7 @@ from tests.chaos.kept import KeptFold
 from tests.chaos.legal import AUDIT, LEGAL, TERMINAL
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
+from tests.chaos.signals import SignalFold
 
 STORY_LINES_MAX: Final = 40  # events of a story that are printed: the last ones tell most
 RESCUES_MAX: Final = 21  # rescues of one run: twenty are survived, the next one ends it
@@ -105,6 +106,7 @@ class JobFold:
         self.event_ids: set[int] = set()
         self.events = 0
         self.kept = KeptFold(report)
+        self.signals = SignalFold(report)
 
     def feed(self, record: RawRecord) -> tuple[Trace, Step, dict[str, Any]] | None:
         """Fold one record; None when it is not a readable event."""
@@ -122,8 +124,11 @@ class JobFold:
         self._check_record(event, record, trace)
         if step.kind in AUDIT:
             self._check_audit(trace, step)
+            if self.signals.is_about_one(event):
+                self.signals.feed_audit(event)
         else:
             self._check_step(trace, step)
+            self.signals.feed_step(event, trace.remembered)
             self._advance(trace, step, event)
             self.kept.feed_step(event)
         return trace, step, event
@@ -137,7 +142,8 @@ class JobFold:
             self._break("kept_cancel_told_wrong", known, f"{event['event']} without a state")
         trace = Trace(event, record.partition)
         self._check_record(event, record, trace)
-        self.kept.feed_audit(event)
+        fold = self.signals if self.signals.is_about_one(event) else self.kept
+        fold.feed_audit(event)
         return trace, _step(event, record), event
 
     def _trace_of(self, event: dict[str, Any], record: RawRecord) -> Trace:
@@ -245,8 +251,8 @@ class JobFold:
                 self._check_name(trace, event)
                 data = event["data"]
                 if data["kind"] != "gather":  # that has rows of its own
-                    found = (data["kind"], data.get("result"))
-                    trace.remembered.setdefault(data["name"], found)
+                    value = data.get("value" if data["kind"] == "signal" else "result")
+                    trace.remembered.setdefault(data["name"], (data["kind"], value))
             case "redriven" | "requested":
                 trace.run, trace.attempt, trace.is_spent, trace.rescues = step.run, 0, True, 0
                 trace.type = event["type"]

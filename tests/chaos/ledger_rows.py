@@ -2,8 +2,8 @@
 
 Owns a small decoder of its own for the rows of the compacted state topic, written from the
 documented format: keys start with b"j" (job), b"l" (limit), b"c" (a cancel that waits for its
-request), b"m" (what a job remembers), b"g" (a gather), b"w" (who waits for a member), b"d"
-(definition), b"s" (schedule), b"p" (position); job rows
+request), b"e" (a signal that nobody waits for yet), b"m" (what a job remembers), b"g" (a gather),
+b"w" (who waits for a member), b"d" (definition), b"s" (schedule), b"p" (position); job rows
 are JSON arrays whose first element is 3, 2 or 1 (live, or a dead letter) or -1 (ended). Refuses to
 know any code of the engine.
 """
@@ -23,6 +23,7 @@ from tests.chaos.legal import TERMINAL
 from tests.chaos.promises import LimitFold, epoch_ms
 from tests.chaos.rawlog import RawRecord
 from tests.chaos.report import Report
+from tests.chaos.signals import SignalId
 
 LIVE_ROWS: Final = (1, 2, 3)  # the second says what a job waits for, the third was suspended
 ENDED_ROW: Final = -1
@@ -39,6 +40,7 @@ class Rows:
     #: By partition, after each group that is still in the log: messages sent, and what was applied.
     groups: dict[int, list[tuple[int, dict[str, int]]]] = field(default_factory=dict)
     cancels: dict[JobId, Place] = field(default_factory=dict)
+    signals: dict[SignalId, Place] = field(default_factory=dict)
     #: Name -> kind and result.
     memory: dict[JobId, dict[str, tuple[str, Any]]] = field(default_factory=dict)
     gathers: dict[bytes, JobId] = field(default_factory=dict)  # of their headers
@@ -87,6 +89,11 @@ def _read_row(report: Report, rows: Rows, partition: int, key: bytes, value: byt
             if key[1:] != digest_of((user_id, job_id)):
                 report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
             rows.cancels[(user_id, job_id)] = (place[0], place[1], place[2])
+        case b"e":
+            _, user_id, job_id, name, _, _, *place, _ = orjson.loads(value)
+            if key[1:] != digest_of((user_id, job_id)) + name.encode():
+                report.violate("unknown_row", f"partition {partition}, key {key!r:.60}")
+            rows.signals[(user_id, job_id, name)] = (place[0], place[1], place[2])
         case b"m":
             _, user_id, job_id, _, (name, kind, result) = orjson.loads(value)
             if key[1:] != digest_of((user_id, job_id)) + name.encode():
@@ -140,6 +147,10 @@ def check_rows(report: Report, rows: Rows, jobs: JobFold, limits: LimitFold) -> 
         kept, told = rows.cancels.get(key), jobs.kept.waiting.get(key)
         if kept != told:
             report.violate("kept_cancel_disagrees", f"{key}: the row says {kept}, the log {told}")
+    for of in rows.signals.keys() | jobs.signals.waiting.keys():
+        kept, told = rows.signals.get(of), jobs.signals.waiting.get(of)
+        if kept != told:
+            report.violate("kept_signal_disagrees", f"{of}: the row says {kept}, the log {told}")
 
 
 def check_gathers(report: Report, rows: Rows, jobs: JobFold) -> None:

@@ -12,7 +12,7 @@ TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped", "exp
 AUDIT: Final = frozenset(
     {
         "duplicate_ignored", "conflict_ignored", "outcome_ignored", "command_refused",
-        "cancel_kept",
+        "cancel_kept", "signal_kept",
     }
 )
 _WAITING: Final = ("scheduled", "pending", "retrying")

@@ -81,14 +81,18 @@ class SuspensionFold:
         if wait is None:
             self._break("resumed_unasked", trace, f"nothing was waited for: {data}")
             return
-        if (data["name"], data["kind"]) != (wait.name, wait.kind):
+        is_late = data["kind"] == "timed_out"  # no signal came
+        kind = "signal" if is_late else data["kind"]
+        if (data["name"], kind) != (wait.name, wait.kind):
             self._break("resumed_another", trace, f"{data} while it waits for {wait}")
         if wait.name in known:
             self._break("resumed_twice", trace, f"{wait.name!r} was over before")
-        elif wait.kind == "sleep" and step.occurred_at < (wait.due_at or ""):
+        elif is_late and wait.due_at is None:
+            self._break("no_due_instant", trace, f"{wait.name!r} has no time-out, and timed out")
+        elif (wait.kind == "sleep" or is_late) and step.occurred_at < (wait.due_at or ""):
             self._break("resumed_early", trace, f"{wait.name!r} is due at {wait.due_at}")
         if wait.kind != "gather":
-            known.setdefault(wait.name, (wait.kind, None))
+            known.setdefault(wait.name, (data["kind"], data.get("value")))
 
     def _go_on(self, trace: Trace, step: Step) -> None:
         wait = self.waits.pop(trace.key)

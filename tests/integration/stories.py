@@ -39,6 +39,7 @@ class Stage(Protocol):
     def ask(self, type: str, payload: Any = None, **options: Any) -> None: ...
     def cancel(self, job_id: str) -> None: ...
     def redrive(self, job_id: str) -> None: ...
+    def signal(self, job_id: str, name: str, value: Any) -> None: ...
     def until(self, job_id: str, *events: str, times: int = 1) -> None:
         """One of these events was told of the job so often."""
     def replace_worker(self) -> None:
@@ -116,6 +117,9 @@ class EngineStage:
 
     def redrive(self, job_id: str) -> None:
         self._engine.redrive((self._user, job_id))
+
+    def signal(self, job_id: str, name: str, value: Any) -> None:
+        self._engine.signal((self._user, job_id), name, value)
 
     def until(self, job_id: str, *events: str, times: int = 1) -> None:
         def is_told() -> bool:
@@ -215,6 +219,9 @@ class RealStage:
 
     def redrive(self, job_id: str) -> None:
         self._client.redrive(self._user, job_id)
+
+    def signal(self, job_id: str, name: str, value: Any) -> None:
+        self._client.signal(self._user, job_id, name, value)
 
     def until(self, job_id: str, *events: str, times: int = 1) -> None:
         wait_until(
@@ -438,6 +445,47 @@ def cancel_of_a_gather(stage: Stage) -> None:
     stage.until("j.runs.0", *ENDS)
 
 
+def _signalled(type: str, value: Any = None) -> Callable[[Stage], None]:
+    def play(stage: Stage) -> None:
+        stage.ask(type, {}, job_id="j")
+        stage.until("j", "suspended")
+        stage.signal("j", "go", value)
+        stage.until("j", *ENDS)
+
+    return play
+
+
+def signal_before_request(stage: Stage) -> None:
+    stage.signal("j", "go", {"amount": 7})
+    stage.until("j", "signal_kept")
+    stage.ask("story.waits", {}, job_id="j")
+    stage.until("j", *ENDS)
+
+
+def signal_twice(stage: Stage) -> None:
+    stage.signal("j", "go", {"amount": 7})
+    stage.signal("j", "go", {"amount": 8})
+    stage.until("j", "command_refused")
+    stage.ask("story.waits", {}, job_id="j")
+    stage.until("j", *ENDS)
+    stage.signal("j", "go", {"amount": 9})
+    stage.until("j", "command_refused", times=2)
+
+
+def signal_that_never_comes(stage: Stage) -> None:
+    stage.ask("story.waits", {"seconds": 1}, job_id="j")
+    stage.until("j", *ENDS)
+    stage.ask("story.waits_in_thread", {"seconds": 1}, job_id="k")
+    stage.until("k", *ENDS)
+
+
+def cancel_of_one_that_waits_for_ever(stage: Stage) -> None:
+    stage.ask("story.waits_in_thread", {}, job_id="j")
+    _cancel_after(stage, "suspended")
+    stage.signal("j", "go", 1)
+    stage.until("j", "command_refused")
+
+
 def crash_in_the_middle(stage: Stage) -> None:
     stage.ask("story.act", {"do": ["sleep"], "seconds": 2}, job_id="j")
     stage.until("j", "attempt_started")
@@ -507,6 +555,10 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
     "a gather of nobody": _type("story.gathers", members=0),
     "a gather that tolerates": _type("story.gathers", members=3, failing=[1], tolerate="34%"),
     "a gather that does not": _type("story.gathers", members=3, failing=[0, 2], tolerate=1),
+    "a signal": _signalled("story.waits", {"amount": 7}),
+    "a signal in a thread": _signalled("story.waits_in_thread", [1, None]),
+    "a signal in a process": _signalled("story.waits_in_process", {"amount": 7}),
+    "a signal that does not fit": _signalled("story.waits", {"amount": "many"}),
     "a swallowed suspension": _type("story.swallows"),
     "a name used twice": _type("story.twice"),
     "ticks of an interval": _ticks("story.often", 3),
@@ -523,6 +575,8 @@ SCENARIOS: Final[dict[str, Callable[[Stage], None]]] = {
             cancel_before_request, expiry, run_at, children, bad_payload, a_thread, a_process,
             cancel_awaiting, time_out_then_success, time_out_to_the_end, redrive_of_a_gather,
             cancel_of_a_gather, collapse, collapse_with_a_winner_that_is_cancelled,
+            signal_before_request, signal_twice, signal_that_never_comes,
+            cancel_of_one_that_waits_for_ever,
         )
     },
     **ALONE,

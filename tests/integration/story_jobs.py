@@ -18,6 +18,7 @@ from tidemill import (
     RateLimit,
     Request,
     Retry,
+    SignalTimeout,
     Skip,
     Tick,
     job,
@@ -147,6 +148,27 @@ async def gathers(payload: dict[str, Any], ctx: Context) -> list[Any]:
 def gathers_in_thread(payload: dict[str, Any], ctx: Context) -> list[Any]:
     ends = ctx.gather("runs", members(payload, ctx), 1, payload.get("tolerate"))
     return [[end.job_id, end.status.value, end.result] for end in ends]
+
+
+@job("story.waits")
+async def waits(payload: dict[str, Any], ctx: Context) -> list[Any]:
+    first = await ctx.step("first", len, "a")
+    try:
+        found = await ctx.wait("go", Amount, timeout=payload.get("seconds", 3600))
+    except SignalTimeout:
+        return [first, "late", await ctx.step("second", len, "ab")]
+    return [first, found.amount]
+
+
+@job("story.waits_in_thread")
+def waits_in_thread(payload: dict[str, Any], ctx: Context) -> Any:
+    return ctx.wait("go", timeout=payload.get("seconds"))
+
+
+@job("story.waits_in_process", process=True)
+def waits_in_process(payload: dict[str, Any], ctx: Context) -> int:
+    found: Amount = ctx.wait("go", Amount)
+    return found.amount
 
 
 @job("story.swallows")

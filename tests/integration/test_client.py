@@ -42,7 +42,7 @@ from tidemill.agents.embedded.broker import Broker
 from tidemill.agents.topics import PartitionsMismatch, TopicsError
 from tidemill.schemas.codec import Decoded, decode_command, decode_request
 from tidemill.schemas.instants import instant_text
-from tidemill.schemas.requests import Command
+from tidemill.schemas.requests import Command, SignalCommand
 from tidemill.schemas.topics import Topics
 from tidemill.streams.partitioner import Partitioner
 
@@ -426,6 +426,26 @@ def test_commands_arrive_at_the_partition_of_the_user(
     assert (found[0].reason, found[0].actor) == ("not needed", "me")
 
 
+def test_signals_travel_as_they_are_read(kafka: str, client: Client, topics: Topics) -> None:
+    class Approval(BaseModel):
+        by: str
+
+    client.signal(user_id="u", job_id="j", name="go", value=Approval(by="ada"), actor="ada")
+    client.signal("u", "j", "go", [1, None])
+    handle = client.enqueue("t", user_id="u", job_id="k")
+    assert handle.signal_sync("go", {"ok": True}).command == "signal"
+    found = [decode_command(one.value()) for one in records(kafka, topics.commands, 3)]
+    signals = [one for one in found if isinstance(one, SignalCommand)]
+    assert [one.value for one in signals] == [{"by": "ada"}, [1, None], {"ok": True}]
+    assert [(one.job_id, one.actor) for one in signals] == [("j", "ada"), ("j", None), ("k", None)]
+    for wrong, field in (("", "name"), ("n" * 129, "name")):
+        with pytest.raises(InvalidRequest, match=f"'{field}'"):
+            client.signal("u", "j", wrong)
+    for value in ("x" * 65_535, object(), float("nan"), {1, 2}):
+        with pytest.raises(InvalidRequest, match="'value"):
+            client.signal("u", "j", "go", value)
+
+
 async def test_the_async_client_does_the_same(
     kafka: str, topics: Topics, ledger: Ledger
 ) -> None:
@@ -444,6 +464,8 @@ async def test_the_async_client_does_the_same(
             await client.wait(JobHandle("none", "u", "t", "x", 0), 0.2)
         assert (await client.cancel("u", "j")).command == "cancel"
         assert (await client.redrive("u", "j")).command == "redrive"
+        assert (await client.signal("u", "j", "go")).command == "signal"
+        assert (await handles[0].signal("go", 1)).job_id == handles[0].job_id
 
 
 def test_a_closed_client_says_so(kafka: str, topics: Topics) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -23,13 +24,18 @@ pytestmark = pytest.mark.timeout(180)
 SECONDS: Final = 60.0
 JOBS: Final = '''
 from pathlib import Path
-from tidemill import NonRetryable, job
+from tidemill import Context, NonRetryable, job
 
 @job("needs.a.file")
 def needs_a_file(payload: dict) -> str:
     if not Path(payload["path"]).exists():
         raise NonRetryable("there is no file", code="NO_FILE")
     return "it is there"
+
+
+@job("needs.a.word")
+async def needs_a_word(payload: dict, ctx: Context) -> str:
+    return await ctx.wait("the word", str)
 '''
 
 
@@ -87,6 +93,19 @@ def test_cancel_and_redrive_do_what_their_buttons_say(
         shown(page, url, "succeeded")
         expect(page.locator("[data-part=result]")).to_contain_text("it is there")
         expect(page.get_by_role("button", name="Redrive", exact=True)).to_have_count(0)
+
+        asked = client.enqueue("needs.a.word", user_id="ada", job_id="asked")
+        url = http + job_path("asked", "ada")
+        shown(page, url, "signal the word")
+        expect(page.locator("[data-part=wait]")).to_have_text("signal the word")
+        told = httpx.post(
+            f"{http}/api/jobs/asked/signal", json={"name": "the word", "value": "swordfish"},
+            params={"user_id": "ada"},
+        )
+        assert told.json()["event"] == "resumed", told.text
+        assert client.wait(asked, SECONDS).result == "swordfish"
+        shown(page, url, "signal came")
+        expect(page.locator("[data-part=wait]")).to_have_count(0)
     # Until its row is in ClickHouse a job's page is a 404, which the browser tells of.
     assert [each for each in watched.complaints if "404" not in each] == []
     context.close()

@@ -66,7 +66,24 @@ PLAIN_REQUESTS: Final = _fields(
     type=st.sampled_from(TYPES), user_id=st.sampled_from(USERS), payload=st.just({"x": DEEP})
 )
 OUTCOMES: Final = _fields(
-    kind=st.sampled_from(("started", "progressed", "succeeded", "failed", "skipped", "returned")),
+    kind=st.sampled_from(
+        (
+            "started", "progressed", "succeeded", "failed", "skipped", "returned", "stepped",
+            "suspended",
+        )
+    ),
+    name=st.sampled_from((None, "go", "")),
+    waits=st.one_of(
+        st.none(), ANYTHING,
+        st.fixed_dictionaries(
+            {
+                "kind": st.sampled_from(("sleep", "signal", "moon")),
+                "name": st.sampled_from(("go", "nap", "", 7)),
+                "for_ms": st.sampled_from((0, 5, -1, True, 2**63)),
+                "timeout_ms": st.sampled_from((None, 0, 5, -1, "1h", 2**63)),
+            }
+        ),
+    ),
     user_id=st.sampled_from(USERS), job_id=st.sampled_from(JOBS), epoch=st.integers(0, 3),
     started_at=st.sampled_from((None, True, -5, 0, 1_760_000_000_000, 2**63)),
     finished_at=st.sampled_from((None, -5, 1_760_000_000_000, 2**64 - 1)),
@@ -87,6 +104,11 @@ PACKS: Final = _fields(
 COMMANDS: Final = _fields(
     command=st.sampled_from(("cancel", "redrive")), user_id=st.sampled_from(USERS),
     job_id=st.sampled_from(JOBS), reason=st.sampled_from((None, "\x00")),
+)
+SIGNALS: Final = _fields(
+    command=st.just("signal"), user_id=st.sampled_from(USERS), job_id=st.sampled_from(JOBS),
+    name=st.sampled_from(("go", "n" * 128, "n" * 129, "", "\x00", "ü\n")), value=ANYTHING,
+    actor=st.sampled_from((None, "ada", "a" * 200)),
 )
 _ORIGINS: Final = st.sampled_from(
     (
@@ -112,7 +134,8 @@ _FORWARDS: Final = st.builds(
     lambda body, origin, kind: Input(
         TOPICS.internal, to_json(body), ((ORIGIN_HEADER, origin), (KIND_HEADER, kind))
     ),
-    st.one_of(REQUESTS, COMMANDS), _ORIGINS, st.sampled_from((b"request", b"command", None)),
+    st.one_of(REQUESTS, COMMANDS, SIGNALS), _ORIGINS,
+    st.sampled_from((b"request", b"command", None)),
 )
 _PLANS: Final[st.SearchStrategy[Any]] = st.recursive(
     st.just([]),
@@ -142,6 +165,7 @@ _RAW: Final = st.builds(
 INPUTS: Final = st.one_of(
     PACKS.map(_input(TOPICS.outcomes)), PACKS.map(_input(TOPICS.outcomes)),
     REQUESTS.map(_input(TOPICS.requested)), COMMANDS.map(_input(TOPICS.commands)),
+    SIGNALS.map(_input(TOPICS.commands)),
     _FORWARDS, _MESSAGES, _RAW,
 )
 

@@ -186,6 +186,8 @@ class Rig:
         cancels = {cancel.key: cancel.cause for cancel in self.engine.state.cancels}
         assert cancels == self.fold.kept.waiting
         self._check_memory()
+        signals = {key: one.cause for key, one in self.engine.state.signals.values.items()}
+        assert signals == self.fold.signals.waiting
         live = self.engine.state.jobs
         for key, trace in self.fold.jobs.items():
             job = live.get(key)
@@ -231,6 +233,8 @@ def observable(state: PartitionState) -> dict[str, Any]:
         "memory": {
             name: (entry.json, entry.incarnation) for name, entry in state.memory.values.items()
         },
+        "signals": [state.signals.row_value(key, one) for key, one in state.signals.values.items()],
+        "signals_of": (state.signals.by_job, state.signals._of_user, state.signals._size),
     }
 
 

@@ -18,7 +18,7 @@ from tests.property.rig import START_MS, TOPICS, WORKER, Input, Rig, observable,
 from tidemill.schemas.requests import STEP_BYTES_MAX
 from tidemill.schemas.wire import BackoffSpec, ConcurrencySpec, Definition, LimitSpec
 from tidemill.schemas.words import State
-from tidemill.streams.job import JobKey
+from tidemill.streams.job import Job, JobKey
 
 EXAMPLES: Final = 250
 STEPS: Final = 50
@@ -27,7 +27,7 @@ WINDOW_MS: Final = 5_000
 USERS: Final = ("u", 'ü/"2\\', "a/b")
 IDS: Final = ("1", "2", "3", "b/1")
 TOO_LARGE: Final = "x" * (STEP_BYTES_MAX - 1)  # with its quotes
-NAMES: Final = ("a", "b", "c", "ü" * 128)  # of steps and sleeps
+NAMES: Final = ("a", "b", "c", "ü" * 128)  # of steps, sleeps and signals
 KINDS: Final = ("started", "progressed", "succeeded", "failed", "skipped", "returned")
 
 
@@ -158,6 +158,30 @@ class PartitionMachine(RuleBasedStateMachine):
         waits = {"kind": "sleep", "name": name, "for_ms": for_ms}
         self._say(pick, stale, "suspended", fate, waits=waits)
 
+    @precondition(lambda self: self.rig.in_flight())
+    @rule(
+        pick=st.integers(0, 99), name=st.sampled_from(NAMES), stale=st.sampled_from((0, 0, 0, 1)),
+        timeout_ms=st.sampled_from((None, 0, 500, 30_000)), fate=FATES,
+    )
+    def wait(self, pick: int, name: str, stale: int, timeout_ms: int | None, fate: str) -> None:
+        """An attempt ends in a wait for a signal, perhaps for one that came before."""
+        waits = {"kind": "signal", "name": name, "timeout_ms": timeout_ms}
+        self._say(pick, stale, "suspended", fate, waits=waits)
+
+    @rule(
+        user=st.sampled_from(USERS), name=st.sampled_from(IDS), type=st.sampled_from(TYPES),
+        signal=st.sampled_from(NAMES), value=st.integers(0, 9), fate=FATES,
+    )
+    def signal(
+        self, user: str, name: str, type: str, signal: str, value: int, fate: str
+    ) -> None:
+        """Whoever the job is, and whatever it does: most come early, twice or late."""
+        body = {
+            "command": "signal", "user_id": user, "job_id": f"{type}{name}", "name": signal,
+            "value": value,
+        }
+        self._take(Input(TOPICS.commands, orjson.dumps(body)), fate)
+
     def _say(self, pick: int, stale: int, kind: str, fate: str, **facts: Any) -> None:
         jobs = self.rig.in_flight()
         told = outcome_of(jobs[pick % len(jobs)], kind, **facts)
@@ -263,6 +287,10 @@ class PartitionMachine(RuleBasedStateMachine):
                 )
                 for job in rig.in_flight()
             ]
+            self.inputs += [
+                Input(TOPICS.commands, orjson.dumps(_signal_for(job)))
+                for job in rig.engine.state.jobs.values() if _waits_for_signal(job)
+            ]
             if not self.inputs:
                 live = rig.engine.state.jobs.values()
                 if all(job.state is State.FAILED for job in live):
@@ -271,6 +299,18 @@ class PartitionMachine(RuleBasedStateMachine):
         rig.check()
         for trace in rig.fold.jobs.values():
             assert not trace.is_live, "\n".join(trace.story())
+
+
+def _waits_for_signal(job: Job) -> bool:
+    return job.waits_for is not None and job.waits_for[:2] == ("suspension", "signal")
+
+
+def _signal_for(job: Job) -> dict[str, Any]:
+    assert job.waits_for is not None
+    name = job.waits_for[2]
+    return {
+        "command": "signal", "user_id": job.key[0], "job_id": job.key[1], "name": name, "value": 1
+    }
 
 
 def _caused_by_inputs(out: list[Any]) -> list[Any]:

@@ -36,6 +36,7 @@ MEMBER_TYPES: Final = ("quick", "side", "two-at-once")
 MEMBERS_MAX: Final = 12
 REMEMBERED_MAX: Final = 4  # entries of a job that does no more steps and sleeps no more
 NAP_MS_MAX: Final = 9_000
+SIGNALS: Final = ("go", "stop")  # names that jobs wait for, and that somebody gives at any time
 
 
 @dataclass(slots=True)
@@ -182,11 +183,16 @@ class Worker:
             case "skipped":
                 return outcome(run.job, "skipped", reason="nothing to do", **times)
             case "suspended":
-                known = remembered_by(run.job)
-                waits = {
-                    "kind": "sleep", "name": f"nap {len(known)}",
-                    "for_ms": self._rng.choice((0, self._rng.randrange(NAP_MS_MAX))),
+                lasts_ms = self._rng.choice((0, self._rng.randrange(NAP_MS_MAX)))
+                waits: dict[str, Any] = {
+                    "kind": "sleep", "name": f"nap {len(remembered_by(run.job))}",
+                    "for_ms": lasts_ms,
                 }
+                left = [name for name in SIGNALS if name not in remembered_by(run.job)]
+                if left and self._rng.random() < 0.5:
+                    waits = {
+                        "kind": "signal", "name": self._rng.choice(left), "timeout_ms": lasts_ms
+                    }
                 return outcome(run.job, "suspended", waits=waits, **times)
             case "parent":
                 children = [

@@ -18,6 +18,7 @@ from tests.chaos.report import Report
 from tests.simulation.ledger import Fate, Ledger
 from tests.simulation.memory_log import MemoryLog
 from tests.simulation.worker import (
+    SIGNALS,
     USERS,
     ReadyGroup,
     Worker,
@@ -299,9 +300,12 @@ class World:
         body, headers = self.rng.choice(self.asked)
         named = dict(headers).get("ce_id")
         value = {
-            "command": self.rng.choice(("cancel", "redrive")), "user_id": body["user_id"],
+            "command": self.rng.choice(("cancel", "redrive", "signal", "signal")),
+            "user_id": body["user_id"],
             "job_id": body.get("job_id") if named is None else named.decode(),
         }
+        if value["command"] == "signal":
+            value |= {"name": self.rng.choice(SIGNALS), "value": {"n": self.now_ms}}
         self.log.append(
             self.topics.commands, self.rng.randrange(PARTITIONS), key=None,
             value=orjson.dumps(value), now_ms=self.now_ms,

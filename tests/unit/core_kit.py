@@ -25,6 +25,7 @@ from tidemill.streams.commands import (
     Rescue,
     Resolve,
     Resume,
+    Signal,
     Submit,
 )
 from tidemill.streams.decision import Accepted, Decision
@@ -132,6 +133,7 @@ CANCEL: Final = Cancel(("u", "j"), "somebody", "no more", ("jobs.commands", 0, 1
 REDRIVE: Final = Redrive(("u", "j"), "somebody", "again", ("jobs.commands", 0, 2))
 FATAL: Final = {"code": "BROKEN", "message": "beyond repair", "retryable": False}
 SLEEPS: Final = {"kind": "sleep", "name": "nap", "for_ms": 60_000}
+SIGNAL: Final = Signal(("u", "j"), "go", b'{"ok":true}', "ada", ("jobs.commands", 0, 3))
 WAYS: Final[dict[State, tuple[CoreCommand, ...]]] = {
     State.PENDING: (submit(),),
     State.SCHEDULED: (submit(run_at=NOW + 5_000),),
@@ -168,6 +170,7 @@ def command_named(name: str, state: State | None) -> CoreCommand:
         "resume": Resume(), "stepped": report("stepped", name="one", result={"n": 1}),
         "suspended": report("suspended", waits=SLEEPS),
         "rescue": Rescue(Reason.WORKER_LOST), "cancel": CANCEL, "redrive": REDRIVE,
+        "signal": SIGNAL,
     }
     if name in plain:
         return plain[name]

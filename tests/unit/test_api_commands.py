@@ -63,9 +63,9 @@ class Api:
             raise self.answer
         return self.answer
 
-    async def post(self, path: str, **params: str) -> httpx.Response:
+    async def post(self, path: str, json: Any = None, **params: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://api") as client:
-            return await client.post(path, params=params)
+            return await client.post(path, params=params, json=json)
 
 
 @pytest.fixture
@@ -132,4 +132,49 @@ async def test_whose_job_it_is_must_be_clear(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("params", [{"user_id": "x" * 1_000}, {"reason": "x" * 1_000}], ids=str)
 async def test_what_is_too_long_is_refused(api: Api, params: dict[str, str]) -> None:
     assert (await api.post("/api/jobs/j/cancel", **params)).status_code == 422
+    assert not api.kafka.sent
+
+
+async def test_a_signal_has_its_name_and_value_in_the_body(api: Api) -> None:
+    api.answer = CommandAnswer("resumed", "signal_came")
+    body = {"name": "go", "value": {"ok": True}, "actor": "bob"}
+    said = await api.post("/api/jobs/a/b/signal", json=body)
+    assert (said.status_code, said.json()["event"]) == (200, "resumed")
+    assert api.kafka.sent == [
+        ("x.jobs.commands", "ada", {
+            "command": "signal", "user_id": "ada", "job_id": "a/b", "name": "go",
+            "value": {"ok": True}, "actor": "bob",
+        })
+    ]
+    api.answer = CommandAnswer("signal_kept", None, "2026-01-01T00:00:00.000Z")
+    said = await api.post("/api/job/signal", json={"name": "go"}, job_id="..", user_id="eve")
+    assert (said.json()["event"], said.json()["until"]) == ("signal_kept", api.answer.until)
+    assert api.kafka.sent[-1][2] == {
+        "command": "signal", "user_id": "eve", "job_id": "..", "name": "go", "actor": "api"
+    }
+
+
+async def test_a_refused_signal_is_a_problem(api: Api) -> None:
+    api.answer = CommandAnswer("command_refused", "already_signalled")
+    said = await api.post("/api/jobs/j/signal", json={"name": "go"})
+    assert (said.status_code, said.json()["reason"]) == (409, "already_signalled")
+    assert "already signalled" in said.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 422, "name"), ({"name": ""}, 422, "name"), ({"name": 7}, 422, "name"),
+        ({"name": "x" * 129}, 422, "name"), ({"name": "a\nb"}, 422, "name"),
+        ({"name": "go", "value": "x" * 65_536}, 422, "value"),
+        ({"name": "go", "actor": "x" * 129}, 422, "actor"),
+        ({"name": "go", "job_id": "other"}, 422, "job_id"), ([1], 400, None),
+    ],
+    ids=str,
+)
+async def test_a_signal_that_is_wrong_names_its_field(
+    api: Api, body: Any, status: int, field: str | None
+) -> None:
+    said = await api.post("/api/jobs/j/signal", json=body)
+    assert (said.status_code, said.json().get("field")) == (status, field)
     assert not api.kafka.sent

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tidemill import client
 from tidemill.bridge import LoopBridge, LoopPromise
 from tidemill.sending import Promise
+from tidemill.sent import sent_async
 
 COUNT = 1_000
 
@@ -113,7 +113,7 @@ async def test_who_waits_for_room_first_is_sent_first() -> None:
             promise.set_result(None)
             return True
 
-        await client._sent_async(partial(try_send), answer, 10.0)
+        await sent_async(partial(try_send), answer, 10.0)
 
     asking = [asyncio.create_task(ask(number)) for number in range(5)]
     await asyncio.sleep(0)

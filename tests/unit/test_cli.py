@@ -32,6 +32,7 @@ def command(
         ("dev",), ("ledger",), ("worker",), ("sink",), ("api",), ("broker", "start"),
         ("broker", "stop"), ("broker", "status"), ("topics", "plan"), ("topics", "apply"),
         ("enqueue",), ("jobs", "list"), ("jobs", "show"), ("jobs", "cancel"), ("jobs", "redrive"),
+        ("signal",),
         ("sql",), ("doctor",), ("config",),
     ],
 )

@@ -157,6 +157,7 @@ _TABLE: Final[dict[str, tuple[str, ...]]] = {
         "kept", "cancelled", "cancelled", "cancel_requested",
         "cancel_requested", *["cancelled"] * 2, *["already_ended/command_refused"] * _ENDED,
     ),
+    "signal": (*["kept"] * 7, *["already_ended/command_refused"] * _ENDED),
     "redrive": (
         "unknown_job/", *["not_ended/command_refused"] * 6,
         "already_ended/command_refused", "redriven", *["already_ended/command_refused"] * 3,

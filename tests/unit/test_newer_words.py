@@ -20,13 +20,13 @@ from tidemill.agents.ledger.clock import LedgerClock
 from tidemill.agents.ledger.workers import WorkerBook, WorkerReader
 from tidemill.doctor import workers
 from tidemill.schemas import events, wire
-from tidemill.schemas.requests import Command, JobRequest
+from tidemill.schemas.requests import Command, JobRequest, SignalCommand
 from tidemill.schemas.schedules import ScheduleCommand
 from tidemill.schemas.topics import Topics
 
 TOPICS = Topics()
 #: What people and their programs write: a misspelt field is theirs to mend, and nothing is lost.
-STRICT: Final = {JobRequest, Command, ScheduleCommand, Settings, Range}
+STRICT: Final = {JobRequest, Command, SignalCommand, ScheduleCommand, Settings, Range}
 SLOTS = {"slots": 4, "free": 4}
 BEAT: dict[str, Any] = {
     "schema_version": 1, "worker_id": "w", "incarnation": 7, "at": 1, "types": ["t"], "running": 0,

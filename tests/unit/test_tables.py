@@ -118,6 +118,7 @@ def test_what_is_written_without_later_tables_needs_no_later_version() -> None:
         (job_key(("u", "j")), b'[4,"pending"]\n{}'),
         (b"m" + bytes(16) + b"name", b'[2,"u","j",1,["name","step",1]]'),
         (b"c" + bytes(16), b'[2,"u","j",1,null,null,"commands",0,1]'),
+        (b"e" + bytes(16) + b"go", b'[2,"u","j","go",1,null,"commands",0,1,true]'),
     ],
 )
 def test_a_row_in_a_later_form_stops_the_start(key: bytes, value: bytes) -> None:

@@ -144,22 +144,26 @@ def _wait(client: Any, handle: JobHandle, timeout: float) -> CompletedJob:
 def _payload(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
+    value = _json(text, "--json", 'write an object such as \'{"name": "Ada"}\'')
+    if not isinstance(value, dict):
+        raise CliError(
+            f"--json: a payload is a JSON object, not {type(value).__name__}", exit_codes.USAGE
+        )
+    return value
+
+
+def _json(text: str, option: str, way_out: str) -> Any:
+    """A JSON value; of stdin for -."""
     from tidemill.schemas.codec import Refusal, parse_json
 
     try:
         # For its messages: the codec, whose bounds hold at every door, says less of a slip.
         orjson.loads(given := sys.stdin.read() if text == "-" else text)
     except orjson.JSONDecodeError as error:
-        raise CliError(
-            f"--json: {error}; write an object such as '{{\"name\": \"Ada\"}}'", exit_codes.USAGE
-        ) from None
+        raise CliError(f"{option}: {error}; {way_out}", exit_codes.USAGE) from None
     value = parse_json(given.encode())
     if isinstance(value, Refusal):
-        raise CliError(f"--json: {value.message}", exit_codes.USAGE)
-    if not isinstance(value, dict):
-        raise CliError(
-            f"--json: a payload is a JSON object, not {type(value).__name__}", exit_codes.USAGE
-        )
+        raise CliError(f"{option}: {value.message}", exit_codes.USAGE)
     return value
 
 
@@ -259,6 +263,29 @@ def redrive_job(
     """Run a failed job again, as its next run; shows what came of it."""
     with _client(kafka, topic_prefix) as client:
         _show_answer(client, client.redrive(user, job_id, reason=reason, actor="cli"), timeout)
+
+
+@app.command(rich_help_panel="Jobs")
+def signal(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose job.")],
+    job_id: Annotated[str, typer.Argument(metavar="JOB")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the handler waits for.")],
+    value: Annotated[
+        str, typer.Argument(metavar="[VALUE]", help="What it gets: JSON; - reads stdin.")
+    ] = "null",
+    actor: Annotated[str, typer.Option("--actor", help="Who signals.")] = "cli",
+    timeout: AnswerTimeout = ANSWER_SECONDS,
+    kafka: o.Kafka = None,
+    topic_prefix: o.TopicPrefix = None,
+) -> None:
+    """Give a value to a handler that waits (`ctx.wait`); shows what came of it.
+
+    The first signal of a name counts; a later one is refused: exit 8. One that nobody waits for yet
+    is kept for a day.
+    """
+    given = _json(value, "VALUE", 'write JSON such as true, \'"yes"\' or \'{"ok": true}\'')
+    with _client(kafka, topic_prefix) as client:
+        _show_answer(client, client.signal(user, job_id, name, given, actor=actor), timeout)
 
 
 def clickhouse_address(given: str | None) -> str:

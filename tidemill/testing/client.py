@@ -8,15 +8,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tidemill.answers import CommandReceipt
 from tidemill.bridge import LoopBridges, LoopPromise
-from tidemill.client import Client, Sending, records_of
+from tidemill.client import Client, records_of
 from tidemill.client_schedules import ClientSchedules
 from tidemill.completions import Waiter
 from tidemill.handles import JobHandle
 from tidemill.requests import ClientError, Request, encode, encode_command
+from tidemill.sent import CommandWord, Sending
 from tidemill.waiting import WaitTimeout
 
 if TYPE_CHECKING:
@@ -65,13 +66,10 @@ class EngineCore:
             engine.append(topic, user_id, value)
         return handles
 
-    def command(
-        self, word: Literal["cancel", "redrive"], user_id: str, job_id: str,
-        reason: str | None, actor: str | None,
-    ) -> Sending:
+    def command(self, word: CommandWord, user_id: str, job_id: str, **said: Any) -> Sending:
         body = {
             "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self._engine.next_id(), "actor": actor, "reason": reason,
+            "command_id": self._engine.next_id(), **said,
         }
         value = encode_command(body)
 

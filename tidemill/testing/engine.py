@@ -100,17 +100,23 @@ class Engine:
 
     def cancel(self, job: Named, *, reason: str | None = None, actor: str | None = None) -> None:
         """As `Client.cancel`; `run` lets it act."""
-        self._command("cancel", job, reason, actor)
+        self._command("cancel", job, reason=reason, actor=actor)
 
     def redrive(self, job: Named, *, reason: str | None = None, actor: str | None = None) -> None:
         """As `Client.redrive`; `run` lets it act."""
-        self._command("redrive", job, reason, actor)
+        self._command("redrive", job, reason=reason, actor=actor)
 
-    def _command(self, word: str, job: Named, reason: str | None, actor: str | None) -> None:
+    def signal(
+        self, job: Named, name: str, value: Any = None, *, actor: str | None = None
+    ) -> None:
+        """As `Client.signal`; `run` lets it act."""
+        self._command("signal", job, name=name, value=value, actor=actor)
+
+    def _command(self, word: str, job: Named, **said: Any) -> None:
         user_id, job_id = _key_of(job)
         body = {
             "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self.next_id(), "reason": reason, "actor": actor,
+            "command_id": self.next_id(), **said,
         }
         self.append(self.topics.commands, user_id, encode_command(body))
 

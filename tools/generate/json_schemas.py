@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tidemill.schemas import SCHEMA_VERSION
 from tidemill.schemas.dead import HEADER_MEANINGS
 from tidemill.schemas.events import CompletedJob, JobEvent
-from tidemill.schemas.requests import Command, JobRequest
+from tidemill.schemas.requests import Command, JobRequest, SignalCommand
 from tidemill.schemas.wire import Definition, Heartbeat
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -30,6 +30,7 @@ Mode = Literal["validation", "serialization"]
 MODELS: Final[dict[str, tuple[type[BaseModel], Mode]]] = {
     "job-request": (JobRequest, "validation"),
     "command": (Command, "validation"),
+    "signal-command": (SignalCommand, "validation"),
     "job-event": (JobEvent, "serialization"),
     "completed-job": (CompletedJob, "serialization"),
     "definition": (Definition, "serialization"),

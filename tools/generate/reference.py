@@ -42,7 +42,9 @@ Contents: [topics](#topics) · [records](#records) · [headers](#headers) · [cl
 [settings](#settings). States and events: [STATE_MACHINE.md](STATE_MACHINE.md). For machines:
 [asyncapi.yaml](asyncapi.yaml), [schemas/](schemas/).
 """
-RECORDS: Final = ("job-request", "command", "completed-job", "job-event", "retry-scheduled")
+RECORDS: Final = (
+    "job-request", "command", "signal-command", "completed-job", "job-event", "retry-scheduled",
+)
 TABLES: Final = {
     "job_events": ("Every transition of every job, for ever. One row an event.", JOB_EVENTS),
     "jobs": ("One row a job: its latest state. A view, no FINAL needed.", JOBS),

@@ -17,7 +17,9 @@ STATE_MEANINGS: Final[dict[State, str]] = {
     S.DISPATCHED: "Written to `jobs.ready.<queue>` for a worker.",
     S.RUNNING: "A worker has it.",
     S.RETRYING: "An attempt failed; the next one waits for its backoff.",
-    S.AWAITING: "Its handler sleeps until `due_at`, and holds no slot; or it waits for members.",
+    S.AWAITING: (
+        "Its handler sleeps until `due_at`, waits for a signal or for members, and holds no slot."
+    ),
     S.SUCCEEDED: "Ended: the handler returned.",
     S.FAILED: "Ended: attempts exhausted, or an error that must not be retried. A dead letter.",
     S.CANCELLED: "Ended by a command.",
@@ -57,6 +59,10 @@ EVENT_MEANINGS: Final[dict[EventKind, str]] = {
     E.CANCEL_KEPT: (
         "A cancel of a job that nobody has asked for yet: it is kept until `due_at` and applied "
         "when the request comes. There is no state yet."
+    ),
+    E.SIGNAL_KEPT: (
+        "A signal that the handler does not wait for yet: it is kept until `due_at`, for the job "
+        "or for the request to come. `data` has its name, value and actor."
     ),
 }
 
@@ -102,7 +108,8 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     "was never dispatched is refused with it, too.",
     R.OPERATOR: "A person redrove it.",
     R.SLEEPING: "Its handler sleeps until `due_at`.",
-    R.TOO_LARGE: "A step's result is larger than 256 KiB, or all that its job remembers too large.",
+    R.TOO_LARGE: "A step's result is larger than 256 KiB, or all that its job remembers too large, "
+    "with a signal's value too.",
     R.INSTANT_CAME: "The instant is there that it slept for.",
     R.MEMBERS_AWAITED: "Its handler waits for jobs that it asked for together; `data` says for how "
     "many.",
@@ -111,6 +118,13 @@ REASON_MEANINGS: Final[dict[Reason, str]] = {
     R.NOT_RELEASED: "A member that was never asked for: too many others had failed.",
     R.NO_LONGER_AWAITED: "A member that is somebody else's job too: it goes on by itself, and is "
     "waited for no more. Of an `outcome_ignored`: the parent has ended.",
+    R.SIGNAL_AWAITED: "Its handler waits for the signal in `data`, until `due_at` or for ever.",
+    R.SIGNAL_CAME: "The signal is there that it waited for; `data` has the value.",
+    R.TIMED_OUT: "No signal came in time; a signal of that name is refused from then on.",
+    R.ALREADY_SIGNALLED: "The job has, or will have, an earlier signal of that name.",
+    R.NAME_TAKEN: "The job remembers a step or a sleep by that name.",
+    R.NOT_AWAITED: "A signal was kept for a day, and the job's handler has not waited for it.",
+    R.TOO_MANY_SIGNALS: "As many signals that nobody waits for are kept as may be.",
 }
 
 ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
@@ -189,6 +203,14 @@ ERROR_FIXES: Final[dict[ErrorCode, tuple[str, str]]] = {
     C.TOO_MANY_SUSPENSIONS: (
         "One run of a job has suspended 10,000 times.",
         "Let it end and ask for the next one, or use a schedule.",
+    ),
+    C.SIGNAL_TIMEOUT: (
+        "The signal that the handler waited for did not come in time.",
+        "Catch `SignalTimeout` where that is no error; ask for the job again under another id.",
+    ),
+    C.INVALID_SIGNAL: (
+        "The value of a signal is not what the handler reads it as.",
+        "Send what the message names, to another job: the first signal of a name counts.",
     ),
     C.UNKNOWN_JOB: (
         "A command names a job that the ledger does not know.",
