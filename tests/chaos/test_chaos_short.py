@@ -23,7 +23,7 @@ RECOVERED_SECONDS_MAX = 60.0  # the backlog of a run of a minute and a half, on 
 
 
 def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path) -> None:
-    outcome = chaos(Plan(jobs=20_000, seconds=90.0, kills=KILLS), tmp_path)
+    outcome = chaos(Plan(jobs=20_000, seconds=80.0, kills=KILLS), tmp_path)
     print(outcome.report.text())
     assert outcome.report.is_clean, outcome.report.text()
     killed = [death for death in outcome.deaths if death.exit_code == -signal.SIGKILL]

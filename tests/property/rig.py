@@ -153,7 +153,8 @@ class Rig:
         key = (event["user_id"], event["job_id"])
         if event["event"] in ("step_completed", "resumed"):
             data = event["data"]
-            found = [data["kind"], data.get("result")]
+            value = data.get("value" if data["kind"] == "signal" else "result")
+            found = [data["kind"], value]
             self.known.setdefault(key, {}).setdefault(data["name"], found)
         elif event["event"] in TERMINAL and event["event"] != "failed":
             self.known.pop(key, None)
