@@ -97,7 +97,7 @@ bench-here: native
 	@$(PY) -m benchmarks
 
 .PHONY: chaos
-chaos: native ## The long chaos run: 200,000 jobs, 30 kills, seven bugs put back
+chaos: native ## The long chaos run: 200,000 jobs, 30 kills, eight bugs put back
 	@$(PY) -m tests.chaos --long
 
 # --- checks ----------------------------------------------------------------------------------------

@@ -169,7 +169,8 @@ class Checker:
             "events": self.jobs.events, "completed": len(completed.records),
             "dead letters": letters, "between partitions": between.records,
             "steps": self.suspensions.steps, "resumed": self.suspensions.resumed,
-            "joined": self.collapse.ended_with, "ticks": ticks,
+            "signalled": self.suspensions.signalled, "joined": self.collapse.ended_with,
+            "ticks": ticks,
         }
         return self.report
 

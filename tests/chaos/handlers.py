@@ -13,7 +13,16 @@ import zlib
 from typing import Any, Final
 from uuid import uuid4
 
-from tidemill import Backoff, Context, NonRetryable, RateLimit, Request, Retry, job
+from tidemill import (
+    Backoff,
+    Context,
+    NonRetryable,
+    RateLimit,
+    Request,
+    Retry,
+    SignalTimeout,
+    job,
+)
 
 QUICK_BACKOFF: Final = Backoff.fixed("200ms")
 EXPECT: Final[dict[str, Any]] = {
@@ -22,13 +31,13 @@ EXPECT: Final[dict[str, Any]] = {
         "chaos.skip": 3, "chaos.delay": 3, "chaos.once": 3, "chaos.refuses": 3, "chaos.late": 1,
         "chaos.parent": 3, "chaos.child": 3, "chaos.steps": 5, "chaos.nap": 3,
         "chaos.nap_thread": 3, "chaos.nap_process": 3, "chaos.shared": 3, "chaos.fan": 3,
-        "chaos.member": 2,
+        "chaos.member": 2, "chaos.asks": 3,
     },
     "limits": {"chaos.skip": [[5, 5_000, "skip"]], "chaos.delay": [[5, 2_000, "delay"]]},
     "children": {"chaos.parent": "child-of-"},
     "tells_steps": [
         "chaos.steps", "chaos.nap", "chaos.nap_thread", "chaos.nap_process", "chaos.shared",
-        "chaos.skips", "chaos.fan",
+        "chaos.skips", "chaos.fan", "chaos.asks",
     ],
 }
 """What the checker is told: attempts and limits by type, and which results tell of their steps."""
@@ -37,6 +46,7 @@ STOPS: Final = frozenset({"chaos.steps", "chaos.fan"})
 with."""
 FAN: Final = ".all."
 """In the id of each member of a fan-out."""
+ASKED_SECONDS: Final = 6.0  # that a handler waits for its answer
 MEMBERS: Final = 8
 PARALLEL: Final = 3
 
@@ -187,6 +197,18 @@ async def fan(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     ]
     ends = await ctx.gather("all", wanted, parallel=PARALLEL, tolerate="30%")
     return {"steps": {"first": first}, "members": [end.status for end in ends]}
+
+
+@job("chaos.asks", backoff=QUICK_BACKOFF)
+async def asks(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    first = await ctx.step("first", token)
+    try:
+        answer = {"answer": await ctx.wait("answer", timeout=ASKED_SECONDS)}
+    except SignalTimeout:
+        answer = {}
+    if draw(ctx, ctx.attempt) < 0.1:
+        raise RuntimeError("after the answer, which a retry gets again")
+    return {"steps": {"first": first}, "signals": answer}
 
 
 @job("chaos.member", max_attempts=2, backoff=QUICK_BACKOFF)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, Literal
@@ -21,16 +22,20 @@ from tests.chaos.receipts import Receipt
 
 USERS: Final = 400
 MIX: Final = (
-    ("chaos.noop", 55.5), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
+    ("chaos.noop", 54.5), ("chaos.flaky", 12.0), ("chaos.thread", 6.0), ("chaos.skip", 5.0),
     ("chaos.delay", 4.0), ("chaos.once", 2.5), ("chaos.parent", 2.0), ("chaos.refuses", 2.0),
     ("chaos.slow", 1.5), ("chaos.process", 0.5), ("chaos.late", 0.05), ("chaos.steps", 2.5),
     ("chaos.nap", 1.5), ("chaos.nap_thread", 0.6), ("chaos.nap_process", 0.2),
-    ("chaos.shared", 1.5), ("chaos.fan", 0.5),
+    ("chaos.shared", 1.5), ("chaos.fan", 0.5), ("chaos.asks", 1.0),
 )
 """Type -> share of the requests, in percent."""
 LIMITED_USERS: Final = 40  # users of limited types: few, so that limits bite
 SHARING_USERS: Final = 5  # users of a type that collapses: few, so that requests meet
-NAPS: Final = ("chaos.nap", "chaos.nap_thread", "chaos.shared", "chaos.fan")
+NAPS: Final = ("chaos.nap", "chaos.nap_thread", "chaos.shared", "chaos.fan", "chaos.asks")
+# Seconds from the request to each signal that is sent: early ones, double ones, late ones, none.
+ANSWERS: Final = (
+    (-1.0,), (0.0,), (0.5,), (1.5, 1.5), (-1.0, 0.5), (0.2, 0.3, 3.0), (9.0,), (3.0, 9.0), (),
+)
 WOKEN: Final = 0.08  # share of those that are cancelled while they sleep, or around that
 WOKEN_SECONDS: Final = (0.3, 2.5)  # from the request to such a cancel
 REPEATED: Final = 0.03  # share of requests that are sent twice
@@ -58,6 +63,7 @@ class Sent:
     unique_key: str | None = None
     run_at_ms: int | None = None
     cancel_after: float | None = None  # seconds
+    answers: tuple[float, ...] = ()  # seconds to each signal
 
 
 @dataclass(slots=True)
@@ -101,6 +107,8 @@ def requests(count: int, seed: int) -> Iterator[Sent]:
             sent = _sent(body)
             if body["type"] in NAPS and random.random() < WOKEN:
                 sent.cancel_after = random.uniform(*WOKEN_SECONDS)
+            if body["type"] == "chaos.asks":
+                sent.answers = random.choice(ANSWERS)
             yield sent
 
 
@@ -174,13 +182,16 @@ class Loader(threading.Thread):
 
     def _send(self) -> None:
         begun = time.monotonic()
-        to_cancel: list[tuple[float, int, Sent]] = []
+        later: list[tuple[float, int, Callable[[], None]]] = []
         for number, sent in enumerate(requests(self._count, self._seed)):
             self.sent.append(sent)
-            if sent.cancel_after is not None:
-                heappush(to_cancel, (time.monotonic() + sent.cancel_after, number, sent))
-            while to_cancel and to_cancel[0][0] <= time.monotonic():
-                self._cancel(self._producers[0], heappop(to_cancel)[2], None)
+            for after, ask in self._asked_later(sent):
+                if after < 0:  # before its request
+                    ask()
+                else:
+                    heappush(later, (time.monotonic() + after, len(later) + number, ask))
+            while later and later[0][0] <= time.monotonic():
+                heappop(later)[2]()
             lane = number % len(self._producers)
             key = None if lane == 2 or sent.user_id is None else sent.user_id.encode()
             is_cancelled = sent.job_id is not None and number % CANCELLED_EVERY < 2
@@ -196,6 +207,22 @@ class Loader(threading.Thread):
                 ahead = begun + self._seconds * number / self._count - time.monotonic()
                 if ahead > 0:
                     time.sleep(ahead)
+        for _, _, ask in sorted(later, key=lambda one: one[:2]):
+            ask()
+
+    def _asked_later(self, sent: Sent) -> Iterator[tuple[float, Callable[[], None]]]:
+        """What is asked for around a request: so many seconds behind it, and how."""
+        if sent.cancel_after is not None:
+            yield sent.cancel_after, partial(self._cancel, self._producers[0], sent, None)
+        for number, after in enumerate(sent.answers):
+            yield after, partial(self._signal, sent, number)
+
+    def _signal(self, sent: Sent, number: int) -> None:
+        command = {
+            "command": "signal", "user_id": sent.user_id, "job_id": sent.job_id, "name": "answer",
+            "value": {"number": number},
+        }
+        self._producers[0].produce(self._commands, json.dumps(command))
 
     def _cancel(self, producer: Producer, sent: Sent, key: bytes | None) -> None:
         command = {"command": "cancel", "user_id": sent.user_id, "job_id": sent.job_id}

@@ -1,4 +1,4 @@
-"""Seven known bugs put back into a scratch copy of the source: the checker must catch each.
+"""Eight known bugs put back into a scratch copy of the source: the checker must catch each.
 
 Owns the patches, as text that must be found exactly once. Refuses to guess: when the source has
 moved, it says which patch has to be written anew.
@@ -167,6 +167,15 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         frozenset({"too_many_members"}),
         jobs=2_000,
         seconds=8.0,
+    ),
+    Mutation(
+        "signal_lost",
+        "a signal that comes before its wait is told as kept, and is not",
+        (Patch("streams/processor.py", "            signals.keep(kept)\n", ""),),
+        (),
+        frozenset({"kept_signal_lost", "kept_signal_disagrees"}),
+        jobs=3_000,
+        seconds=10.0,
     ),
 )
 

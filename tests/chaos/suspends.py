@@ -36,6 +36,7 @@ class SuspensionFold:
         self.waits: dict[JobId, Wait] = {}
         self.suspensions: Counter[tuple[JobId, int]] = Counter()  # by run
         self.resumed = 0
+        self.signalled = 0
         self.steps = 0
 
     def feed(self, trace: Trace, step: Step, event: dict[str, Any]) -> None:
@@ -78,6 +79,7 @@ class SuspensionFold:
         wait = self.waits.pop(trace.key, None)
         known = self._know(trace.key)
         self.resumed += 1
+        self.signalled += data["kind"] == "signal"
         if wait is None:
             self._break("resumed_unasked", trace, f"nothing was waited for: {data}")
             return
@@ -100,14 +102,13 @@ class SuspensionFold:
             self._break("went_on_without", trace, f"{step.kind} while it waits for {wait}")
 
     def _compare(self, trace: Trace, result: Any) -> None:
-        """What the handler got from its steps, perhaps attempts ago, is what was stored."""
-        told = result.get("steps", {}) if isinstance(result, dict) else {}
-        kept = {
-            name: value for name, (kind, value) in self.known.get(trace.key, {}).items()
-            if kind == "step"
-        }
-        if told != kept:
-            self._break("step_changed", trace, f"stored is {kept}, its handler got {told}")
+        """What the handler got from steps and signals, perhaps attempts ago, is what was stored."""
+        known = self.known.get(trace.key, {}).items()
+        for kind, place in (("step", "steps"), ("signal", "signals")):
+            told = result.get(place, {}) if isinstance(result, dict) else {}
+            kept = {name: value for name, (of, value) in known if of == kind}
+            if told != kept:
+                self._break(f"{kind}_changed", trace, f"stored is {kept}, its handler got {told}")
 
     def finish(self) -> None:
         """When all has ended: each wait is over."""

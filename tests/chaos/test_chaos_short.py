@@ -36,6 +36,7 @@ def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path) -> None:
     assert checked["steps"] > 900
     assert checked["resumed"] > 500
     assert checked["joined"] > 30
+    assert checked["signalled"] > 60
     assert checked["ticks"] > 120
     assert checked["members"] > 400
     assert checked["members at once"] == PARALLEL

@@ -105,6 +105,20 @@ def step_twice_over_runs(log: History) -> None:
     log.tell("ann", "a1", "step_completed", "running", run=2, data=FIRST)
 
 
+def signalled(log: History) -> None:
+    data = {"name": "go", "kind": "signal", "value": 7}
+    log.tell("ann", "a1", "suspended", "awaiting", attempt=0, data={"name": "go", "kind": "signal"})
+    log.tell("ann", "a1", "resumed", "pending", data=data)
+    log.tell("ann", "a1", "dispatched", "dispatched")
+
+
+def another_signal_came_back(log: History) -> None:
+    signalled(log)
+    log.tell("ann", "a1", "attempt_succeeded", "running")
+    result = {"steps": {"first": 7}, "signals": {"go": 8}}
+    log.tell("ann", "a1", "succeeded", "succeeded", data={"result": result})
+
+
 def another_value_came_back(log: History) -> None:
     end(log, {"first": 8})
 
@@ -162,7 +176,8 @@ def slept_on(log: History) -> None:
 
 BENT = [
     (step_twice, "remembered_twice"), (step_twice_over_runs, "remembered_twice"),
-    (another_value_came_back, "step_changed"), (a_step_of_nobody, "step_changed"),
+    (another_signal_came_back, "signal_changed"), (another_value_came_back, "step_changed"),
+    (a_step_of_nobody, "step_changed"),
     (row_of_another_value, "memory_disagrees"), (row_is_gone, "memory_disagrees"),
     (woken_too_early, "resumed_early"), (woken_from_another, "resumed_another"),
     (woken_awake, "resumed_unasked"), (asleep_again, "asked_again"),
