@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from tidemill import Backoff, Context, NonRetryable, job
+from tidemill import Backoff, Client, Context, NonRetryable, job
 
 
 class Greeting(BaseModel):
@@ -59,10 +59,12 @@ async def greet(payload: Greeting, ctx: Context) -> Greeted:
 
 
 if __name__ == "__main__":
-    # Ask for a job and wait for its end; `tidemill dev {name}` runs it.
-    handle = greet.enqueue_sync(Greeting(name="Ada"), user_id="ada")
-    done = handle.result_sync(timeout=30)
-    print(done.status, done.result)
+    # Ask for a job and wait for its end; `tidemill dev {name}` runs it. Without that, Kafka is
+    # waited for so many seconds; a program that may wait longer needs no client of its own.
+    with Client(timeout_seconds=10) as client:
+        handle = greet.enqueue_sync(Greeting(name="Ada"), user_id="ada", client=client)
+        done = handle.result_sync(timeout=30)
+        print(done.status, done.result)
 '''
 
 TEST: Final = '''\

@@ -29,8 +29,11 @@ def new(
         raise CliError(str(error), exit_codes.USAGE) from error
     for path in written:
         typer.echo(f"wrote {path.name}")
-    typer.echo(
-        f"next:  tidemill dev {name}    runs its jobs\n"
-        f"       python {name}.py         asks for one and waits for its end\n"
-        f"       pytest test_{name}.py    tests it without Kafka (pip install pytest)"
-    )
+    steps = {
+        f"tidemill dev {name}": "runs its jobs",
+        f"python {name}.py": "asks for one and waits for its end",
+        f"pytest test_{name}.py": "tests it without Kafka (pip install pytest)",
+    }
+    width = max(map(len, steps))
+    for number, (command, what) in enumerate(steps.items()):
+        typer.echo(f"{'' if number else 'next:':<6} {command:<{width}}   {what}")
