@@ -207,7 +207,7 @@ def checked(folder: Path, *files: str) -> subprocess.CompletedProcess[str]:
 
 def test_mypy_finds_nothing_in_what_new_writes(tmp_path: Path) -> None:
     written = write_new("my_jobs", tmp_path)
-    done = checked(tmp_path, *(path.name for path in written))
+    done = checked(tmp_path, *(path.name for path in written if path.suffix == ".py"))
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
