@@ -34,6 +34,8 @@ EXPORT_PARTS: Final = 60
 EXPORT_PART_SECONDS: Final = 1.0  # the export runs for a minute and tells of its progress
 LATER: Final = timedelta(hours=6)  # until the scheduled jobs are due
 PAUSE: Final = "12h"  # for which the awaiting job sleeps
+APPROVAL_WITHIN: Final = "24h"
+AWAITS_APPROVAL: Final = ("ada", "demo-refund-awaiting")  # user and id
 CANCELLED: Final = ("dan", "demo-greet-cancelled")  # user and id of the job that is cancelled
 
 
@@ -44,6 +46,10 @@ class Person(BaseModel):
 class Order(BaseModel):
     order_id: str
     amount: int
+
+
+class Approval(BaseModel):
+    ok: bool
 
 
 @job("demo.greet", timeout_seconds=30)
@@ -109,6 +115,13 @@ async def trial(payload: Person, ctx: Context) -> list[str]:
     return [welcome, await ctx.step("ask", greeting_of, f"{payload.name}, how was it")]
 
 
+@job("demo.refund", timeout_seconds=30)
+async def refund(payload: Order, ctx: Context) -> str:
+    """Awaits a person's approval, a day at most and without a slot: `tidemill signal` gives it."""
+    approval = await ctx.wait("approval", Approval, timeout=APPROVAL_WITHIN)
+    return f"{payload.order_id} is {'paid back' if approval.ok else 'not paid back'}"
+
+
 @schedule("demo.clock", every="1min", first="now", overlap="skip")
 async def clock(tick: Tick) -> dict[str, str]:
     """The schedule asks for this job every minute while the demo runs."""
@@ -139,6 +152,8 @@ def seeds(at: datetime) -> Iterator[Request]:
         Person(name="tomorrow"), user_id="dan", job_id="demo-greet-scheduled", run_at=at + LATER
     )
     yield trial.request(Person(name="finn"), user_id="finn", job_id="demo-trial-awaiting")
+    user_id, job_id = AWAITS_APPROVAL
+    yield refund.request(Order(order_id="o1", amount=20), user_id=user_id, job_id=job_id)
     user_id, job_id = CANCELLED
     yield greet.request(
         Person(name="nobody"), user_id=user_id, job_id=job_id, run_at=at + LATER

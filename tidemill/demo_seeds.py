@@ -11,6 +11,7 @@ all were asked for ends it: a finished id is free again after a day.
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,8 +35,22 @@ def _run(kafka: str, topic_prefix: str, data: Path, say: Callable[[str], None]) 
 
     try:
         say(seed(kafka, topic_prefix, data))
+        say(f"one waits for your approval: {approval(kafka, topic_prefix)}")
     except (ClientError, OSError) as error:
         say(f"the jobs could not be asked for: {error}; start again with --demo")
+
+
+def approval(kafka: str, topic_prefix: str) -> str:
+    """The command that gives it."""
+    from tidemill.agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT
+    from tidemill.demo_jobs import AWAITS_APPROVAL
+
+    words = ["tidemill", "signal", *AWAITS_APPROVAL, "approval", '{"ok": true}']
+    if kafka != f"{DEFAULT_HOST}:{DEFAULT_KAFKA_PORT}":
+        words += ["--kafka", kafka]
+    if topic_prefix:
+        words += ["--topic-prefix", topic_prefix]
+    return shlex.join(words)
 
 
 def seed(kafka: str, topic_prefix: str, data: Path) -> str:

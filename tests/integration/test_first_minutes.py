@@ -6,6 +6,7 @@ The same from a built wheel, in an environment of its own, is `test_wheel.py`'s.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.integration.test_dev import SECONDS, STOP_SECONDS, Dev
 from tests.tidy.sources import ROOT
 from tests.waiting import wait_until
 from tidemill import Client
+from tidemill.demo_seeds import approval
 from tidemill.sql import query_rows
 
 pytestmark = pytest.mark.timeout(300)
@@ -67,6 +69,18 @@ def test_new_and_demo_from_nothing_to_a_second_start(tmp_path: Path) -> None:
         assert rows["demo-greet-scheduled"]["status"] == "scheduled"
         assert rows["demo-trial-awaiting"]["status"] == "awaiting"
         assert rows["demo-greet-cancelled"]["reason"] == "cancelled_by_command"
+        assert rows["demo-refund-awaiting"]["status"] == "awaiting"
+        words = shlex.split(approval(kafka, ""))
+        given = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=env, capture_output=True, text=True,
+            timeout=SECONDS, check=False,
+        )
+        assert given.returncode == 0, given.stderr
+        wait_until(
+            lambda: rows_of(clickhouse)["demo-refund-awaiting"]["status"] == "succeeded",
+            SECONDS, dev.told,
+        )
+        assert shlex.join(words) in dev.told()
         ran = wait_until(
             lambda: query_rows(
                 clickhouse, "SELECT job_id FROM jobs WHERE type = 'demo.clock' "
