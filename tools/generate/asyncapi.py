@@ -38,6 +38,13 @@ MESSAGES: Final = {
     "retry": ("RetryScheduled", "RetryScheduled", None, "send"),
     "dead": ("DeadLetter", None, "DeadLetterHeaders", "send"),
 }
+# Topic -> schemas of other messages on it; each is called as its schema.
+OTHERS: Final = {"commands": ("SignalCommand",)}
+
+
+def _names(topic: str) -> tuple[str, ...]:
+    """The messages of a topic."""
+    return (MESSAGES[topic][0], *OTHERS.get(topic, ()))
 
 
 def document() -> dict[str, Any]:
@@ -66,14 +73,16 @@ def document() -> dict[str, Any]:
             for name, (_, _, _, action) in MESSAGES.items()
         },
         "components": {
-            "messages": {names[0]: _message(name) for name, names in MESSAGES.items()},
+            "messages": {
+                message: _message(topic, message)
+                for topic in MESSAGES for message in _names(topic)
+            },
             "schemas": _schemas(),
         },
     }
 
 
 def _channel(name: str, spec: TopicSpec) -> dict[str, Any]:
-    message = MESSAGES[name][0]
     config = {
         "cleanup.policy": [spec.config["cleanup.policy"]],
         "retention.ms": int(spec.config["retention.ms"]),
@@ -82,7 +91,9 @@ def _channel(name: str, spec: TopicSpec) -> dict[str, Any]:
     return {
         "address": spec.name,
         "description": f"{spec.meaning} Key: {spec.key}.",
-        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "messages": {
+            message: {"$ref": f"#/components/messages/{message}"} for message in _names(name)
+        },
         "bindings": {
             "kafka": {
                 "topic": spec.name,
@@ -103,12 +114,16 @@ def _operation(name: str, action: str) -> dict[str, Any]:
     return {
         "action": action,
         "channel": {"$ref": f"#/channels/{name}"},
-        "messages": [{"$ref": f"#/channels/{name}/messages/{MESSAGES[name][0]}"}],
+        "messages": [
+            {"$ref": f"#/channels/{name}/messages/{message}"} for message in _names(name)
+        ],
     }
 
 
-def _message(name: str) -> dict[str, Any]:
-    title, payload, headers, _ = MESSAGES[name]
+def _message(topic: str, title: str) -> dict[str, Any]:
+    first, payload, headers, _ = MESSAGES[topic]
+    if title != first:
+        payload = title
     message: dict[str, Any] = {"name": title, "title": title}
     if payload is not None:
         message["payload"] = {"$ref": f"#/components/schemas/{payload}"}
@@ -135,6 +150,7 @@ def _headers(*names: str) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     wanted = {payload for _, payload, _, _ in MESSAGES.values()} | {"DeadLetterHeaders"}
+    wanted |= {name for names in OTHERS.values() for name in names}
     flat: dict[str, Any] = {}
     for schema in all_schemas().values():
         if schema["title"] in wanted:
