@@ -158,7 +158,8 @@ class Topics:
             ),
             TopicSpec(
                 self.commands, 0, "user_id", "client, API", "ledger",
-                "Commands about jobs (cancel, redrive, signal) and schedules.", _retained(7), is_public=True,
+                "Commands about jobs (cancel, redrive, signal) and schedules.", _retained(7),
+                is_public=True,
             ),
             TopicSpec(
                 self.outcomes, 0, "none", "worker", "ledger",
