@@ -14,6 +14,7 @@ from tidemill.streams import attempts
 from tidemill.streams.commands import Gathered, Report, Tell
 from tidemill.streams.decision import Decision, InvalidTransition, Rejected
 from tidemill.streams.gathers.table import GATHER
+from tidemill.streams.gathers.wire import asked_tolerance
 from tidemill.streams.job import SUSPENSION, Job
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def suspended(story: EventBuilder, job: Job, command: Report, turn: Turn) -> Dec
     started_at, wait_ms, run_ms = attempts.times(job, command.outcome, turn.now_ms)
     data = {
         "name": name, "kind": GATHER, "members": members, "parallel": waits.get("parallel"),
-        "tolerate": waits.get("tolerate"),
+        "tolerate": asked_tolerance(waits.get("tolerate")),
     }
     story.tell(
         _E.SUSPENDED, worker=command.worker, started_at=started_at, wait_ms=wait_ms, run_ms=run_ms,

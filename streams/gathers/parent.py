@@ -18,6 +18,7 @@ import orjson
 from tidemill.schemas.requests import GATHER_BYTES_MAX, GATHER_MEMBERS_MAX, ID_LENGTH_MAX
 from tidemill.schemas.words import IN_FLIGHT_STATES, State
 from tidemill.streams.commands import Gathered
+from tidemill.streams.envelope import MESSAGE_BYTES_MAX
 from tidemill.streams.gathers import wire
 from tidemill.streams.gathers.progress import Progress
 from tidemill.streams.gathers.table import (
@@ -32,6 +33,7 @@ from tidemill.streams.gathers.table import (
     Gather,
     Gathers,
     Header,
+    Part,
     dumped,
     part_of,
 )
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from tidemill.streams.turn import Turn
 
 ID: Final = "gather"
+# Bytes of the requests in one part, as they are written again. Each fits a message.
+PART_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 65_536
 RELEASED_MAX: Final = 1_000  # members released in one group: the group has other work too
 ROWS_A_DECISION: Final = 8  # rows that are dropped or written cost about as much as one decision
 
@@ -89,9 +93,9 @@ class Parents:
         if gather is None or number != gather.head.parts:
             return
         first = gather.head.members
-        part = part_of(first, [
-            _filled(one, job, name, first + at) for at, one in enumerate(requests)
-        ])
+        part = _part_of(first, requests, job, name)
+        if part is None:
+            return
         has_room = (
             first + len(requests) <= GATHER_MEMBERS_MAX
             and gather.asked_bytes + part.size <= GATHER_BYTES_MAX
@@ -295,6 +299,18 @@ class Parents:
 def membership_of(header: Header) -> Membership:
     """What a message calls the gather."""
     return (header.key[0], header.key[1], header.incarnation, header.name, header.run)
+
+
+def _part_of(
+    first: int, requests: list[dict[str, Any]], job: Job, name: str
+) -> Part | None:
+    """None: what no worker sends, as it fits no row and no message, or cannot be written."""
+    filled = [_filled(one, job, name, first + at) for at, one in enumerate(requests)]
+    try:
+        part = part_of(first, filled)
+    except TypeError:  # nested too deep
+        return None
+    return part if part.size <= PART_BYTES_MAX else None
 
 
 def _filled(request: dict[str, Any], job: Job, name: str, index: int) -> dict[str, Any]:

@@ -87,6 +87,14 @@ def tolerated(tolerate: object, members: int) -> int | None:
     return math.floor(share * members + SHARE_SLACK) if 0 <= share <= 1 else None
 
 
+def asked_tolerance(tolerate: dict[str, Any] | None) -> dict[str, Any]:
+    """What is read of it, for the event."""
+    if tolerate is None:
+        return {"count": 0}
+    name = "count" if tolerate.get("share") is None else "share"
+    return {name: tolerate[name]}
+
+
 def check_member(body: dict[str, Any], traceparent: str | None) -> Decoded | Refusal:
     """The request of a member, as it was parsed with the message that it came in."""
     try:

@@ -5,6 +5,7 @@ Owns the carrying of records between partitions. Refuses to know what a test exp
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -107,7 +108,7 @@ class Cluster:
             "schema_version": 1, "worker_id": WORKER_ID, "incarnation": INCARNATION,
             "outcomes": [{**named, **facts} for facts in told],
         }
-        self.put(TOPICS.outcomes, self.home(key[0]), orjson.dumps(pack))
+        self.put(TOPICS.outcomes, self.home(key[0]), json.dumps(pack).encode())
 
     # --- groups ---
 

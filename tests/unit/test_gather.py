@@ -199,11 +199,39 @@ def test_a_request_that_its_home_refuses_makes_that_member_failed() -> None:
     assert end["job_id"] == "parent.g.1"
 
 
-def test_a_member_that_is_nested_too_deep_has_failed() -> None:
+def nested(depth: int) -> Any:
     deep: Any = 1
-    for _ in range(40):
+    for _ in range(depth):
         deep = [deep]
-    cluster = awaiting(requests(1, payload={"deep": deep}))
+    return deep
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        requests(1, payload={"deep": nested(400)}),
+        requests(1, payload={"grows": [1e15] * 200_000}),
+        requests(30, payload={"text": "x" * 100_000}),
+    ],
+)
+def test_a_list_that_cannot_be_kept_does_not_count(asked: list[Facts]) -> None:
+    cluster = Cluster()
+    cluster.ask()
+    cluster.settle()
+    cluster.say(PARENT, *gathering(asked))
+    cluster.settle()
+    assert cluster.events[-1]["reason"] == "missing_parts"
+    assert members_out(cluster) == []
+
+
+def test_what_a_worker_says_of_tolerance_beside_it_is_not_told() -> None:
+    cluster = awaiting(requests(1), tolerate={"count": 1, "more": nested(300)})
+    told = next(one for one in cluster.events if one["event"] == "suspended")
+    assert told["data"]["tolerate"] == {"count": 1}
+
+
+def test_a_member_that_is_nested_too_deep_has_failed() -> None:
+    cluster = awaiting(requests(1, payload={"deep": nested(40)}))
     assert cluster.ends()[0]["error"]["code"] == "TOO_DEEP"
 
 
