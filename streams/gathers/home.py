@@ -235,8 +235,8 @@ class Members:
     ) -> None:
         """A request that cannot be taken: the member has failed."""
         self._tell(of, index, orjson.dumps({
-            "user_id": request.get("user_id"), "job_id": request.get("job_id"),
-            "type": request.get("type"), "status": State.FAILED.value,
+            "user_id": _text(request, "user_id"), "job_id": _text(request, "job_id"),
+            "type": _text(request, "type"), "status": State.FAILED.value,
             "reason": Reason.NOT_RETRYABLE.value, "attempts": 0,
             "error": {"code": code.value, "message": message, "retryable": False},
             "finished_at": instant_text(turn.now_ms),
@@ -252,6 +252,12 @@ class Members:
                 ends = [orjson.Fragment(text) for text in pack]
                 turn.send(of[0], ID, {"kind": "ends", "of": of, "ends": ends})
         self.ends = {}
+
+
+def _text(request: dict[str, Any], name: str) -> str:
+    """What a request says there, when that is a text: of one that is refused anything may be."""
+    found = request.get(name)
+    return found if isinstance(found, str) else ""
 
 
 def _is_same(watcher: Watcher, of: Membership, index: int) -> bool:

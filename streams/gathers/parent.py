@@ -204,9 +204,8 @@ class Parents:
         if not is_awaited:
             return False
         for index, end in ends:
-            if 0 <= index < header.members and "status" in end:
-                continue
-            raise CannotTake("it has an end of a member that was never asked for")
+            if not 0 <= index < header.members or not wire.is_end(end):
+                raise CannotTake("it has an end that is none, or of a member that was never asked")
         for index, end in ends:
             if index < header.released and not gather.counts(index):
                 self._put_end(gather, index, end)

@@ -124,20 +124,31 @@ def membership_of(body: dict[str, Any]) -> Membership:
     return (of[0], of[1], of[2], of[3], of[4])
 
 
-def elements_of(body: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[list[Any]]:
-    """The list of that name, whose elements begin with values of those types; what is behind them
-    is a text or None. Raises CannotTake for anything else."""
+def elements_of(
+    body: dict[str, Any], name: str, kinds: tuple[type, ...], texts: int
+) -> list[list[Any]]:
+    """The list of that name, whose elements begin with values of those types; behind them are so
+    many texts, or None in place of one. Raises CannotTake for anything else."""
     found = body.get(name)
     if not isinstance(found, list):
         raise CannotTake(f"it has no {name}")
     for one in found:
-        if not isinstance(one, list) or len(one) < len(kinds):
+        if not isinstance(one, list) or len(one) != len(kinds) + texts:
             raise CannotTake(f"one of its {name} is none")
         if not all(type(one[at]) is kind for at, kind in enumerate(kinds)):
             raise CannotTake(f"one of its {name} is none")
         if not all(each is None or type(each) is str for each in one[len(kinds):]):
             raise CannotTake(f"one of its {name} is none")
     return found
+
+
+def is_end(end: dict[str, Any]) -> bool:
+    """Whether it says how a member ended, and can be kept."""
+    try:
+        orjson.dumps(end)
+    except TypeError:
+        return False
+    return type(end.get("status")) is str
 
 
 def packs(entries: Iterable[Entry]) -> Iterator[list[bytes]]:

@@ -41,13 +41,13 @@ class GatherPolicy(Policy):
             raise ComesLater(f"its kind is {kind!r}")
         of = wire.membership_of(body)
         if kind == "release":
-            members = wire.elements_of(body, "members", _INT_DICT)
+            members = wire.elements_of(body, "members", _INT_DICT, 1)
             self.members.release(turn, of, members, body.get("traceparent"))
         elif kind == "stop":
-            members = wire.elements_of(body, "members", _INT_TEXTS)
+            members = wire.elements_of(body, "members", _INT_TEXTS, 1)
             self.members.stop(turn, of, members, forgets=bool(body.get("forgets")))
         else:
-            ends = wire.elements_of(body, "ends", _INT_DICT)
+            ends = wire.elements_of(body, "ends", _INT_DICT, 0)
             if not self.parents.take_ends(turn, of, ends):
                 turn.note_late((of[0], of[1]))
 

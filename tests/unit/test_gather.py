@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -16,7 +17,10 @@ from tests.unit.gather_kit import (
     plain,
     requests,
 )
+from tests.unit.partition_kit import TOPICS
 from tidemill.schemas.words import State
+from tidemill.streams.envelope import message_headers
+from tidemill.streams.gathers.parent import membership_of
 
 DONE: Facts = {"kind": "succeeded", "result": {"ok": True}}
 FATAL: Facts = {"kind": "failed", "error": {"code": "X", "message": "no", "retryable": False}}
@@ -228,6 +232,46 @@ def test_what_a_worker_says_of_tolerance_beside_it_is_not_told() -> None:
     cluster = awaiting(requests(1), tolerate={"count": 1, "more": nested(300)})
     told = next(one for one in cluster.events if one["event"] == "suspended")
     assert told["data"]["tolerate"] == {"count": 1}
+
+
+def forged(cluster: Cluster, home: int, body: dict[str, Any]) -> None:
+    headers = message_headers(
+        policy="gather", internal=TOPICS.internal, partition=0, number=1, needs="0.1.0"
+    )
+    cluster.put(TOPICS.internal, home, json.dumps(body).encode(), headers)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"kind": "release"}, {"kind": "release", "of": ["u", "p", 1, "g", 1], "members": [[0]]},
+        {"kind": "release", "of": ["u", "p", 1, "g", 1], "members": [[0, {"type": nested(400)}]]},
+        {"kind": "release", "of": ["u", "p", 1, "g", 1], "members": [[0, {"user_id": {}}, None]]},
+        {"kind": "stop", "of": ["u", "p", 1, "g", 1], "members": [[0, "u", 7]]},
+        {"kind": "stop", "of": ["u", "p", 1, "g", 1], "members": [[0, "u", "j", None]]},
+        {"kind": "ends", "of": ["u", "parent", 0, "g", 1], "ends": [[0, {"status": "failed"}]]},
+        {"kind": "ends", "of": "g", "ends": []},
+    ],
+)
+def test_a_message_that_no_ledger_has_written_stops_nothing(body: dict[str, Any]) -> None:
+    cluster = awaiting(requests(2))
+    for home in range(cluster.partitions):
+        forged(cluster, home, body)
+    cluster.handler = all_done
+    cluster.settle()
+    assert statuses(cluster) == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("end", [{}, {"status": []}, {"status": "failed", "x": nested(400)}])
+def test_an_end_that_is_none_is_not_counted(end: dict[str, Any]) -> None:
+    cluster = awaiting(requests(2))
+    gather = cluster.gather()
+    assert gather is not None
+    of = list(membership_of(gather.head))
+    forged(cluster, cluster.home("u"), {"kind": "ends", "of": of, "ends": [[0, end]]})
+    cluster.handler = all_done
+    cluster.settle()
+    assert statuses(cluster) == ["succeeded", "succeeded"]
 
 
 def test_a_member_that_is_nested_too_deep_has_failed() -> None:
