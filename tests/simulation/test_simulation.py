@@ -32,6 +32,21 @@ def test_a_faulty_world_breaks_no_promise(run: int) -> None:
         assert max(world.group.deaths.values(), default=0) <= DEATHS_MAX, f"seed {seed}"
 
 
+def test_signals_come_early_in_time_late_and_twice() -> None:
+    told: set[tuple[str, str | None]] = set()
+    for seed in range(SEEDS_PER_RUN):
+        world = World(seed)
+        world.run()
+        for record in world.log.topic(world.topics.events):
+            event = orjson.loads(record.value or b"")
+            told.add((event["event"], event["reason"]))
+    assert told >= {
+        ("signal_kept", None), ("resumed", "signal_came"), ("resumed", "timed_out"),
+        ("command_refused", "already_signalled"), ("command_refused", "timed_out"),
+        ("command_refused", "already_ended"),
+    }
+
+
 def test_a_run_repeats_from_its_seed() -> None:
     first, second = World(7), World(7)
     first.run()

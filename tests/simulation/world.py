@@ -126,6 +126,8 @@ class World:
             self._ask()
         if rng.random() < 0.08:
             self._command()
+        if rng.random() < 0.2:
+            self._signal()
         self._step_workers()
         for ledger in self.ledgers:
             if rng.random() < 0.7:
@@ -300,13 +302,31 @@ class World:
         body, headers = self.rng.choice(self.asked)
         named = dict(headers).get("ce_id")
         value = {
-            "command": self.rng.choice(("cancel", "redrive", "signal", "signal")),
+            "command": self.rng.choice(("cancel", "redrive")),
             "user_id": body["user_id"],
             "job_id": body.get("job_id") if named is None else named.decode(),
         }
-        if value["command"] == "signal":
-            value |= {"name": self.rng.choice(SIGNALS), "value": {"n": self.now_ms}}
+        self._send_command(value)
+
+    def _signal(self) -> None:
+        """For a job that waits for it, that may come to wait, or that nobody has asked for."""
+        jobs = [job for ledger in self.ledgers for job in ledger.engine.state.jobs.values()]
+        waiting = [job for job in jobs if job.state is State.AWAITING]
+        chosen = self.rng.choice((waiting, waiting, jobs)) or jobs
+        if not chosen:
+            return
+        user_id, job_id = self.rng.choice(chosen).key
+        names = self.rng.choice((SIGNALS, SIGNALS, SIGNALS[:1], SIGNALS[:1] * 2))
+        for name in names:
+            self._send_command(
+                {
+                    "command": "signal", "user_id": user_id, "job_id": job_id, "name": name,
+                    "value": {"n": self.now_ms},
+                }
+            )
+
+    def _send_command(self, body: dict[str, Any]) -> None:
         self.log.append(
             self.topics.commands, self.rng.randrange(PARTITIONS), key=None,
-            value=orjson.dumps(value), now_ms=self.now_ms,
+            value=orjson.dumps(body), now_ms=self.now_ms,
         )
