@@ -179,6 +179,8 @@ def _schedules(document: Document) -> Target:
     found = part.get("spread", {}).get("requested_p99_ms") if enough else None
     what = f"an instant to its job, {SCHEDULES:,} schedules over a minute, p99"
     return _at_most(what, "ms", TICK_MS, found)
+
+
 def _fan_out(document: Document) -> Iterator[Target]:
     part = _part(document, "fan-out")
     what = "fan-out of 10,000, all at once, of a plain drain"
