@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from typing_extensions import TypeVar
 
-from tidemill.answers import CommandReceipt
 from tidemill.completed import CompletedJob
 from tidemill.requests import ClientError
-from tidemill.sent import sent, sent_async
 from tidemill.waiting import WAIT_SECONDS, Connection, wait, wait_async
 
 if TYPE_CHECKING:
+    from tidemill.answers import CommandReceipt  # loads a Kafka client
     from tidemill.typed_jobs import Job
 
 R = TypeVar("R", default=Any, covariant=True)
@@ -70,6 +69,8 @@ class JobHandle(_Bound):
         self, name: str, value: Any = None, *, actor: str | None = None
     ) -> CommandReceipt:
         """As `Client.signal` for this job, with the client that `result` waits with."""
+        from tidemill.sent import sent_async  # late: a module of handlers loads no Kafka client
+
         core = self._connection()
         command = core.command(
             "signal", self.user_id, self.job_id, name=name, value=value, actor=actor
@@ -81,6 +82,8 @@ class JobHandle(_Bound):
         self, name: str, value: Any = None, *, actor: str | None = None
     ) -> CommandReceipt:
         """As `signal`, for programs without an event loop."""
+        from tidemill.sent import sent
+
         core = self._connection()
         command = core.command(
             "signal", self.user_id, self.job_id, name=name, value=value, actor=actor

@@ -118,14 +118,18 @@ class Busy(Roles):
             queue, "worker", f"jobs_{queue}.py", *more, "--worker-id", f"w-{queue}"
         )
 
-    def ask(self, type: str, queue: str, job_id: str, seconds: float = 0) -> None:
+    def ask(
+        self, type: str, queue: str, job_id: str, seconds: float = 0, user: str | None = None
+    ) -> None:
+        """Jobs of one user are dispatched in the order in which they were asked for."""
         payload = {"file": str(self.file(job_id)), "seconds": seconds}
+        user_id = job_id if user is None else user
         body = {
-            "type": f"{queue}.{type}", "queue": queue, "user_id": job_id, "job_id": job_id,
+            "type": f"{queue}.{type}", "queue": queue, "user_id": user_id, "job_id": job_id,
             "payload": payload,
         }
         self._producer.produce(
-            f"{self._prefix}jobs.requested", orjson.dumps(body), job_id.encode()
+            f"{self._prefix}jobs.requested", orjson.dumps(body), user_id.encode()
         )
         assert self._producer.flush(SECONDS) == 0
 
@@ -238,7 +242,7 @@ def test_what_waits_in_a_stalled_worker_goes_elsewhere_and_the_first_one_stays(h
     wait_until(alone.is_ready, SECONDS, alone.tail)
     names = [f"line-{number}" for number in range(SLOW)]
     for number, name in enumerate(names):
-        held.ask("hold", "line", name, LINE_SECONDS if number == 0 else 1)
+        held.ask("hold", "line", name, LINE_SECONDS if number == 0 else 1, user="line")
     begun_at = held.wait_begun(names[0]).at
     # 2. Somebody else comes: what has not begun is run there, long before the stall is over.
     helper = held.begin(
