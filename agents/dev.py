@@ -26,8 +26,9 @@ from tidemill.agents import exit_codes
 from tidemill.agents import topics as topics_
 from tidemill.agents.callers import family_of, http_address
 from tidemill.agents.dev_lines import QuietStart, tell_handlers
-from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.agents.embedded.broker import Broker
 from tidemill.agents.embedded.errors import EmbeddedError
+from tidemill.agents.embedded.ports import free_port
 from tidemill.agents.private_files import disk_fault, folder_fault, make_data_folder, private_umask
 from tidemill.agents.reload import RELOAD_GRACE_SECONDS, ReloadedWorker
 from tidemill.agents.settings import DEFAULT_HOST, StackSettings

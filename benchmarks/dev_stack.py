@@ -26,10 +26,10 @@ from benchmarks.processes import (
     Child,
     cache_folder,
     discard,
-    free_ports,
     wait_until,
 )
 from benchmarks.program import NotMeasuredError
+from tidemill.agents.embedded.ports import free_port
 from tidemill.schemas.topics import DEV_PARTITIONS
 
 JOBS_MODULE = Path(__file__).resolve().parent / "noop_jobs.py"
@@ -65,7 +65,7 @@ class DevStack:
     def start(self) -> None:
         """Returns when every role serves."""
         self.folder = Path(tempfile.mkdtemp(prefix="stack-", dir=cache_folder("tidemill")))
-        kafka, clickhouse, http = free_ports(3)
+        kafka, clickhouse, http = (free_port() for _ in range(3))
         self.kafka = f"127.0.0.1:{kafka}"
         self.clickhouse = f"http://127.0.0.1:{clickhouse}/"
         self._add(

@@ -1,6 +1,6 @@
 """Child processes of the benchmark: where they live, how they are asked and how they end.
 
-Owns: the cache folder, free ports, start, line protocol, freeze and end of a process group. Each
+Owns: the cache folder, start, line protocol, freeze and end of a process group. Each
 child leads a group of its own, so that ending it ends its children and nothing else. It refuses to
 know what the children do.
 """
@@ -15,7 +15,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,9 +27,6 @@ from benchmarks.program import MissingError, NotMeasuredError
 # Where things are installed once and kept; the variable is for machines with a small home.
 CACHE_VARIABLE = "TIDEMILL_BENCH_CACHE"
 CACHE_DEFAULT = Path(__file__).resolve().parent.parent / ".cache" / "benchmarks"
-
-# Ports for servers of the benchmark: below the ephemeral range, so no client socket holds one.
-PORTS = range(23000, 24000)
 
 # How long a child may take to say that it is ready: a cold start on a busy machine.
 READY_SECONDS = 60.0
@@ -56,24 +52,6 @@ def discard(folder: Path) -> None:
     files were deleted in the last minutes: the next program would pay for this one's.
     """
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports on loopback that nobody listens on."""
-    found: list[int] = []
-    for port in PORTS:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise MissingError(f"no {count} free ports between {PORTS.start} and {PORTS.stop - 1}")
 
 
 def run_step(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> str:

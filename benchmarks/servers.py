@@ -24,11 +24,11 @@ from benchmarks.processes import (
     READY_SECONDS,
     Child,
     discard,
-    free_port,
     run_step,
     wait_until,
 )
 from benchmarks.program import MissingError
+from tidemill.agents.embedded.ports import free_port
 
 REDIS_SETTINGS = "Redis: appendonly no, save off (what is in it is lost with it)"
 POSTGRES_SETTINGS = "Postgres: initdb's defaults, fsync on, synchronous_commit on"

@@ -27,10 +27,11 @@ import psutil
 from confluent_kafka import Producer
 
 from benchmarks.event_log import make_events
-from benchmarks.processes import LOG_TAIL_CHARACTERS, free_port
+from benchmarks.processes import LOG_TAIL_CHARACTERS
 from benchmarks.program import NotMeasuredError
 from tidemill.agents import topics as topics_
 from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.embedded.ports import free_port
 from tidemill.schemas.topics import Topics
 
 JOBS: Final = 100_000  # about 400,000 events

@@ -16,7 +16,8 @@ import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests.containers.daemon import no_daemon
-from tidemill.agents.embedded.broker import Broker, free_port
+from tidemill.agents.embedded.broker import Broker
+from tidemill.agents.embedded.ports import free_port
 from tidemill.agents.runtime import failstop
 from tidemill.schemas.native import core
 

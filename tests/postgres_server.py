@@ -19,7 +19,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 from tests.waiting import wait_until
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 SECONDS: Final = 60.0
 DEBIAN_BINARIES: Final = "/usr/lib/postgresql"

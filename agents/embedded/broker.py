@@ -46,6 +46,7 @@ from tidemill.agents.embedded.kafka_settings import (
     log_properties,
     server_properties,
 )
+from tidemill.agents.embedded.ports import free_port
 from tidemill.agents.plain_text import plain
 from tidemill.agents.private_files import (
     FILE_MODE,
@@ -367,14 +368,6 @@ def is_serving(port: int) -> bool:
         return bool(AdminClient(settings).list_topics(timeout=2).brokers)
     except KafkaException:
         return False
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _refuse_used_port(port: int) -> None:

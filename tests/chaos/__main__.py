@@ -17,7 +17,7 @@ from typing import Final
 from tests.chaos.engine import Engine, EngineFailed
 from tests.chaos.mutations import MUTATIONS, Mutation, scratch_copy
 from tests.chaos.run import SEED, Outcome, Plan, run
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 SOURCE: Final = Path(__file__).resolve().parents[2]
 LONG_JOBS: Final = 200_000

@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition
 from tests.chaos.engine import Engine
 from tests.chaos.rawlog import RawRecord, raw_of, reader
 from tests.waiting import wait_until
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 SOURCE: Final = Path(__file__).resolve().parents[2]
 PARTITIONS: Final = 4

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException
 
 from tidemill.agents import topics
 from tidemill.agents.clickhouse.engine import EngineError, open_engine
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer

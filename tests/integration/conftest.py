@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import CLICKHOUSE_VARIABLE
 from tests.integration import clickhouse_stand_in
 from tests.integration.sink_kit import Log, Place
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS: Final = 60.0

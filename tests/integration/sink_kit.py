@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 from tidemill.agents import topics as topics_
 from tidemill.agents.clickhouse.engine import open_engine
 from tidemill.agents.crash import CRASH_VARIABLE
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 from tidemill.schemas.dead import dead_headers
 from tidemill.schemas.event_writer import Event
 from tidemill.schemas.topics import Topics

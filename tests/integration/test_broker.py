@@ -20,13 +20,7 @@ from tests.waiting import wait_until
 from tidemill.agents.embedded import broker as broker_module
 from tidemill.agents.embedded import jars as jars_module
 from tidemill.agents.embedded import java as java_module
-from tidemill.agents.embedded.broker import (
-    Broker,
-    free_port,
-    start_background,
-    status,
-    stop_background,
-)
+from tidemill.agents.embedded.broker import Broker, start_background, status, stop_background
 from tidemill.agents.embedded.errors import (
     EmbeddedError,
     FolderInUseError,
@@ -37,6 +31,7 @@ from tidemill.agents.embedded.errors import (
 )
 from tidemill.agents.embedded.jars import ensure_jars, kafka_version, pinned_jars
 from tidemill.agents.embedded.java import find_java
+from tidemill.agents.embedded.ports import free_port
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -24,7 +24,7 @@ import pytest
 from tests.waiting import wait_until
 from tidemill import Client, Request
 from tidemill.agents import exit_codes
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 from tidemill.agents.sink.main import NICENESS
 from tidemill.agents.supervisor import BACKOFF_SECONDS, ChildProcess, Supervisor
 from tidemill.sql import SqlError, query_rows

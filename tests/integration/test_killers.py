@@ -16,7 +16,7 @@ import pytest
 from tests.integration.test_dev import Dev
 from tests.waiting import wait_until
 from tidemill import Client, Request
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 from tidemill.sql import query_rows
 
 NEIGHBOURS = 10

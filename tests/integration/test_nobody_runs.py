@@ -23,7 +23,7 @@ from tests.chaos.running import Tail
 from tests.integration.roles import Roles
 from tests.waiting import wait_until
 from tidemill.agents import exit_codes
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 pytestmark = pytest.mark.timeout(300)
 

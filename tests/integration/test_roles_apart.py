@@ -24,7 +24,7 @@ import pytest
 from tests.waiting import wait_until
 from tidemill.agents import exit_codes
 from tidemill.agents.clickhouse.engine import open_engine
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 SECONDS = 60.0
 JOBS = """

@@ -16,7 +16,7 @@ from tests.integration.test_dev import Dev
 from tests.page.conftest import Watched
 from tests.waiting import wait_until
 from tidemill.agents.api.routes import job_path
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 from tidemill.client import Client
 
 pytestmark = pytest.mark.timeout(180)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.integration.test_dev import Dev
 from tests.page.conftest import Watched
 from tests.page.test_page import accessibility_faults
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -34,7 +34,7 @@ from tests.integration.test_dev import started_roles
 from tests.systems.protocol_server import Answer, ProtocolServer, protocol_server
 from tests.waiting import wait_until
 from tidemill import JobHandle, default_client
-from tidemill.agents.embedded.broker import free_port
+from tidemill.agents.embedded.ports import free_port
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -36,7 +36,8 @@ def _broker_folder(data: str | None) -> Path:
 @broker_app.command("start")
 def broker_start(data: o.Data = None, kafka_port: o.KafkaPort = None) -> None:
     """Start a broker that stays when this command has ended."""
-    from tidemill.agents.embedded.broker import free_port, start_background
+    from tidemill.agents.embedded.broker import start_background
+    from tidemill.agents.embedded.ports import free_port
     from tidemill.agents.private_files import make_data_folder
     from tidemill.agents.settings import DEFAULT_HOST, DEFAULT_KAFKA_PORT, CommonSettings, load
 
