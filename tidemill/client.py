@@ -122,18 +122,14 @@ class _Core:
         return handles
 
     def command(self, word: CommandWord, user_id: str, job_id: str, **said: Any) -> Sending:
-        body = {
-            "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self._ids.next(), **said,
-        }
-
         def receipt(message: Message) -> CommandReceipt:
             return CommandReceipt(
                 word, user_id, job_id, message.partition() or 0, message.offset() or 0, now_ms
             )
 
         now_ms = time.time_ns() // 1_000_000
-        record = (user_id, encode_command(body))
+        value = encode_command(word, user_id, job_id, self._ids.next(), said)
+        record = (user_id, value)
         return partial(self._sender.try_send, self.topics.commands, record, job_id, receipt)
 
     def answer(self, receipt: CommandReceipt, timeout: float) -> CommandAnswer:

@@ -77,8 +77,16 @@ def encode(request: Request, job_id: str) -> bytes:
         raise InvalidRequest(str(error)) from None
 
 
-def encode_command(command: Mapping[str, Any]) -> bytes:
-    """The checked value of a record on `jobs.commands`. Raises InvalidRequest."""
+def encode_command(
+    word: str, user_id: str, job_id: str, command_id: str, said: Mapping[str, Any]
+) -> bytes:
+    """The checked value of a record on `jobs.commands`; of what is `said`, None is left out.
+
+    Raises InvalidRequest.
+    """
+    command = {
+        "command": word, "user_id": user_id, "job_id": job_id, "command_id": command_id, **said
+    }
     try:
         return doors.encode_command(
             {name: value for name, value in command.items() if value is not None}

@@ -67,11 +67,7 @@ class EngineCore:
         return handles
 
     def command(self, word: CommandWord, user_id: str, job_id: str, **said: Any) -> Sending:
-        body = {
-            "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self._engine.next_id(), **said,
-        }
-        value = encode_command(body)
+        value = encode_command(word, user_id, job_id, self._engine.next_id(), said)
 
         def send(answer: Any) -> bool:
             record = self._engine.append(self.topics.commands, user_id, value)

@@ -114,11 +114,8 @@ class Engine:
 
     def _command(self, word: str, job: Named, **said: Any) -> None:
         user_id, job_id = _key_of(job)
-        body = {
-            "command": word, "user_id": user_id, "job_id": job_id,
-            "command_id": self.next_id(), **said,
-        }
-        self.append(self.topics.commands, user_id, encode_command(body))
+        value = encode_command(word, user_id, job_id, self.next_id(), said)
+        self.append(self.topics.commands, user_id, value)
 
     def announce_schedules(self, *names: str) -> None:
         """The worker announces these schedules from now on, and no others; none given: all that
